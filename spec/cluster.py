@@ -1,0 +1,153 @@
+"""Cluster: what each device and link really does, as measured."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from .curve import Curve
+from .document import Document, Part
+from .errors import MissingCurveError
+from .model import DType
+from .operators import OPERATORS, Collective, Shape
+
+
+class OperatorCurve(Part):
+    """Seconds of one operator on one device; see ``spec.operators`` for its axes and shape."""
+
+    operator: str
+    shape: Shape
+    dtype: DType
+    curve: Curve
+
+    @model_validator(mode="after")
+    def _known(self) -> "OperatorCurve":
+        if self.operator not in OPERATORS:
+            raise ValueError(f"unknown operator {self.operator!r}")
+        axes = tuple(axis.name for axis in self.curve.axes)
+        if axes != OPERATORS[self.operator].axes:
+            raise ValueError(f"{self.operator} needs axes {OPERATORS[self.operator].axes}, got {axes}")
+        return self
+
+
+class Copies(Part):
+    """Copies between host memory and the device: seconds over bytes."""
+
+    to_device: Curve
+    to_host: Curve
+
+
+class Device(Part):
+    """One device, driven by the rank of the same number."""
+
+    host: str
+    kind: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: PositiveInt = Field(description="available when it was measured")
+    threads: PositiveInt = Field(1, description="cpu: threads that the rank uses")
+    cpu_share: PositiveFloat = Field(1.0, description="cpu: cores' worth of time that the rank may use (lab quota)")
+    stream_bandwidth: PositiveFloat = Field(description="bytes per second read by a large sum over memory")
+    operators: tuple[OperatorCurve, ...] = ()
+    copies: Copies | None = None
+    details: dict[str, str] = Field({}, description="NVML: clocks, PCIe/NVLink, NUMA node, driver")
+
+
+class Host(Part):
+    """One host; what its uplink carries when all its devices send (or receive) at once."""
+
+    name: str
+    uplink_out: PositiveFloat | None = Field(None, description="bytes per second; none with a single host")
+    uplink_in: PositiveFloat | None = Field(None, description="bytes per second")
+
+
+class Link(Part):
+    """An ordered pair of devices: one-way seconds over bytes, measured alone."""
+
+    source: int = Field(ge=0)
+    target: int = Field(ge=0)
+    latency: float = Field(ge=0, description="seconds, one way, smallest message")
+    curve: Curve = Field(description="axis: bytes")
+
+
+class CollectiveCurve(Part):
+    """Seconds of a collective of the runtime over one group of devices.
+
+    The axis is ``bytes``: all_to_all, what each device sends each other device; all_gather, what each device
+    contributes; reduce_scatter, what each device receives; all_reduce, the whole buffer.
+    ``busy`` is the processor time that a device spends on it (the communication library's threads), which an
+    overlapped computation loses.
+    """
+
+    collective: Collective
+    group: tuple[int, ...]
+    traffic: Literal["equal", "skewed"] = "equal"
+    curve: Curve
+    busy: Curve
+
+
+class Provenance(Part):
+    """How, when and with what it was measured."""
+
+    created: str
+    command: str
+    versions: dict[str, str]
+    seconds: float
+    models: tuple[str, ...] = Field(description="names of the models whose shapes were measured")
+    warnings: tuple[str, ...] = ()
+
+
+class Cluster(Document):
+    """Devices, hosts and links, with every curve that a prediction reads."""
+
+    kind: ClassVar[str] = "moeplan.cluster"
+
+    devices: tuple[Device, ...] = Field(min_length=1)
+    hosts: tuple[Host, ...] = Field(min_length=1)
+    links: tuple[Link, ...] = ()
+    collectives: tuple[CollectiveCurve, ...] = ()
+    lab: str | None = Field(None, description="name of the lab that it was measured in; none for real hosts")
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Cluster":
+        names = [host.name for host in self.hosts]
+        if len(set(names)) != len(names):
+            raise ValueError(f"host names repeat: {names}")
+        for i, device in enumerate(self.devices):
+            if device.host not in names:
+                raise ValueError(f"devices[{i}].host {device.host!r} is not among hosts {names}")
+        pairs = [(link.source, link.target) for link in self.links]
+        wanted = {(i, j) for i in range(len(self.devices)) for j in range(len(self.devices)) if i != j}
+        if len(pairs) != len(set(pairs)) or set(pairs) != wanted:
+            raise ValueError(f"links must hold every ordered pair of {len(self.devices)} devices once")
+        return self
+
+    @classmethod
+    def hint(cls) -> str:
+        return "; make one with `moeplan profile`"
+
+    def operator(self, device: int, operator: str, shape: Shape, dtype: str, model: str) -> Curve:
+        """The curve of an operator; ``model`` is only named in the error."""
+        for entry in self.devices[device].operators:
+            if entry.operator == operator and entry.dtype == dtype and entry.shape == shape:
+                return entry.curve
+        wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
+        raise MissingCurveError(
+            f"the cluster has no {operator} curve ({wanted}, {dtype}) for device {device}: "
+            f"measure it with `moeplan profile --model {model} --dtype {dtype}`"
+        )
+
+    def collective(self, collective: Collective, group: tuple[int, ...]) -> CollectiveCurve:
+        """The equal-traffic curve of a collective over exactly this group of devices."""
+        for entry in self.collectives:
+            if entry.collective == collective and entry.group == group and entry.traffic == "equal":
+                return entry
+        raise MissingCurveError(
+            f"the cluster has no {collective} curve for devices {list(group)}: measure it with `moeplan profile`"
+        )
+
+    def link(self, source: int, target: int) -> Link:
+        return next(link for link in self.links if (link.source, link.target) == (source, target))
+
+    def host_of(self, device: int) -> int:
+        """Index in ``hosts`` of a device's host."""
+        return [host.name for host in self.hosts].index(self.devices[device].host)

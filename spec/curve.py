@@ -1,0 +1,79 @@
+"""Measured curves: medians with spread over a grid, read by multilinear interpolation."""
+
+from itertools import pairwise
+from math import prod
+from typing import Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from .document import Part
+
+
+class Reading(NamedTuple):
+    """A value read from a curve: seconds, and whether it lies beyond what was measured."""
+
+    seconds: float
+    extrapolated: bool
+
+
+class Axis(Part):
+    """One coordinate of a grid.
+
+    ``beyond`` says what lies past the last value: ``linear`` where the operation is linear by construction (one more
+    expert in a loop costs the same again), ``flagged`` where a reading continues the last slope and is reported as
+    extrapolated. Below the first value the first value counts: nothing is cheaper than the smallest measured call.
+    """
+
+    name: str
+    values: tuple[float, ...] = Field(min_length=1)
+    beyond: Literal["flagged", "linear"] = "flagged"
+
+    @model_validator(mode="after")
+    def _increasing(self) -> "Axis":
+        if any(a >= b for a, b in pairwise(self.values)):
+            raise ValueError(f"values of axis {self.name} must increase")
+        return self
+
+
+class Curve(Part):
+    """Seconds over a grid of axes.
+
+    ``median`` and ``spread`` are flat, last axis fastest. Spread is (90th - 10th percentile) / median, no unit.
+    """
+
+    axes: tuple[Axis, ...] = Field(min_length=1)
+    median: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Curve":
+        points = prod(len(axis.values) for axis in self.axes)
+        if not len(self.median) == len(self.spread) == points:
+            raise ValueError(f"{points} grid points need as many medians and spreads, got {len(self.median)}")
+        if min(self.median) < 0:
+            raise ValueError("a duration is negative")
+        return self
+
+    def at(self, **coordinates: float) -> Reading:
+        """Interpolate; a reading with any coordinate at 0 or less is 0 seconds (nothing to do)."""
+        names = [axis.name for axis in self.axes]
+        if set(coordinates) != set(names):
+            raise KeyError(f"curve has axes {names}, got {sorted(coordinates)}")
+        if min(coordinates.values()) <= 0:
+            return Reading(0.0, False)
+        grid = np.asarray(self.median).reshape([len(axis.values) for axis in self.axes])
+        extrapolated = False
+        for axis in self.axes:
+            x, values = float(coordinates[axis.name]), axis.values
+            if len(values) == 1 or x <= values[0]:
+                extrapolated |= len(values) == 1 and x > values[0] and axis.beyond == "flagged"
+                scale = max(1.0, x / values[0]) if len(values) == 1 else 1.0
+                grid = grid[0] * scale
+                continue
+            upper = min(int(np.searchsorted(values, x)), len(values) - 1)
+            extrapolated |= x > values[-1] and axis.beyond == "flagged"
+            low, high = values[upper - 1], values[upper]
+            weight = (x - low) / (high - low)
+            grid = grid[upper - 1] * (1 - weight) + grid[upper] * weight
+        return Reading(max(float(grid), 0.0), extrapolated)

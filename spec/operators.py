@@ -1,0 +1,110 @@
+"""The vocabulary that the profiler, the planner and the runtime share: operators, collectives and parts.
+
+An operator is a function of the runtime that one device runs by itself. The profiler times that very function over
+its axes; the planner reads the curve at the token counts of a plan. The shape says which curve: two calls with one
+shape differ only along the axes.
+"""
+
+from typing import Literal, NamedTuple
+
+from .model import Block, Model
+
+Part = Literal[
+    "embed",
+    "attention",
+    "route",
+    "dispatch",
+    "gather",
+    "expert",
+    "shared",
+    "combine",
+    "dense",
+    "head",
+]
+PARTS: tuple[Part, ...] = Part.__args__  # type: ignore[attr-defined]
+
+Collective = Literal["all_to_all", "all_gather", "reduce_scatter", "all_reduce"]
+COLLECTIVES: tuple[Collective, ...] = Collective.__args__  # type: ignore[attr-defined]
+
+
+class Operator(NamedTuple):
+    """What is timed: axes (in the order of the curve), and what one call does."""
+
+    axes: tuple[str, ...]
+    does: str
+
+
+OPERATORS: dict[str, Operator] = {
+    "attention_prefill": Operator(
+        ("sequences", "length"), "norm, QKV, rotary, causal attention, output projection, residual; writes the cache"
+    ),
+    "attention_decode": Operator(
+        ("sequences", "context"), "the same for one new token per sequence with `context` tokens in the cache"
+    ),
+    "route": Operator(("tokens",), "norm, router, top-k, gate weights"),
+    "expert_ffn": Operator(
+        ("ffn", "experts", "tokens"),
+        "the grouped FFN of one device: `experts` active experts, each with `tokens` rows, `ffn` columns of each",
+    ),
+    "dense_ffn": Operator(("tokens",), "norm, dense (or shared-expert) FFN, residual"),
+    "ep_pack": Operator(("tokens",), "ep: de-duplicated send buffer and its counts from the routing"),
+    "ep_unpack": Operator(("tokens",), "ep: received rows split into activations, expert ids and gate weights"),
+    "ep_combine": Operator(("tokens",), "ep: returned partial rows added up at their tokens, residual"),
+    "sharded_pack": Operator(("tokens",), "sharded: rows with their expert ids and gate weights in one buffer"),
+    "sharded_unpack": Operator(("tokens",), "sharded: all devices' rows split again (`tokens` counts all of them)"),
+    "sharded_combine": Operator(("tokens",), "sharded: the devices' partial rows summed, residual"),
+    "gathered_combine": Operator(("tokens",), "gathered: residual"),
+    "embed": Operator(("tokens",), "token embedding"),
+    "head": Operator(("tokens",), "final norm and output projection of `tokens` rows"),
+}
+
+Shape = dict[str, int | str]
+
+
+def attention_shape(block: Block, tensor_parallel: int = 1) -> Shape:
+    """Shape of the attention operators with the heads divided over ``tensor_parallel`` devices."""
+    a = block.attention
+    assert a is not None
+    return {
+        "hidden": block.hidden_size,
+        "heads": a.heads // tensor_parallel,
+        "kv_heads": a.kv_heads // tensor_parallel,
+        "head_dim": a.head_dim,
+        "qk_norm": a.qk_norm,
+    }
+
+
+def route_shape(block: Block) -> Shape:
+    m = block.moe
+    assert m is not None
+    return {"hidden": block.hidden_size, "experts": m.num_experts, "top_k": m.top_k}
+
+
+def expert_shape(block: Block) -> Shape:
+    """Shape of ``expert_ffn``; the FFN columns that a device holds are an axis, not part of the shape."""
+    m = block.moe
+    assert m is not None
+    return {"hidden": block.hidden_size, "ffn": m.ffn_size, "matrices": 3 if m.gated else 2}
+
+
+def dense_shape(block: Block, ffn_size: int, gated: bool) -> Shape:
+    return {"hidden": block.hidden_size, "ffn": ffn_size, "matrices": 3 if gated else 2}
+
+
+def exchange_shape(block: Block, devices: int) -> Shape:
+    """Shape of every ``ep_*``, ``sharded_*`` and ``gathered_*`` operator."""
+    m = block.moe
+    assert m is not None
+    return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}
+
+
+def vocabulary_shape(model: Model) -> Shape:
+    """Shape of ``embed`` and ``head``."""
+    return {"hidden": model.layers[-1].hidden_size, "vocabulary": model.vocab_size}
+
+
+def row_bytes(block: Block, element_bytes: int) -> int:
+    """Bytes of one dispatched row: the activation, then top-k expert ids (int32) and gate weights (float32)."""
+    m = block.moe
+    assert m is not None
+    return block.hidden_size * element_bytes + 8 * m.top_k

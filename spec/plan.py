@@ -1,0 +1,186 @@
+"""Plan: what to do, what it will cost, and how sure we are."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from .document import Document, Part
+from .model import DType, Model
+from .workload import Workload
+
+Strategy = Literal["ep", "sharded", "gathered"]
+STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
+
+
+class PlanDevice(Part):
+    """The device that a rank must find itself on."""
+
+    host: str
+    kind: Literal["cpu", "cuda"]
+    name: str
+    threads: PositiveInt = 1
+    cpu_share: PositiveFloat = 1.0
+    memory_bytes: PositiveInt = Field(description="limit that the plan keeps")
+
+
+class LayerPlan(Part):
+    """One mixture-of-experts layer.
+
+    ``slots`` holds, per device, the experts that it stores (``ep`` computes them there; ``gathered`` keeps them there
+    at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that a copy takes. ``split``
+    (``sharded`` only) holds the FFN columns of every expert that each device stores.
+    """
+
+    strategy: Strategy
+    slots: tuple[tuple[int, ...], ...]
+    shares: tuple[tuple[float, ...], ...] | None = None
+    split: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LayerPlan":
+        if any(len(set(experts)) != len(experts) for experts in self.slots):
+            raise ValueError("a device holds an expert twice")
+        if (self.strategy == "sharded") != (self.split is not None):
+            raise ValueError("split belongs to strategy sharded, and only there")
+        if self.shares is not None and [len(s) for s in self.shares] != [len(e) for e in self.slots]:
+            raise ValueError("shares must have the form of slots")
+        return self
+
+
+class Degrees(Part):
+    """Parallel degrees over ``tensor * data`` devices.
+
+    The devices form ``data`` groups of ``tensor`` consecutive devices. A group owns whole sequences; its devices
+    divide the attention heads and the tokens. ``expert`` devices together hold all experts; with fewer than all
+    devices, experts are replicated.
+    """
+
+    tensor: PositiveInt = 1
+    data: PositiveInt = 1
+    expert: PositiveInt = 1
+
+
+class LayerPrediction(Part):
+    """Predicted seconds of one layer by part (mean over devices, waiting included)."""
+
+    layer: int = Field(description="index among all layers; -1 for what stands outside the layers")
+    parts: dict[str, float]
+
+
+class DeviceMemory(Part):
+    """Predicted bytes on one device."""
+
+    weights: int
+    gathered: int = Field(description="the shared region for gathered weights")
+    cache: int = Field(description="keys and values")
+    activations: int
+    limit: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gathered + self.cache + self.activations
+
+
+class LinkTraffic(Part):
+    """Predicted bytes over one ordered pair of devices in a step."""
+
+    source: int
+    target: int
+    bytes: int
+
+
+class Prediction(Part):
+    """What one step will cost."""
+
+    step_seconds: PositiveFloat
+    layers: tuple[LayerPrediction, ...]
+    memory: tuple[DeviceMemory, ...]
+    traffic: tuple[LinkTraffic, ...]
+
+
+class SolverRecord(Part):
+    """How sure we are: over the searched space, no plan is predicted faster than ``bound``."""
+
+    status: Literal["optimal", "feasible", "time_limit"]
+    objective: float = Field(description="predicted step seconds of the chosen plan")
+    bound: float = Field(description="proven lower bound on it over the space named in ``space``")
+    gap: float = Field(ge=0, description="(objective - bound) / objective")
+    space: str = Field(description="what was searched, in words")
+
+
+class Candidate(Part):
+    """One searched alternative, for the table."""
+
+    name: str
+    degrees: Degrees
+    strategies: dict[str, int] = Field(description="layers by strategy")
+    tokens: tuple[int, ...]
+    step_seconds: PositiveFloat | None = Field(description="none: does not fit")
+    reason: str = ""
+
+
+class RoutingSource(Part):
+    """Where the routing came from."""
+
+    kind: Literal["trace", "assumed"]
+    path: str = ""
+    digest: str = ""
+    assumption: str = ""
+    seed: int = 0
+
+
+class Plan(Document):
+    """A decision, with its prediction and its proof."""
+
+    kind: ClassVar[str] = "moeplan.plan"
+
+    model: Model
+    workload: Workload
+    dtype: DType
+    devices: tuple[PlanDevice, ...] = Field(min_length=1)
+    lab: str | None = None
+    degrees: Degrees
+    sequences: tuple[int, ...] = Field(description="sequences of each data-parallel group")
+    tokens: tuple[int, ...] = Field(description="tokens of the residual stream on each device")
+    layers: tuple[LayerPlan, ...] = Field(description="one per mixture-of-experts layer")
+    stored_layers: PositiveInt = Field(description="layers with storage of their own; fewer than all: storage repeats")
+    routing: RoutingSource
+    predicted: Prediction
+    solver: SolverRecord
+    solve_seconds: float = Field(ge=0, description="recorded time, the one field that differs between equal solves")
+    baselines: dict[str, float] = Field(description="predicted step seconds of what a user would do by hand")
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+    seed: int = 0
+    digests: dict[str, str] = Field(description="of model, cluster and trace")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        count, moe = len(self.devices), self.model.moe_block().moe
+        assert moe is not None
+        if self.degrees.tensor * self.degrees.data != count:
+            raise ValueError(f"tensor ({self.degrees.tensor}) * data ({self.degrees.data}) != devices ({count})")
+        if len(self.tokens) != count or sum(self.tokens) != self.workload.tokens or min(self.tokens) < 0:
+            raise ValueError(f"tokens must give {self.workload.tokens} tokens to {count} devices")
+        if len(self.sequences) != self.degrees.data or sum(self.sequences) != self.workload.sequences:
+            raise ValueError(f"sequences must give {self.workload.sequences} to {self.degrees.data} groups")
+        for g, sequences in enumerate(self.sequences):
+            held = sum(self.tokens[g * self.degrees.tensor : (g + 1) * self.degrees.tensor])
+            if held != sequences * self.workload.length:
+                raise ValueError(f"group {g} owns {sequences} sequences but holds {held} tokens")
+        if len(self.layers) != len(self.model.moe_layers):
+            raise ValueError(f"{len(self.layers)} layers for {len(self.model.moe_layers)} of the model")
+        for i, layer in enumerate(self.layers):
+            if len(layer.slots) != count:
+                raise ValueError(f"layers[{i}].slots: {len(layer.slots)} lists for {count} devices")
+            if layer.split is not None and (len(layer.split) != count or sum(layer.split) != moe.ffn_size):
+                raise ValueError(f"layers[{i}].split must divide {moe.ffn_size} columns over {count} devices")
+            if layer.split is None and {e for held in layer.slots for e in held} != set(range(moe.num_experts)):
+                raise ValueError(f"layers[{i}].slots must hold every expert 0..{moe.num_experts - 1}")
+        if self.stored_layers > len(self.model.layers):
+            raise ValueError(f"stored_layers ({self.stored_layers}) exceeds the layers ({len(self.model.layers)})")
+        return self
+
+    @classmethod
+    def hint(cls) -> str:
+        return "; make one with `moeplan solve`"

@@ -1,0 +1,56 @@
+"""Report: what a plan did cost, part by part, against its prediction."""
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from .document import Document, Part
+
+
+class Comparison(Part):
+    """One quantity, predicted and measured, in seconds."""
+
+    predicted: float
+    measured: float = Field(description="median over the repetitions")
+    spread: float = Field(description="(90th - 10th percentile) / median")
+
+    @property
+    def error(self) -> float:
+        """(predicted - measured) / measured."""
+        return (self.predicted - self.measured) / self.measured if self.measured else 0.0
+
+
+class PartComparison(Comparison):
+    """One part of one layer (mean over devices, waiting included)."""
+
+    layer: int = Field(description="index among all layers; -1 outside the layers")
+    part: str
+
+
+class NumericalCheck(Part):
+    """The plan's output beside the plain single-process reference."""
+
+    relative_error: float = Field(description="max |output - reference| / max |reference|")
+    tolerance: float
+    layers: int = Field(description="layers that were compared")
+    tokens: int
+    passed: bool
+
+
+class Report(Document):
+    """Predicted, measured, error."""
+
+    kind: ClassVar[str] = "moeplan.report"
+
+    plan: str = Field(description="digest of the plan")
+    model: str
+    workload: str
+    step: Comparison
+    repetitions: int
+    parts: tuple[PartComparison, ...]
+    memory: tuple[int, ...] = Field(description="measured peak bytes of each device")
+    check: NumericalCheck | None
+    tolerance: float
+    passed: bool
+    notes: tuple[str, ...] = ()
+    environment: dict[str, str]

@@ -1,0 +1,126 @@
+"""Routing of one step: drawn from a trace, or from a stated assumption.
+
+The planner predicts for these very tokens and the runtime forces them, so a prediction is checked on what it was
+made for.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import MoeplanError
+from .model import Model
+from .trace import Trace
+from .workload import Workload
+
+ASSUMED_EXPONENT = 0.5
+
+
+@dataclass(frozen=True)
+class Routing:
+    """expert_ids, expert_weights: [tokens, moe_layers, top_k]; tokens in sequence-major order."""
+
+    expert_ids: np.ndarray
+    expert_weights: np.ndarray
+
+    def counts(self, num_experts: int) -> np.ndarray:
+        """[moe_layers, experts] tokens per expert."""
+        ids = self.expert_ids
+        return np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
+
+
+def check_shape(trace: Trace, model: Model, where: str = "trace") -> None:
+    """A trace must have the model's mixture-of-experts layers, experts and top-k."""
+    moe = model.moe_block().moe
+    assert moe is not None
+    got = (trace.layers, trace.num_experts, trace.top_k if not trace.counts_only else moe.top_k)
+    want = (len(model.moe_layers), moe.num_experts, moe.top_k)
+    if got != want:
+        raise MoeplanError(
+            f"{where}: has {got[0]} layers x {got[1]} experts, top-{got[2]}; "
+            f"{model.name} has {want[0]} x {want[1]}, top-{want[2]}"
+        )
+
+
+def draw_routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -> Routing:
+    """The step's routing: rows of the trace, or ``assumed_routing`` when there is none."""
+    if trace is None or trace.counts_only:
+        weights = None if trace is None else trace.expert_counts
+        return assumed_routing(model, workload, seed, weights)
+    return traced_routing(trace, workload, seed)
+
+
+def traced_routing(trace: Trace, workload: Workload, seed: int) -> Routing:
+    """Whole runs of consecutive rows for each sequence, from random sequences of the trace.
+
+    Prefill takes the beginning of a sequence (going on into the next where it is shorter); decode takes one random
+    row of each. Sequences are drawn without replacement until the trace is used up.
+    """
+    rng = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(trace.seq_len)[:-1]])
+    rows = []
+    order: list[int] = []
+    for _ in range(workload.sequences):
+        if not order:
+            order = list(rng.permutation(len(starts)))
+        chosen = order.pop()
+        first = starts[chosen]
+        if workload.phase == "decode" or len(starts) == 1:
+            first += rng.integers(trace.seq_len[chosen])
+        rows.append((first + np.arange(workload.length)) % trace.tokens)
+    index = np.concatenate(rows)
+    return Routing(trace.expert_ids[index], trace.expert_weights[index])
+
+
+def assumed_routing(model: Model, workload: Workload, seed: int, counts: np.ndarray | None = None) -> Routing:
+    """Independent draws: expert of popularity rank r has probability proportional to (r + 1) ** -0.5.
+
+    The popularity order is random per layer. With ``counts`` [moe_layers, experts] the probabilities are those
+    counts instead. Top-k without replacement by the Gumbel trick; gate weights fall off geometrically.
+    """
+    moe = model.moe_block().moe
+    assert moe is not None
+    rng = np.random.default_rng(seed)
+    layers, experts, top_k = len(model.moe_layers), moe.num_experts, moe.top_k
+    ids = np.empty((workload.tokens, layers, top_k), np.int32)
+    for j in range(layers):
+        popularity = (1.0 + rng.permutation(experts)) ** -ASSUMED_EXPONENT if counts is None else counts[j] + 1e-9
+        scores = np.log(popularity) + rng.gumbel(size=(workload.tokens, experts))
+        ids[:, j] = np.argsort(-scores, axis=1)[:, :top_k]
+    weights = 0.5 ** np.arange(top_k)
+    return Routing(ids, np.broadcast_to((weights / weights.sum()).astype(np.float32), ids.shape).copy())
+
+
+COPY_PHASES = 256
+COPY_STEP = 159  # odd, so that consecutive tokens visit all phases; near 256 / golden ratio, so that they do so evenly
+
+
+def copy_table(
+    slots: tuple[tuple[int, ...], ...],
+    shares: tuple[tuple[float, ...], ...] | None,
+    hosts: list[int],
+    num_experts: int,
+) -> np.ndarray:
+    """Which copy of an expert serves a token: [source device, expert, phase] -> device, int32.
+
+    A token of global index t looks at phase ``(t * COPY_STEP) % COPY_PHASES``. With ``shares``, an expert's phases are
+    divided by them (honoured to 1/256). Without, a copy on the token's own device serves it, else the copies on its
+    host evenly, else all copies evenly. ``hosts`` [devices] numbers each device's host.
+    """
+    devices = len(slots)
+    weight = np.zeros((num_experts, devices))
+    for device, experts in enumerate(slots):
+        for i, expert in enumerate(experts):
+            weight[expert, device] = 1.0 if shares is None else shares[device][i]
+    held, host_of = weight > 0, np.asarray(hosts)
+    phases = (np.arange(COPY_PHASES) + 0.5) / COPY_PHASES
+    table = np.empty((devices, num_experts, COPY_PHASES), np.int32)
+    for source in range(devices):
+        near = weight
+        if shares is None:
+            local = held & (host_of == host_of[source])
+            near = np.where(local.any(1, keepdims=True), local, held).astype(float)
+            near[held[:, source]] = np.eye(devices)[source]
+        bounds = np.cumsum(near / near.sum(1, keepdims=True), axis=1)
+        table[source] = (phases[None, :, None] > bounds[:, None, :-1]).sum(2)
+    return table

@@ -1,0 +1,158 @@
+"""Trace: how a model really routes, token by token and layer by layer."""
+
+import hashlib
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .document import write_atomically
+from .errors import DocumentError
+
+MAX_TRACE_BYTES = 8 * 2**30
+_FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Recorded routing.
+
+    expert_ids: [tokens, layers, top_k] integers, highest gate weight first; rows aligned across layers.
+    expert_weights: [tokens, layers, top_k] float32 gate weights, in the same order.
+    seq_len: [sequences] integers, tokens of each sequence in order, summing to ``tokens``.
+    expert_counts: [layers, experts] float64; the only content of a counts-only trace (expert_ids is then empty).
+    """
+
+    expert_ids: np.ndarray
+    expert_weights: np.ndarray
+    seq_len: np.ndarray
+    num_experts: int
+    expert_counts: np.ndarray
+    model: str = ""
+    source: str = ""
+
+    @property
+    def counts_only(self) -> bool:
+        return self.expert_ids.size == 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.expert_ids)
+
+    @property
+    def layers(self) -> int:
+        return self.expert_counts.shape[0]
+
+    @property
+    def top_k(self) -> int:
+        return self.expert_ids.shape[2]
+
+    def digest(self) -> str:
+        """SHA-256 over the routing itself."""
+        h = hashlib.sha256(f"{self.num_experts} {self.expert_ids.shape} {self.expert_counts.shape}".encode())
+        h.update(np.ascontiguousarray(self.expert_ids, dtype=np.int64).tobytes())
+        h.update(np.ascontiguousarray(self.expert_counts, dtype=np.float64).tobytes())
+        h.update(np.ascontiguousarray(self.seq_len, dtype=np.int64).tobytes())
+        return h.hexdigest()[:16]
+
+    @classmethod
+    def of(
+        cls,
+        expert_ids: np.ndarray,
+        num_experts: int,
+        *,
+        expert_weights: np.ndarray | None = None,
+        seq_len: np.ndarray | None = None,
+        model: str = "",
+        source: str = "",
+        where: str = "trace",
+    ) -> "Trace":
+        """Validate arrays and complete what is optional: even gate weights, one sequence."""
+        ids = np.asarray(expert_ids)
+        if ids.ndim != 3 or ids.dtype.kind not in "iu" or 0 in ids.shape:
+            raise DocumentError(
+                f"{where}: expert_ids: expected integers [tokens, layers, top_k], got {ids.dtype} {list(ids.shape)}"
+            )
+        tokens, _, top_k = ids.shape
+        if num_experts < top_k:
+            raise DocumentError(f"{where}: num_experts: {num_experts} experts cannot give top-{top_k}")
+        if int(ids.min()) < 0 or int(ids.max()) >= num_experts:
+            raise DocumentError(
+                f"{where}: expert_ids: must lie in 0..{num_experts - 1}, found {int(ids.min())}..{int(ids.max())}"
+            )
+        if top_k > 1 and bool((np.diff(np.sort(ids, axis=2), axis=2) == 0).any()):
+            raise DocumentError(f"{where}: expert_ids: a token names one expert twice in a layer")
+        weights = np.full(ids.shape, 1.0 / top_k, np.float32) if expert_weights is None else np.asarray(expert_weights)
+        if weights.shape != ids.shape or weights.dtype.kind != "f":
+            raise DocumentError(f"{where}: expert_weights: expected floats {list(ids.shape)}, got {list(weights.shape)}")
+        if not bool(np.isfinite(weights).all()):
+            raise DocumentError(f"{where}: expert_weights: must be finite")
+        lengths = np.array([tokens]) if seq_len is None else np.asarray(seq_len)
+        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths <= 0).any() or lengths.sum() != tokens:
+            raise DocumentError(f"{where}: seq_len: must be positive and sum to {tokens} tokens, got {lengths.sum()}")
+        ids = ids.astype(np.int32)
+        counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
+        return cls(ids, weights.astype(np.float32), lengths.astype(np.int64), num_experts, counts.astype(float), model, source)
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, *, model: str = "", source: str = "", where: str = "trace") -> "Trace":
+        """A counts-only trace: balance can be planned with it, affinity cannot."""
+        counts = np.asarray(counts, dtype=float)
+        if counts.ndim != 2 or 0 in counts.shape or not bool(np.isfinite(counts).all()) or (counts < 0).any():
+            raise DocumentError(f"{where}: expert_counts: expected non-negative numbers [layers, experts]")
+        empty = np.empty((0, counts.shape[0], 0), np.int32)
+        return cls(empty, empty.astype(np.float32), np.empty(0, np.int64), counts.shape[1], counts, model, source)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Trace":
+        """Read an npz; pickled content is refused, every failure is one line."""
+        path = Path(path)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size = sum(item.file_size for item in archive.infolist())
+            if size > MAX_TRACE_BYTES:
+                raise DocumentError(f"{path}: unpacks to {size >> 30} GiB, refused (limit {MAX_TRACE_BYTES >> 30} GiB)")
+            with np.load(path, allow_pickle=False) as z:
+                fields = {name: z[name] for name in z.files if name in _FIELDS}
+        except FileNotFoundError:
+            raise DocumentError(f"{path}: no such file; record one with `moeplan trace capture`") from None
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, MemoryError) as error:
+            raise DocumentError(f"{path}: not a readable npz trace ({error or type(error).__name__})") from None
+        where = str(path)
+        texts = {name: str(fields[name]) if name in fields else "" for name in ("model", "source")}
+        if "expert_ids" not in fields:
+            if "expert_counts" not in fields:
+                raise DocumentError(f"{where}: holds neither expert_ids nor expert_counts")
+            return cls.of_counts(fields["expert_counts"], **texts, where=where)
+        ids = fields["expert_ids"]
+        number = fields.get("num_experts")
+        if number is not None and (number.size != 1 or number.dtype.kind not in "iu"):
+            raise DocumentError(f"{where}: num_experts: expected one integer")
+        if number is None and (ids.dtype.kind not in "iu" or ids.size == 0):
+            raise DocumentError(f"{where}: expert_ids: expected integers [tokens, layers, top_k]")
+        return cls.of(
+            ids,
+            int(number.reshape(())) if number is not None else int(ids.max()) + 1,
+            expert_weights=fields.get("expert_weights"),
+            seq_len=fields.get("seq_len"),
+            **texts,
+            where=where,
+        )
+
+    def write(self, path: str | Path) -> Path:
+        """Write an npz atomically, in the smallest integer type that holds the expert numbers."""
+        extra = {"num_experts": np.int64(self.num_experts), "model": np.str_(self.model), "source": np.str_(self.source)}
+        if self.counts_only:
+            return write_atomically(path, lambda f: np.savez_compressed(f, expert_counts=self.expert_counts, **extra))
+        kind = np.min_scalar_type(self.num_experts - 1)
+        return write_atomically(
+            path,
+            lambda f: np.savez_compressed(
+                f,
+                expert_ids=self.expert_ids.astype(kind),
+                expert_weights=self.expert_weights.astype(np.float16),
+                seq_len=self.seq_len.astype(np.int32),
+                **extra,
+            ),
+        )

@@ -1,0 +1,63 @@
+"""Workload: what one step of the job looks like."""
+
+import re
+from typing import ClassVar, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from .document import Document
+from .errors import MoeplanError
+
+DEFAULT_PROMPT = 128
+DEFAULT_CONTEXT = 512
+_FORM = re.compile(r"(prefill|decode):(\d{1,7})(?:@(\d{1,7}))?")
+
+
+class Workload(Document):
+    """One step: ``tokens`` new tokens in ``sequences`` equal sequences, each with ``context`` tokens before them."""
+
+    kind: ClassVar[str] = "moeplan.workload"
+
+    phase: Literal["prefill", "decode"]
+    tokens: PositiveInt
+    sequences: PositiveInt
+    context: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Workload":
+        if self.tokens % self.sequences:
+            raise ValueError(f"tokens ({self.tokens}) must be a multiple of sequences ({self.sequences})")
+        if self.phase == "decode" and self.tokens != self.sequences:
+            raise ValueError("a decode step has one token per sequence")
+        if self.phase == "prefill" and self.context:
+            raise ValueError("a prefill step starts from an empty context")
+        return self
+
+    @property
+    def length(self) -> int:
+        """New tokens of each sequence."""
+        return self.tokens // self.sequences
+
+    @classmethod
+    def from_text(cls, text: str) -> "Workload":
+        """``prefill:TOKENS[@LENGTH]`` or ``decode:SEQUENCES[@CONTEXT]``.
+
+        ``prefill:512`` is 512 tokens in prompts of 128 (``prefill:512@512`` is one prompt); ``decode:32@2048`` is one
+        token for each of 32 sequences with 2,048 tokens of context.
+        """
+        match = _FORM.fullmatch(text.strip())
+        if not match:
+            raise MoeplanError(f"workload {text!r}: expected prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]")
+        phase, count, detail = match[1], int(match[2]), match[3] and int(match[3])
+        if count == 0 or (detail == 0 and phase == "prefill"):
+            raise MoeplanError(f"workload {text!r}: tokens, sequences and length must be at least 1")
+        if phase == "decode":
+            context = DEFAULT_CONTEXT if detail is None else detail
+            return cls(phase="decode", tokens=count, sequences=count, context=context)
+        length = detail or min(DEFAULT_PROMPT, count)
+        if count % length:
+            raise MoeplanError(f"workload {text!r}: {count} tokens do not divide into prompts of {length} tokens")
+        return cls(phase="prefill", tokens=count, sequences=count // length)
+
+    def __str__(self) -> str:
+        return f"{self.phase}:{self.tokens}@{self.context if self.phase == 'decode' else self.length}"
