@@ -1,0 +1,14 @@
+"""Pure optimisation over arrays: no device, no document, no torch.
+
+One file per problem, each opening with its formulation, and one common result with a proven bound:
+
+- ``split``: how many units of work each unequal device takes (exact);
+- ``placement``: which device holds each expert (linear, greedy balance, alternating assignment);
+- ``selection``: which strategy each layer uses under every device's memory (exact);
+- ``mip``: the mixed-integer back ends (HiGHS and others through PuLP, CP-SAT);
+- ``result``: the common ``Solution`` and the solvers' own errors.
+"""
+
+from .result import Infeasible, NotFound, Solution, SolverError, SolverUnavailable
+
+__all__ = ["Infeasible", "NotFound", "Solution", "SolverError", "SolverUnavailable"]

@@ -11,6 +11,13 @@ from .model import DType
 from .operators import OPERATORS, Collective, Shape
 
 
+def _needs_bytes(name: str, *curves: Curve) -> None:
+    for curve in curves:
+        axes = tuple(axis.name for axis in curve.axes)
+        if axes != ("bytes",):
+            raise ValueError(f"{name} needs axes ('bytes',), got {axes}")
+
+
 class OperatorCurve(Part):
     """Seconds of one operator on one device; see ``spec.operators`` for its axes and shape."""
 
@@ -34,6 +41,11 @@ class Copies(Part):
 
     to_device: Curve
     to_host: Curve
+
+    @model_validator(mode="after")
+    def _over_bytes(self) -> "Copies":
+        _needs_bytes("copies", self.to_device, self.to_host)
+        return self
 
 
 class Device(Part):
@@ -67,6 +79,11 @@ class Link(Part):
     latency: float = Field(ge=0, description="seconds, one way, smallest message")
     curve: Curve = Field(description="axis: bytes")
 
+    @model_validator(mode="after")
+    def _over_bytes(self) -> "Link":
+        _needs_bytes("link", self.curve)
+        return self
+
 
 class CollectiveCurve(Part):
     """Seconds of a collective of the runtime over one group of devices.
@@ -82,6 +99,11 @@ class CollectiveCurve(Part):
     traffic: Literal["equal", "skewed"] = "equal"
     curve: Curve
     busy: Curve
+
+    @model_validator(mode="after")
+    def _over_bytes(self) -> "CollectiveCurve":
+        _needs_bytes(self.collective, self.curve, self.busy)
+        return self
 
 
 class Provenance(Part):
@@ -119,6 +141,10 @@ class Cluster(Document):
         wanted = {(i, j) for i in range(len(self.devices)) for j in range(len(self.devices)) if i != j}
         if len(pairs) != len(set(pairs)) or set(pairs) != wanted:
             raise ValueError(f"links must hold every ordered pair of {len(self.devices)} devices once")
+        for i, entry in enumerate(self.collectives):
+            inside = all(0 <= device < len(self.devices) for device in entry.group)
+            if len(entry.group) < 2 or len(set(entry.group)) != len(entry.group) or not inside:
+                raise ValueError(f"collectives[{i}].group must name two or more of the {len(self.devices)} devices")
         return self
 
     @classmethod

@@ -22,7 +22,8 @@ class Axis(Part):
 
     ``beyond`` says what lies past the last value: ``linear`` where the operation is linear by construction (one more
     expert in a loop costs the same again), ``flagged`` where a reading continues the last slope and is reported as
-    extrapolated. Below the first value the first value counts: nothing is cheaper than the smallest measured call.
+    extrapolated. A falling last slope (noise) is continued flat. Below the first value the first value counts:
+    nothing is cheaper than the smallest measured call.
     """
 
     name: str
@@ -31,8 +32,8 @@ class Axis(Part):
 
     @model_validator(mode="after")
     def _increasing(self) -> "Axis":
-        if any(a >= b for a, b in pairwise(self.values)):
-            raise ValueError(f"values of axis {self.name} must increase")
+        if self.values[0] <= 0 or any(a >= b for a, b in pairwise(self.values)):
+            raise ValueError(f"values of axis {self.name} must be above 0 and increase")
         return self
 
 
@@ -51,8 +52,8 @@ class Curve(Part):
         points = prod(len(axis.values) for axis in self.axes)
         if not len(self.median) == len(self.spread) == points:
             raise ValueError(f"{points} grid points need as many medians and spreads, got {len(self.median)}")
-        if min(self.median) < 0:
-            raise ValueError("a duration is negative")
+        if min(self.median) < 0 or min(self.spread) < 0:
+            raise ValueError("a duration or its spread is negative")
         return self
 
     def at(self, **coordinates: float) -> Reading:
@@ -75,5 +76,6 @@ class Curve(Part):
             extrapolated |= x > values[-1] and axis.beyond == "flagged"
             low, high = values[upper - 1], values[upper]
             weight = (x - low) / (high - low)
-            grid = grid[upper - 1] * (1 - weight) + grid[upper] * weight
+            line = grid[upper - 1] * (1 - weight) + grid[upper] * weight
+            grid = np.maximum(line, grid[upper]) if x > high else line
         return Reading(max(float(grid), 0.0), extrapolated)

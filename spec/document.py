@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import reprlib
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -47,35 +48,24 @@ class Document(Part):
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read and validate; every failure is one line naming file, field, value and rule."""
-        path = Path(path)
-        try:
-            if path.stat().st_size > MAX_DOCUMENT_BYTES:
-                raise DocumentError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, refused")
-            text = path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            raise DocumentError(f"{path}: no such file{cls.hint()}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DocumentError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-        return cls.parse(text, str(path))
+        return cls.parse(read_text(path, cls.hint()), str(path))
 
     @classmethod
     def parse(cls, text: str, where: str) -> Self:
         """Validate a JSON text; ``where`` names it in errors."""
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DocumentError(f"{where}: not JSON ({error})") from None
-        if not isinstance(body, dict):
-            raise DocumentError(f"{where}: expected a JSON object, got {type(body).__name__}")
+        body = parse_object(text, where)
         kind, version = body.pop("kind", None), body.pop("version", None)
         if kind != cls.kind:
-            raise DocumentError(f"{where}: kind: expected {cls.kind!r}, got {kind!r}")
+            raise DocumentError(f"{where}: kind: expected {cls.kind!r}, got {show(kind)}")
         if version != cls.version:
-            raise DocumentError(f"{where}: version: this moeplan reads {cls.version}, got {version!r}")
+            raise DocumentError(f"{where}: version: this moeplan reads {cls.version}, got {show(version)}")
         try:
-            return cls.model_validate(body)
+            # Strict: "8", 8.5 or true is no integer. In JSON mode an array is still a tuple.
+            return cls.model_validate_json(json.dumps(body), strict=True)
         except ValidationError as error:
             raise DocumentError(f"{where}: {describe(error)}") from None
+        except RecursionError:
+            raise DocumentError(f"{where}: nested too deeply") from None
 
     @classmethod
     def hint(cls) -> str:
@@ -83,7 +73,7 @@ class Document(Part):
         return ""
 
     @classmethod
-    def schema(cls) -> dict[str, Any]:
+    def json_schema(cls) -> dict[str, Any]:
         """The published JSON Schema, with kind and version."""
         schema = cls.model_json_schema()
         head = {"kind": {"const": cls.kind}, "version": {"const": cls.version}}
@@ -92,16 +82,52 @@ class Document(Part):
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+def read_text(path: str | Path, hint: str = "") -> str:
+    """A UTF-8 text file of at most ``MAX_DOCUMENT_BYTES``; ``hint`` says where a missing file comes from."""
+    try:
+        with open(path, "rb") as f:
+            data = f.read(MAX_DOCUMENT_BYTES + 1)
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise DocumentError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, refused")
+        return data.decode("utf-8")
+    except FileNotFoundError:
+        raise DocumentError(f"{path}: no such file{hint}") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the path
+        raise DocumentError(f"{str(path)!r}: cannot be read as UTF-8 text ({error})") from None
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; ``where`` names it in errors."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DocumentError(f"{where}: not JSON ({error})") from None
+    if not isinstance(body, dict):
+        raise DocumentError(f"{where}: expected a JSON object, got {show(body)}")
+    return body
+
+
+def show(value: object) -> str:
+    """A value in at most 60 printable characters, however large or deep it is."""
+    shown = _SHORT.repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
 def describe(error: ValidationError) -> str:
     """One line for the first broken rule: field path, rule, value."""
     first = error.errors(include_url=False)[0]
     field = ""
     for step in first["loc"]:
-        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else str(step)
-    value = repr(first["input"])
-    value = value if len(value) <= 60 else value[:57] + "..."
+        field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else step
+    field = field if field.isprintable() and len(field) <= 120 else show(field)
+    value = show(first["input"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     rule = first["msg"].removeprefix("Value error, ")
+    rule = rule if rule.isprintable() else repr(rule)
     return f"{field or 'document'}: {rule} (got {value}){more}"
 
 

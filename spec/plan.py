@@ -40,10 +40,23 @@ class LayerPlan(Part):
     def _consistent(self) -> "LayerPlan":
         if any(len(set(experts)) != len(experts) for experts in self.slots):
             raise ValueError("a device holds an expert twice")
+        if any(expert < 0 for experts in self.slots for expert in experts):
+            raise ValueError("slots hold a negative expert")
         if (self.strategy == "sharded") != (self.split is not None):
             raise ValueError("split belongs to strategy sharded, and only there")
         if self.shares is not None and [len(s) for s in self.shares] != [len(e) for e in self.slots]:
             raise ValueError("shares must have the form of slots")
+        if self.split is not None and min(self.split, default=0) < 0:
+            raise ValueError("split holds a negative number of columns")
+        total: dict[int, float] = {}
+        for experts, shares in zip(self.slots, self.shares or (), strict=False):
+            for expert, share in zip(experts, shares, strict=True):
+                if share < 0:
+                    raise ValueError(f"the share of expert {expert} is negative")
+                total[expert] = total.get(expert, 0.0) + share
+        for expert, share in total.items():
+            if abs(share - 1) > 1e-6:
+                raise ValueError(f"the shares of expert {expert} sum to {share:g}, not 1")
         return self
 
 
@@ -156,8 +169,7 @@ class Plan(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":
-        count, moe = len(self.devices), self.model.moe_block().moe
-        assert moe is not None
+        count = len(self.devices)
         if self.degrees.tensor * self.degrees.data != count:
             raise ValueError(f"tensor ({self.degrees.tensor}) * data ({self.degrees.data}) != devices ({count})")
         if len(self.tokens) != count or sum(self.tokens) != self.workload.tokens or min(self.tokens) < 0:
@@ -170,13 +182,21 @@ class Plan(Document):
                 raise ValueError(f"group {g} owns {sequences} sequences but holds {held} tokens")
         if len(self.layers) != len(self.model.moe_layers):
             raise ValueError(f"{len(self.layers)} layers for {len(self.model.moe_layers)} of the model")
+        for block in self.model.blocks:
+            a, tensor = block.attention, self.degrees.tensor
+            if a is not None and (a.heads % tensor or a.kv_heads % tensor):
+                raise ValueError(f"tensor ({tensor}) must divide heads ({a.heads}) and kv_heads ({a.kv_heads})")
         for i, layer in enumerate(self.layers):
+            moe = self.model.moe_block(i).moe
+            assert moe is not None
             if len(layer.slots) != count:
                 raise ValueError(f"layers[{i}].slots: {len(layer.slots)} lists for {count} devices")
             if layer.split is not None and (len(layer.split) != count or sum(layer.split) != moe.ffn_size):
                 raise ValueError(f"layers[{i}].split must divide {moe.ffn_size} columns over {count} devices")
             if layer.split is None and {e for held in layer.slots for e in held} != set(range(moe.num_experts)):
                 raise ValueError(f"layers[{i}].slots must hold every expert 0..{moe.num_experts - 1}")
+        if len(self.predicted.memory) != count:
+            raise ValueError(f"predicted.memory: {len(self.predicted.memory)} entries for {count} devices")
         if self.stored_layers > len(self.model.layers):
             raise ValueError(f"stored_layers ({self.stored_layers}) exceeds the layers ({len(self.model.layers)})")
         return self

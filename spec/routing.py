@@ -53,8 +53,9 @@ def draw_routing(trace: Trace | None, model: Model, workload: Workload, seed: in
 def traced_routing(trace: Trace, workload: Workload, seed: int) -> Routing:
     """Whole runs of consecutive rows for each sequence, from random sequences of the trace.
 
-    Prefill takes the beginning of a sequence (going on into the next where it is shorter); decode takes one random
-    row of each. Sequences are drawn without replacement until the trace is used up.
+    Prefill takes the beginning of a sequence (going on into the next where it is shorter), or a random stretch where
+    the trace is one long sequence; decode takes one random row of each. Sequences are drawn without replacement until
+    the trace is used up.
     """
     rng = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum(trace.seq_len)[:-1]])
@@ -113,6 +114,8 @@ def copy_table(
         for i, expert in enumerate(experts):
             weight[expert, device] = 1.0 if shares is None else shares[device][i]
     held, host_of = weight > 0, np.asarray(hosts)
+    if not held.any(1).all():
+        raise ValueError(f"no device serves expert {int(np.argmin(held.any(1)))}")
     phases = (np.arange(COPY_PHASES) + 0.5) / COPY_PHASES
     table = np.empty((devices, num_experts, COPY_PHASES), np.int32)
     for source in range(devices):

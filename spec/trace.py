@@ -4,13 +4,16 @@ import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .document import write_atomically
 from .errors import DocumentError
+from .model import MAX_EXPERTS
 
-MAX_TRACE_BYTES = 8 * 2**30
+MAX_TRACE_BYTES = 2 * 2**30
+MAX_TEXT = 4096
 _FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
 
 
@@ -75,6 +78,8 @@ class Trace:
                 f"{where}: expert_ids: expected integers [tokens, layers, top_k], got {ids.dtype} {list(ids.shape)}"
             )
         tokens, _, top_k = ids.shape
+        if num_experts > MAX_EXPERTS:
+            raise DocumentError(f"{where}: num_experts: at most {MAX_EXPERTS}, got {num_experts}")
         if num_experts < top_k:
             raise DocumentError(f"{where}: num_experts: {num_experts} experts cannot give top-{top_k}")
         if int(ids.min()) < 0 or int(ids.max()) >= num_experts:
@@ -85,22 +90,33 @@ class Trace:
             raise DocumentError(f"{where}: expert_ids: a token names one expert twice in a layer")
         weights = np.full(ids.shape, 1.0 / top_k, np.float32) if expert_weights is None else np.asarray(expert_weights)
         if weights.shape != ids.shape or weights.dtype.kind != "f":
-            raise DocumentError(f"{where}: expert_weights: expected floats {list(ids.shape)}, got {list(weights.shape)}")
+            raise DocumentError(
+                f"{where}: expert_weights: expected floats {list(ids.shape)}, got {list(weights.shape)}"
+            )
+        with np.errstate(over="ignore"):
+            weights = weights.astype(np.float32)
         if not bool(np.isfinite(weights).all()):
             raise DocumentError(f"{where}: expert_weights: must be finite")
         lengths = np.array([tokens]) if seq_len is None else np.asarray(seq_len)
-        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths <= 0).any() or lengths.sum() != tokens:
-            raise DocumentError(f"{where}: seq_len: must be positive and sum to {tokens} tokens, got {lengths.sum()}")
+        # No single length above ``tokens``: a sum of huge ones could wrap around to it.
+        fits = lengths.ndim == 1 and lengths.dtype.kind in "iu" and ((lengths > 0) & (lengths <= tokens)).all()
+        if not fits or lengths.sum() != tokens:
+            raise DocumentError(f"{where}: seq_len: expected positive integers that sum to {tokens} tokens")
         ids = ids.astype(np.int32)
         counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
-        return cls(ids, weights.astype(np.float32), lengths.astype(np.int64), num_experts, counts.astype(float), model, source)
+        return cls(ids, weights, lengths.astype(np.int64), num_experts, counts.astype(float), model, source)
 
     @classmethod
     def of_counts(cls, counts: np.ndarray, *, model: str = "", source: str = "", where: str = "trace") -> "Trace":
         """A counts-only trace: balance can be planned with it, affinity cannot."""
-        counts = np.asarray(counts, dtype=float)
-        if counts.ndim != 2 or 0 in counts.shape or not bool(np.isfinite(counts).all()) or (counts < 0).any():
-            raise DocumentError(f"{where}: expert_counts: expected non-negative numbers [layers, experts]")
+        counts = np.asarray(counts)
+        if counts.ndim != 2 or 0 in counts.shape or counts.dtype.kind not in "iuf" or counts.shape[1] > MAX_EXPERTS:
+            raise DocumentError(
+                f"{where}: expert_counts: expected numbers [layers, experts], got {counts.dtype} {list(counts.shape)}"
+            )
+        counts = counts.astype(float)
+        if not bool(np.isfinite(counts).all()) or (counts < 0).any():
+            raise DocumentError(f"{where}: expert_counts: must be finite and not negative")
         empty = np.empty((0, counts.shape[0], 0), np.int32)
         return cls(empty, empty.astype(np.float32), np.empty(0, np.int64), counts.shape[1], counts, model, source)
 
@@ -117,18 +133,24 @@ class Trace:
                 fields = {name: z[name] for name in z.files if name in _FIELDS}
         except FileNotFoundError:
             raise DocumentError(f"{path}: no such file; record one with `moeplan trace capture`") from None
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, MemoryError) as error:
-            raise DocumentError(f"{path}: not a readable npz trace ({error or type(error).__name__})") from None
+        except DocumentError:
+            raise
+        except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged or hostile bytes
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise DocumentError(f"{path}: not a readable npz trace ({reason})") from None
         where = str(path)
-        texts = {name: str(fields[name]) if name in fields else "" for name in ("model", "source")}
-        if "expert_ids" not in fields:
-            if "expert_counts" not in fields:
-                raise DocumentError(f"{where}: holds neither expert_ids nor expert_counts")
-            return cls.of_counts(fields["expert_counts"], **texts, where=where)
-        ids = fields["expert_ids"]
+        texts = {name: _text(fields, name, where) for name in ("model", "source")}
         number = fields.get("num_experts")
         if number is not None and (number.size != 1 or number.dtype.kind not in "iu"):
             raise DocumentError(f"{where}: num_experts: expected one integer")
+        if "expert_ids" not in fields:
+            if "expert_counts" not in fields:
+                raise DocumentError(f"{where}: holds neither expert_ids nor expert_counts")
+            trace = cls.of_counts(fields["expert_counts"], **texts, where=where)
+            if number is not None and int(number.reshape(())) != trace.num_experts:
+                raise DocumentError(f"{where}: num_experts: expert_counts has {trace.num_experts}, not {int(number)}")
+            return trace
+        ids = fields["expert_ids"]
         if number is None and (ids.dtype.kind not in "iu" or ids.size == 0):
             raise DocumentError(f"{where}: expert_ids: expected integers [tokens, layers, top_k]")
         return cls.of(
@@ -142,7 +164,11 @@ class Trace:
 
     def write(self, path: str | Path) -> Path:
         """Write an npz atomically, in the smallest integer type that holds the expert numbers."""
-        extra = {"num_experts": np.int64(self.num_experts), "model": np.str_(self.model), "source": np.str_(self.source)}
+        extra: dict[str, Any] = {
+            "num_experts": np.int64(self.num_experts),
+            "model": np.str_(self.model),
+            "source": np.str_(self.source),
+        }
         if self.counts_only:
             return write_atomically(path, lambda f: np.savez_compressed(f, expert_counts=self.expert_counts, **extra))
         kind = np.min_scalar_type(self.num_experts - 1)
@@ -156,3 +182,10 @@ class Trace:
                 **extra,
             ),
         )
+
+
+def _text(fields: dict[str, np.ndarray], name: str, where: str) -> str:
+    value = fields.get(name, np.array(""))
+    if value.size != 1 or value.dtype.kind != "U" or value.dtype.itemsize > 4 * MAX_TEXT:
+        raise DocumentError(f"{where}: {name}: expected one text of at most {MAX_TEXT} characters")
+    return str(value.reshape(())[()])

@@ -3,13 +3,14 @@
 import re
 from typing import ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from .document import Document
 from .errors import MoeplanError
 
 DEFAULT_PROMPT = 128
 DEFAULT_CONTEXT = 512
+MAX_TOKENS = 9_999_999  # seven digits, as the text form
 _FORM = re.compile(r"(prefill|decode):(\d{1,7})(?:@(\d{1,7}))?")
 
 
@@ -19,9 +20,9 @@ class Workload(Document):
     kind: ClassVar[str] = "moeplan.workload"
 
     phase: Literal["prefill", "decode"]
-    tokens: PositiveInt
-    sequences: PositiveInt
-    context: int = Field(0, ge=0)
+    tokens: int = Field(ge=1, le=MAX_TOKENS)
+    sequences: int = Field(ge=1, le=MAX_TOKENS)
+    context: int = Field(0, ge=0, le=MAX_TOKENS)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Workload":
@@ -48,7 +49,7 @@ class Workload(Document):
         match = _FORM.fullmatch(text.strip())
         if not match:
             raise MoeplanError(f"workload {text!r}: expected prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]")
-        phase, count, detail = match[1], int(match[2]), match[3] and int(match[3])
+        phase, count, detail = match[1], int(match[2]), int(match[3]) if match[3] else None
         if count == 0 or (detail == 0 and phase == "prefill"):
             raise MoeplanError(f"workload {text!r}: tokens, sequences and length must be at least 1")
         if phase == "decode":

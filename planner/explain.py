@@ -1,0 +1,114 @@
+"""Why this plan: tables of the candidates, of where the step's time goes, and of memory. Nothing is printed here."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from ..spec.operators import PARTS
+from ..spec.plan import STRATEGIES, Candidate, Plan
+from .units import bytes_text, seconds_text
+
+SHOWN = 12  # candidates; the plan holds all
+
+
+def candidates_table(plan: Plan) -> Table:
+    """Candidates by predicted step time, with the best of every kind; those that do not fit last, with the reason."""
+    ranked = _distinct(plan)
+    table = _table(f"{plan.model.name}, {plan.workload}, {plan.dtype}: candidates by predicted step time")
+    for name in ("candidate", "tensor x data", "expert", "tokens"):
+        table.add_column(name)
+    table.add_column("step", justify="right")
+    table.add_column("vs best", justify="right")
+    best_of_kind: dict[str, Candidate] = {}
+    for candidate in ranked:
+        best_of_kind.setdefault(_kind(candidate), candidate)
+    others = [c for c in ranked if c not in best_of_kind.values()]
+    shown = [*best_of_kind.values(), *others[: max(0, SHOWN - len(best_of_kind))]]
+    for candidate in ranked:
+        if candidate in shown:
+            table.add_row(*_candidate_row(candidate, plan))
+    if len(ranked) > len(shown):
+        table.caption = f"{len(ranked) - len(shown)} more in the plan"
+    return table
+
+
+def _distinct(plan: Plan) -> list[Candidate]:
+    """Ranked candidates without mixtures that came out as one strategy, which have a row of their own."""
+    pure = [c for c in plan.candidates if not (c.name.startswith("mixed") and len(c.strategies) == 1)]
+    return sorted(pure, key=lambda c: (c.step_seconds is None, c.step_seconds or 0.0))
+
+
+def _kind(candidate: Candidate) -> str:
+    """The name without the layout, which has columns of its own."""
+    return candidate.name.split(" (")[0]
+
+
+def _candidate_row(candidate: Candidate, plan: Plan) -> list[str]:
+    name, degrees = _kind(candidate), candidate.degrees
+    if len(candidate.strategies) > 1:
+        name += f": {strategies_text(candidate.strategies)}"
+    even = len(set(candidate.tokens)) == 1
+    tokens = f"{candidate.tokens[0]} each" if even else " ".join(map(str, candidate.tokens))
+    row = [name, f"{degrees.tensor} x {degrees.data}", str(degrees.expert), tokens]
+    if candidate.step_seconds is None:
+        return [*row, "-", candidate.reason]
+    return [*row, seconds_text(candidate.step_seconds), f"{candidate.step_seconds / plan.solver.objective - 1:+.1%}"]
+
+
+def strategies_text(strategies: Mapping[str, int]) -> str:
+    """Layers by strategy, as in `20 ep, 12 sharded`."""
+    return ", ".join(f"{strategies[s]} {s}" for s in STRATEGIES if s in strategies)
+
+
+def breakdown_table(plan: Plan) -> Table:
+    """Seconds of each part, summed over the layers (mean over devices, waiting in the part that waits)."""
+    totals = dict.fromkeys(PARTS, 0.0)
+    for layer in plan.predicted.layers:
+        for part, seconds in layer.parts.items():
+            totals[part] += seconds  # type: ignore[index]
+    whole = sum(totals.values())
+    table = _table("predicted step, part by part")
+    table.add_column("part")
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("")
+    for part, seconds in totals.items():
+        if seconds > 0:
+            table.add_row(part, seconds_text(seconds), f"{seconds / whole:.1%}", "█" * round(30 * seconds / whole))
+    table.add_section()
+    table.add_row("step", seconds_text(plan.predicted.step_seconds), "", "")
+    return table
+
+
+def memory_table(plan: Plan) -> Table:
+    """Predicted bytes on each device, and what is left below its limit."""
+    table = _table("memory per device")
+    table.add_column("device")
+    for name in ("weights", "gathered", "cache", "activations", "limit", "headroom"):
+        table.add_column(name, justify="right")
+    for i, (device, memory) in enumerate(zip(plan.devices, plan.predicted.memory, strict=True)):
+        sizes = (memory.weights, memory.gathered, memory.cache, memory.activations, memory.limit)
+        headroom = f"{bytes_text(memory.limit - memory.total)} ({1 - memory.total / memory.limit:.0%})"
+        table.add_row(f"{i} on {device.host}", *map(bytes_text, sizes), headroom)
+    return table
+
+
+def verdict(plan: Plan) -> Text:
+    """The gain over what a user would do by hand, and the proof."""
+    record, text = plan.solver, Text()
+    layers = strategies_text(Counter(layer.strategy for layer in plan.layers))
+    text.append(f"step {seconds_text(record.objective)}: {layers}\n", style="bold")
+    for name, seconds in plan.baselines.items():
+        reason = next((c.reason for c in plan.candidates if c.name == name), "")
+        gain = f"{seconds / record.objective:.2f}x faster than" if seconds > record.objective else "the same as"
+        text.append(f"{gain} {name} ({seconds_text(seconds)}){f', which {reason}' if reason else ''}\n")
+    proof = "optimal" if record.status == "optimal" else f"at most {100 * record.gap:.2g} % could be saved"
+    text.append(f"{proof} in the searched space: {record.space}")
+    return text
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")

@@ -1,0 +1,127 @@
+"""Bytes on each device, as the runtime allocates them.
+
+weights      embedding, head and final norm; of every stored layer its norms, attention (heads divided over the tensor
+             group), router, shared experts or dense FFN, and the device's experts or FFN columns
+gathered     one region for all experts of one layer, where any layer is gathered
+cache        keys and values of the group's sequences and the device's heads, for every layer (never shared)
+activations  the largest sum of buffers alive at once in any layer, or in the head
+
+Letters: T tokens, D model, V vocabulary, K top-k, H ffn columns, M matrices into the FFN (2 gated, 1 plain).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..spec.model import Block
+from ..spec.plan import DeviceMemory, LayerPlan
+from .layout import Layout
+from .strategies.ep import dispatched
+from .strategies.gathered import resting
+from .strategies.layer import Layer
+
+
+def replicated_weights(blocks: Sequence[Block], vocabulary: int, tied: bool, tensor: int, element_bytes: int) -> int:
+    """Everything but routed experts, for these stored layers."""
+    values = vocabulary * blocks[0].hidden_size * (1 if tied else 2) + blocks[-1].hidden_size if vocabulary else 0
+    for block in blocks:
+        attention = block.attention.parameters(block.hidden_size) if block.attention else 0
+        values += block.always_on_parameters() - attention + -(-attention // tensor)
+    return values * element_bytes
+
+
+def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndarray:
+    """[devices] bytes of the routed experts (or of their columns) that each device stores for one layer."""
+    moe = block.moe
+    assert moe is not None
+    expert = moe.expert_parameters(block.hidden_size) * element_bytes
+    if plan.split is not None:
+        return np.array([moe.num_experts * -(-expert * columns // moe.ffn_size) for columns in plan.split])
+    held = resting(plan) if plan.strategy == "gathered" else plan.slots
+    return np.array([len(experts) * expert for experts in held])
+
+
+def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:
+    moe = block.moe
+    assert moe is not None
+    whole = moe.num_experts * moe.expert_parameters(block.hidden_size) * element_bytes
+    return whole if plan.strategy == "gathered" else 0
+
+
+def cache(blocks: Sequence[Block], layout: Layout, element_bytes: int) -> np.ndarray:
+    """[devices] bytes of keys and values, over all layers."""
+    positions = layout.workload.context + layout.workload.length
+    values = sum(block.attention.cache_values() for block in blocks if block.attention)
+    per_sequence = -(-values // layout.tensor) * positions * element_bytes
+    return np.repeat(layout.sequences, layout.tensor) * per_sequence
+
+
+def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout, element_bytes: int) -> np.ndarray:
+    """[devices] largest of: attention of any layer, dense FFN, logits.
+
+    Attention: the group's tokens, normalised, their Q, K, V before and after rotation, the heads' outputs, projected.
+    """
+    tokens = np.array(layout.tokens)
+    together = np.repeat(layout.sequences, layout.tensor) * layout.workload.length
+    peak = np.zeros(layout.devices)
+    for block in dict.fromkeys(blocks):
+        a, d = block.attention, block.dense
+        if a is not None:
+            heads = (3 * a.heads + 4 * a.kv_heads) * a.head_dim / layout.tensor
+            peak = np.maximum(peak, together * (3 * block.hidden_size + heads))
+        if d is not None:
+            peak = np.maximum(peak, tokens * (2 * block.hidden_size + (2 + d.gated) * d.ffn_size))
+    hidden = blocks[-1].hidden_size
+    peak = np.maximum(peak, np.array(layout.last_counts) * (vocabulary + 2 * hidden))
+    return np.ceil((peak + tokens * hidden) * element_bytes).astype(np.int64)
+
+
+def layer_activations(layer: Layer, plan: LayerPlan) -> np.ndarray:
+    """[devices] buffers of one layer's experts: rows sent and received, f32 sums, the largest expert's intermediate.
+
+    The f32 sum is replaced, not changed, by each expert, so that two of it are alive.
+    """
+    moe, D, element = layer.moe, layer.block.hidden_size, layer.costs.element_bytes
+    own, n = np.array(layer.layout.tokens), layer.layout.devices
+    row, matrices = layer.row_bytes, 2 if moe.gated else 1
+    if plan.strategy == "ep":
+        rows, counts = dispatched(layer, plan)
+        computed, sent, columns = rows.sum(0), rows.sum(1), np.full(n, moe.ffn_size)
+        buffers = sent * row + 2 * computed * row + (computed + sent) * D * element
+    elif plan.strategy == "sharded":
+        counts = np.tile(layer.own_counts.sum(0), (n, 1))
+        computed, columns = np.full(n, own.sum()), np.array(plan.split)
+        buffers = own * row + 2 * computed * row + (computed + n * own) * D * element
+    else:
+        counts, computed, columns = layer.own_counts, own, np.full(n, moe.ffn_size)
+        buffers = own * D * element
+    intermediate = counts.max(1) * (2 * D + (matrices + 1) * columns) * element
+    shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
+    sums = 2 * 4 * D * np.maximum(computed, own)
+    resident = 2 * own * D * element  # the residual stream and the normalised tokens
+    return np.ceil(resident + buffers + sums + np.maximum(intermediate, shared)).astype(np.int64)
+
+
+def total(
+    layers: Sequence[Layer],
+    plans: Sequence[LayerPlan | None],
+    vocabulary: int,
+    tied: bool,
+    stored: int,
+    limits: Sequence[int],
+) -> tuple[DeviceMemory, ...]:
+    """Memory of a whole step; ``plans`` has None for dense layers; the first ``stored`` layers have storage."""
+    layout, element = layers[0].layout, layers[0].costs.element_bytes
+    blocks = [layer.block for layer in layers]
+    weights = np.full(layout.devices, replicated_weights(blocks[:stored], vocabulary, tied, layout.tensor, element))
+    region, activations = 0, outside_activations(blocks, vocabulary, layout, element)
+    for i, (layer, plan) in enumerate(zip(layers, plans, strict=True)):
+        if plan is not None:
+            weights = weights + (expert_weights(layer.block, plan, element) if i < stored else 0)
+            region = max(region, gathered_region(layer.block, plan, element))
+            activations = np.maximum(activations, layer_activations(layer, plan))
+    kept = cache(blocks, layout, element)
+    return tuple(
+        DeviceMemory(weights=int(w), gathered=region, cache=int(c), activations=int(a), limit=limit)
+        for w, c, a, limit in zip(weights, kept, activations, limits, strict=True)
+    )

@@ -1,0 +1,176 @@
+"""Options of each layer: where the experts of one layer may be, for every strategy.
+
+Layers that share storage share one plan; they form a class. With storage for every layer each is a class of its own.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..solvers import placement
+from ..solvers.result import SolverError
+from ..spec.model import Model, Moe
+from ..spec.plan import LayerPlan, Strategy
+from ..spec.routing import Routing
+from . import splits
+from .costs import Costs
+
+Slots = tuple[tuple[int, ...], ...]
+BALANCE_SLACK = 1.05  # the alternating placement may be this much less balanced than the greedy one
+SWEEPS = 4  # work budget of the alternating placement: passes over the layers
+PROBE_BYTES = 65536  # message by which crossing a host is weighed against crossing a device
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of mixture-of-experts layers that share storage; ``members[c]`` are ordinals of such layers."""
+
+    members: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, moe_layers: Sequence[int], stored: int) -> "Classes":
+        found: dict[int, list[int]] = {}
+        for ordinal, layer in enumerate(moe_layers):
+            found.setdefault(layer % stored, []).append(ordinal)
+        return cls(tuple(tuple(members) for members in found.values()))
+
+    def spread(self, chosen: Sequence[LayerPlan]) -> list[LayerPlan]:
+        """One plan per mixture-of-experts layer from one per class."""
+        plans: dict[int, LayerPlan] = {}
+        for members, plan in zip(self.members, chosen, strict=True):
+            plans |= dict.fromkeys(members, plan)
+        return [plans[ordinal] for ordinal in range(len(plans))]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What each class of layers may do. It depends on the layout through the room for weights only, and is remembered.
+
+    ``room`` is [classes, devices] bytes for experts, everywhere.
+    """
+
+    costs: Costs
+    model: Model
+    routing: Routing
+    classes: Classes
+    seed: int
+    _memo: dict[tuple, Any] = field(default_factory=dict)
+
+    @property
+    def moe(self) -> Moe:
+        moe = self.model.moe_block().moe
+        assert moe is not None
+        return moe
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """[moe layers, experts] tokens."""
+        return self.routing.counts(self.moe.num_experts)
+
+    def plain(self, strategy: Strategy, degree: int) -> LayerPlan:
+        """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
+        devices, experts = self.costs.devices, self.moe.num_experts
+        if strategy == "sharded":
+            return LayerPlan(strategy=strategy, slots=((),) * devices, split=splits.even(self.moe.ffn_size, devices))
+        parts = degree if strategy == "ep" else devices
+        return LayerPlan(strategy=strategy, slots=_slots(placement.linear(experts, parts), parts) * (devices // parts))
+
+    def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
+        """Per method one plan per class: linear, greedy balance by load, the same by measured speed, alternating.
+
+        degree: consecutive devices that together hold all experts; with fewer than all devices every group of them
+        holds the same. Where room is too little for any balancing, only ``linear`` is there; without ``thorough``
+        ``alternating`` is left out.
+        """
+        sizes = [self.model.expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
+        slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
+        capacity = np.minimum(slots.reshape(-1, degree).min(0), self.moe.num_experts).astype(int)
+        key = "ep", degree, thorough, *capacity.tolist()
+        if key not in self._memo:
+            groups = self.costs.devices // degree
+            self._memo[key] = {
+                method: [LayerPlan(strategy="ep", slots=_slots(row, degree) * groups) for row in device_of]
+                for method, device_of in self._placed(degree, capacity, thorough).items()
+            }
+        return self._memo[key]
+
+    def _placed(self, degree: int, capacity: np.ndarray, thorough: bool) -> dict[str, np.ndarray]:
+        """Per method [classes, experts] device among ``degree``; capacity: [degree] experts that one can hold."""
+        costs, experts = self.costs, self.moe.num_experts
+        load = np.stack([self.counts[list(members)].sum(0) for members in self.classes.members]).astype(float)
+        found = {"linear": np.tile(placement.linear(experts, degree), (len(load), 1))}
+        if degree == 1 or capacity.sum() < experts:
+            return found
+        speed = splits.expert_speeds(costs, self.model, self.counts).reshape(-1, degree).mean(0)
+        found["greedy"] = placement.greedy_balance(load, np.ones(degree), capacity).assignment
+        found["weighted"] = placement.greedy_balance(load, speed, capacity).assignment
+        with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
+            if thorough:
+                found["alternating"] = placement.alternating(
+                    self._transitions(),
+                    load,
+                    capacity,
+                    speed,
+                    BALANCE_SLACK * placement.balance(found["weighted"], load, speed),
+                    np.array(costs.hosts[:degree]),
+                    host_weight=self._host_weight(),
+                    seed=self.seed,
+                    sweeps=SWEEPS,
+                ).assignment
+        return found
+
+    def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
+        """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""
+        nothing: Slots = ((),) * self.costs.devices
+        found = []
+        for c, members in enumerate(self.classes.members):
+            key = "sharded", c, *room[c].tolist()
+            if key not in self._memo:
+                columns = splits.ffn_splits(self.costs, self.model, members, self.counts[list(members)], room[c])
+                self._memo[key] = [LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns]
+            found.append(self._memo[key])
+        return found
+
+    def gathered(self, room: np.ndarray) -> list[list[LayerPlan]]:
+        """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
+        experts, devices = self.moe.num_experts, self.costs.devices
+        found = []
+        for c, members in enumerate(self.classes.members):
+            options = [self.plain("gathered", devices).slots]
+            most = np.maximum(room[c], 0) // self.model.expert_bytes(members[0], self.costs.dtype)
+            held = np.array([len(slots) for slots in options[0]])
+            if (held > most).any() and most.sum() >= experts:
+                held = np.minimum(held, most).astype(int)
+                while held.sum() < experts:
+                    held[np.argmax(most - held)] += 1
+                options.append(_slots(np.repeat(np.arange(devices), held), devices))
+            found.append([LayerPlan(strategy="gathered", slots=slots) for slots in options])
+        return found
+
+    def _transitions(self) -> np.ndarray:
+        """[classes - 1, experts, experts] tokens whose first choice goes from one class's layer to the next class's."""
+        first, experts = self.routing.expert_ids[:, :, 0], self.moe.num_experts
+        owner = {ordinal: c for c, members in enumerate(self.classes.members) for ordinal in members}
+        counts = np.zeros((len(self.classes.members) - 1, experts, experts))
+        for j in range(first.shape[1] - 1):
+            if owner[j + 1] == owner[j] + 1:
+                np.add.at(counts[owner[j]], (first[:, j], first[:, j + 1]), 1)
+        return counts
+
+    def _host_weight(self) -> float:
+        """How many times longer a message between hosts takes than one inside a host; 1 on a single host."""
+        hosts = self.costs.hosts
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for link in self.costs.cluster.links:
+            seconds[hosts[link.source] != hosts[link.target]].append(link.curve.at(bytes=PROBE_BYTES).seconds)
+        if not seconds[True] or not seconds[False]:
+            return 1.0
+        return max(1.0, float(np.mean(seconds[True]) / np.mean(seconds[False])))
+
+
+def _slots(device_of: np.ndarray, devices: int) -> Slots:
+    return tuple(tuple(int(e) for e in np.flatnonzero(device_of == device)) for device in range(devices))

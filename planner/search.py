@@ -1,0 +1,234 @@
+"""Search for the plan that is predicted fastest, and say how far from optimal it can be.
+
+Enumerated (``space``): layouts (tensor degree, division of the sequences) and expert degrees. In each, every
+mixture-of-experts layer has options: strategy, placement, FFN split. The sum of the layers' seconds, each simulated by
+itself, is minimised exactly under memory, once over all options and once for each strategy alone; these choices are
+simulated whole, and the fastest is the plan.
+
+Proof: in each layout and expert degree, two lower bounds hold for every choice of options: ``Step.lower_bound``
+(chains of operations, memory ignored), and the least sum of ``Step.slowest_arrival`` under memory. The larger counts;
+the least of these over all layouts and expert degrees is the bound of the whole space.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..spec.cluster import Cluster
+from ..spec.errors import InfeasibleError, MoeplanError
+from ..spec.model import DTYPE_BYTES, Model
+from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
+from ..spec.routing import ASSUMED_EXPONENT, check_shape, draw_routing
+from ..spec.trace import Trace
+from ..spec.workload import Workload
+from .costs import Costs
+from .space import BASELINES, Choice, Search, lacking
+from .step import Step, check_supported
+from .units import bytes_text
+
+USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
+ASSUMPTION = (
+    f"independent draws, expert of popularity rank r with probability proportional to (r + 1) ** -{ASSUMED_EXPONENT}"
+)
+
+
+def solve(
+    model: Model,
+    cluster: Cluster,
+    workload: Workload,
+    trace: Trace | None = None,
+    *,
+    strategy: str | None = None,
+    dtype: str | None = None,
+    memory_bytes: int | None = None,
+    seed: int = 0,
+    time_limit: float = 20.0,
+    trace_path: str = "",
+) -> Plan:
+    """The plan for one step of ``workload``.
+
+    strategy: force this one for every layer. dtype: the model's own by default. memory_bytes: limit on every device;
+    without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
+    layout is always searched. trace_path: recorded in the plan for the runtime.
+
+    Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.
+    """
+    started = time.perf_counter()
+    dtype = dtype or model.dtype
+    _check_arguments(strategy, dtype, memory_bytes, time_limit)
+    check_supported(model)
+    if trace is not None:
+        check_shape(trace, model, trace_path or "trace")
+    costs = Costs(cluster, model, dtype)
+    limits = [memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices]
+    arguments = {
+        "costs": costs,
+        "model": model,
+        "workload": workload,
+        "routing": draw_routing(trace, model, workload, seed),
+        "limits": limits,
+        "strategies": STRATEGIES if strategy is None else (strategy,),
+        "seed": seed,
+        "deadline": started + time_limit,
+    }
+    search = _search_with_storage(arguments, shared=memory_bytes is None)
+    best = _best(search)
+    assert best is not None
+    assert best.candidate.step_seconds is not None
+    objective = best.candidate.step_seconds
+
+    final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
+    step = Step(final, model, best.step.layout, search.routing)
+    prediction, _ = step.predict(best.plans, search.stored, limits)
+    bound = min(search.bound, objective)
+    complete = search.searched == search.spaces
+    gap = (objective - bound) / objective
+    status = "time_limit" if not complete else "optimal" if gap < 1e-9 else "feasible"
+    return Plan(
+        model=model,
+        workload=workload,
+        dtype=dtype,
+        devices=tuple(
+            PlanDevice(
+                host=d.host, kind=d.kind, name=d.name, threads=d.threads, cpu_share=d.cpu_share, memory_bytes=limit
+            )
+            for d, limit in zip(cluster.devices, limits, strict=True)
+        ),
+        lab=cluster.lab,
+        degrees=best.candidate.degrees,
+        sequences=best.step.layout.sequences,
+        tokens=best.step.layout.tokens,
+        layers=tuple(best.plans),
+        stored_layers=search.stored,
+        routing=_routing_source(trace, trace_path, seed),
+        predicted=prediction,
+        solver=SolverRecord(status=status, objective=objective, bound=bound, gap=gap, space=_space(search)),
+        solve_seconds=time.perf_counter() - started,
+        baselines={name: _baseline_seconds(search, name) for name in BASELINES},
+        candidates=tuple(choice.candidate for choice in search.choices),
+        notes=(*_notes(search, trace), *final.notes),
+        seed=seed,
+        digests={"model": model.digest(), "cluster": cluster.digest()} | ({"trace": trace.digest()} if trace else {}),
+    )
+
+
+def _check_arguments(strategy: str | None, dtype: str, memory_bytes: int | None, time_limit: float) -> None:
+    if strategy is not None and strategy not in STRATEGIES:
+        raise MoeplanError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+    if dtype not in DTYPE_BYTES:
+        raise MoeplanError(f"dtype {dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
+    if memory_bytes is not None and memory_bytes <= 0:
+        raise MoeplanError(f"memory {memory_bytes}: expected a positive number of bytes")
+    if not time_limit > 0:
+        raise MoeplanError(f"time limit {time_limit}: expected a positive number of seconds")
+
+
+def _search_with_storage(arguments: dict[str, Any], shared: bool) -> Search:
+    """Search with storage for all layers; where nothing fits and layers may share storage, with as many as fit.
+
+    Shared storage stands in for a model that the devices cannot hold, so that its step can be timed all the same. It is
+    cut down until every strategy that is asked for fits (they are compared under the same conditions), or, where one
+    never does, until any fits.
+    """
+    model: Model = arguments["model"]
+    counts = [s for s in range(len(model.layers), 0, -1) if _repeats(model, s)]
+    search = Search(**arguments, stored=counts[0])
+    if not search.fits(None) and shared:
+        search = (
+            _most_stored(arguments, counts[1:], list(search.strategies))
+            or _most_stored(arguments, counts[1:], [None])
+            or Search(**arguments, stored=counts[-1])
+        )
+    search.run()
+    if _best(search) is None:
+        raise InfeasibleError(_shortage(search, shared))
+    return search
+
+
+def _most_stored(arguments: dict[str, Any], counts: list[int], strategies: Sequence[Strategy | None]) -> Search | None:
+    """The first of the falling ``counts`` of stored layers for which each of the strategies fits; by halving."""
+    low, high = 0, len(counts)
+    while low < high:  # counts[high:] fit
+        middle = (low + high) // 2
+        attempt = Search(**arguments, stored=counts[middle])
+        if all(attempt.fits(strategy) for strategy in strategies):
+            high = middle
+        else:
+            low = middle + 1
+    return Search(**arguments, stored=counts[high]) if high < len(counts) else None
+
+
+def _repeats(model: Model, stored: int) -> bool:
+    """Whether layer i can use the storage of layer i % stored: they must be alike."""
+    return all(block == model.layers[i % stored] for i, block in enumerate(model.layers))
+
+
+def _best(search: Search) -> Choice | None:
+    """The fastest alternative that fits, of several equals the first (single strategies come before mixtures)."""
+    allowed = [
+        choice
+        for choice in search.choices
+        if choice.candidate.step_seconds is not None
+        and (choice.candidate.name not in BASELINES or "ep" in search.strategies)
+    ]
+    return min(allowed, key=lambda choice: choice.candidate.step_seconds or 0.0, default=None)
+
+
+def _baseline_seconds(search: Search, name: str) -> float:
+    """A baseline is predicted even where it does not fit: it is what the plan is compared with."""
+    choice = next(choice for choice in search.choices if choice.candidate.name == name)
+    return choice.candidate.step_seconds or choice.step.seconds(choice.plans)
+
+
+def _shortage(search: Search, shared: bool) -> str:
+    """How much is missing on which device, in the space that comes closest."""
+    least = min(search.missing, key=lambda missing: int(missing.sum()), default=np.zeros(0, int))
+    what = f"{search.model.name} at {search.workload}"
+    if shared:
+        stored = "one layer" if search.stored == 1 else f"{search.stored} layers"
+        return f"{what} {lacking(least)}, even with weights for {stored} only: use more devices or fewer tokens"
+    limit = f"the limit of {bytes_text(search.limits[0])} per device"
+    return f"{what} {lacking(least)} at least, beyond {limit}: raise --memory, or leave it out to share layer storage"
+
+
+def _routing_source(trace: Trace | None, path: str, seed: int) -> RoutingSource:
+    if trace is None:
+        return RoutingSource(kind="assumed", assumption=ASSUMPTION, seed=seed)
+    counts = "independent draws with the trace's expert counts" if trace.counts_only else ""
+    return RoutingSource(kind="trace", path=path, digest=trace.digest(), assumption=counts, seed=seed)
+
+
+def _space(search: Search) -> str:
+    """What was searched, in words; the bound claims no more than this."""
+    layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
+    degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
+    within = {
+        "ep": "ep (linear, greedy, speed-weighted and alternating placement)",
+        "sharded": "sharded (even and min-max FFN splits)",
+        "gathered": "gathered",
+    }
+    options = ", ".join(within[strategy] for strategy in search.strategies)
+    per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
+    text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
+    if search.searched < search.spaces:
+        text += f"; {search.searched} of {search.spaces} combinations within the time limit, the bound is theirs"
+    return text
+
+
+def _notes(search: Search, trace: Trace | None) -> list[str]:
+    notes = []
+    if trace is None:
+        notes.append(f"routing is assumed, not measured: {ASSUMPTION}; give a trace with --trace")
+    elif trace.counts_only:
+        notes.append("the trace has counts only: tokens are assumed independent")
+    layers = len(search.model.layers)
+    if search.stored < layers:
+        notes.append(
+            f"MEMORY: {search.model.name} does not fit; its {layers} layers share the weights of {search.stored}: the "
+            "step's time is that of the whole model, its output is not"
+        )
+    if search.searched < search.spaces:
+        notes.append(f"time limit: {search.searched} of {search.spaces} combinations of layout and degree searched")
+    return notes

@@ -1,0 +1,164 @@
+"""Candidate divisions of a step: tensor degrees, sequences over groups, FFN columns over devices.
+
+Even ones, and those that `solvers.split` proves best on the measured curves.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from ..solvers.result import Infeasible
+from ..solvers.split import split
+from ..spec.errors import MissingCurveError
+from ..spec.model import Model
+from ..spec.operators import attention_shape, expert_shape, route_shape
+from ..spec.routing import Routing
+from ..spec.workload import Workload
+from .costs import Costs
+from .layout import Layout
+
+GRANULES = 32  # pieces that an FFN is divided into, ...
+LEAST_COLUMNS = 16  # ... of at least so many columns each
+KNOTS = 17  # sequence counts at which the experts' time is read from the actual routing; linear between them
+SAMPLED_LAYERS = 4
+
+
+def even(units: int, parts: int) -> tuple[int, ...]:
+    """As equal as whole numbers allow, the larger parts first."""
+    each, more = divmod(units, parts)
+    return tuple(each + (part < more) for part in range(parts))
+
+
+def tensor_degrees(costs: Costs, model: Model) -> list[int]:
+    """Degrees that divide devices and heads, stay inside a host, and were measured; 1 always."""
+    attentions = [block.attention for block in model.blocks if block.attention]
+
+    def possible(t: int) -> bool:
+        if costs.devices % t or any(a.heads % t or a.kv_heads % t for a in attentions):
+            return False
+        groups = [tuple(range(first, first + t)) for first in range(0, costs.devices, t)]
+        if any(len({costs.hosts[device] for device in group}) > 1 for group in groups):
+            return False
+        try:
+            for group in groups:
+                costs.cluster.collective("all_gather", group)
+                costs.cluster.collective("reduce_scatter", group)
+                if any(a.qk_norm == "full" for a in attentions):
+                    costs.cluster.collective("all_reduce", group)
+            for block in dict.fromkeys(model.layers):
+                for device in range(costs.devices) if block.attention else ():
+                    for phase in ("attention_prefill", "attention_decode"):
+                        costs.table(device, phase, attention_shape(block, t))
+        except MissingCurveError:
+            return False
+        return True
+
+    return [1] + [t for t in range(2, costs.devices + 1) if possible(t)]
+
+
+def layouts(costs: Costs, model: Model, workload: Workload, routing: Routing, whole_layers: bool) -> dict[str, Layout]:
+    """Named layouts: for each tensor degree even; balanced by attention; and by attention and experts together.
+
+    The last is for gathered layers, whose devices compute their own tokens only (``whole_layers``). In order of the
+    slowest group's time outside the experts: the most promising come first.
+    """
+    found: list[tuple[float, str, Layout]] = []
+    for tensor in tensor_degrees(costs, model):
+        groups, total = costs.devices // tensor, workload.sequences
+        choices = {"even": even(total, groups)}
+        outside = _attention_seconds(costs, model, workload, tensor)
+        choices["balanced attention"] = split(outside, total).assignment
+        if whole_layers:
+            together = outside + _expert_seconds(costs, model, workload, routing, tensor)
+            choices["balanced layers"] = split(together, total).assignment
+        for name, sequences in choices.items():
+            layout = Layout.of(workload, tensor, sequences)
+            slowest = max(outside[group, count] for group, count in enumerate(sequences))
+            if all(layout != other for _, _, other in found):
+                found.append((slowest, f"tensor {tensor}, {name}", layout))
+    return {name: layout for _, name, layout in sorted(found, key=lambda entry: entry[0])}
+
+
+def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: int) -> np.ndarray:
+    """[groups, sequences + 1] seconds of attention and routing in a step for each count of sequences."""
+    counts = np.arange(workload.sequences + 1)
+    tokens = -(-counts * workload.length // tensor)
+    total = np.zeros((costs.devices, len(counts)))
+    for block in dict.fromkeys(model.layers):
+        layers = sum(other == block for other in model.layers)
+        for device in range(costs.devices):
+            if block.attention is not None:
+                shape = attention_shape(block, tensor)
+                if workload.phase == "prefill":
+                    table = costs.table(device, "attention_prefill", shape)
+                    seconds = table.read(sequences=counts, length=workload.length)[0]
+                else:
+                    table = costs.table(device, "attention_decode", shape)
+                    seconds = table.read(sequences=counts, context=max(workload.context, 1))[0]
+                total[device] += layers * seconds
+            if block.moe is not None:
+                total[device] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
+    return total.reshape(-1, tensor, len(counts)).max(1)
+
+
+def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Routing, tensor: int) -> np.ndarray:
+    """[groups, sequences + 1] seconds of all experts on a group's own tokens, by the routing of the first sequences."""
+    counts = np.arange(workload.sequences + 1)
+    knots = np.unique(np.linspace(0, workload.sequences, KNOTS).round().astype(int))
+    ordinals = np.unique(np.linspace(0, len(model.moe_layers) - 1, SAMPLED_LAYERS).astype(int))
+    seconds = np.zeros((costs.devices, len(knots)))
+    for j in ordinals:
+        block = model.moe_block(int(j))
+        assert block.moe is not None
+        for k, count in enumerate(knots):
+            tokens = -(-int(count) * workload.length // tensor)
+            rows = np.bincount(routing.expert_ids[:tokens, j].ravel(), minlength=block.moe.num_experts)
+            for device in range(costs.devices):
+                seconds[device, k] += float(costs.expert_ffn(device, block, block.moe.ffn_size, rows))
+    seconds *= len(model.moe_layers) / len(ordinals)
+    table = np.stack([np.interp(counts, knots, row) for row in seconds])
+    return table.reshape(-1, tensor, len(counts)).max(1)
+
+
+def ffn_splits(
+    costs: Costs, model: Model, ordinals: Sequence[int], counts: np.ndarray, room: np.ndarray
+) -> list[tuple[int, ...]]:
+    """Splits of the FFN columns for layers that share one plan: even, fastest, and fastest within ``room``.
+
+    counts: [len(ordinals), experts] tokens; room: [devices] bytes that a device has for such a layer.
+    Granules of columns; what does not fill a granule goes to the device with the most columns.
+    """
+    block = model.moe_block(ordinals[0])
+    assert block.moe is not None
+    ffn = block.moe.ffn_size
+    granule = min(ffn, max(LEAST_COLUMNS, ffn // GRANULES))
+    units = ffn // granule
+    columns = np.arange(units + 1) * granule
+    seconds = np.zeros((costs.devices, units + 1))
+    for device in range(costs.devices):
+        for row in counts:
+            seconds[device] += costs.expert_ffn(device, block, columns, row)
+    bytes_each = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes / ffn
+    splits = [even(ffn, costs.devices)]
+    fits = columns * bytes_each <= room[:, None]
+    for table in (seconds, np.where(fits, seconds, np.inf)):
+        with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
+            units_of = split(table, units).assignment
+            taken = [int(columns[n]) for n in units_of]
+            taken[taken.index(max(taken))] += ffn - sum(taken)
+            splits.append(tuple(taken))
+            if all(fits[device, n] for device, n in enumerate(units_of)):
+                break
+    return list(dict.fromkeys(splits))
+
+
+def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
+    """[devices] relative speed of each device on its even share of an average layer's experts; mean 1."""
+    block = model.moe_block()
+    mean = counts.mean()
+    experts = -(-counts.shape[1] // costs.devices)
+    at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(mean, 1.0)}
+    seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
+    speeds = 1 / np.maximum(seconds, 1e-12)
+    return speeds / speeds.mean()

@@ -1,0 +1,148 @@
+"""Collectives of the runtime over the groups of devices that a plan may use."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from ..runtime.collectives import all_gather, all_reduce, all_to_all, reduce_scatter
+from ..spec.curve import Curve
+from ..spec.operators import COLLECTIVES
+from .grids import SIZES, Coordinates, Point, grow
+from .measure import Bench, Run, measure, summary, timer
+
+HOT_SHARE = 0.75  # skewed traffic: this part of everything goes to the group's first device
+
+Groups = tuple[tuple[int, ...], ...]
+"""Disjoint groups of ranks that communicate at the same time, each within itself."""
+
+
+class Family(NamedTuple):
+    """Groups measured at the same time, and this rank's process group among them (None: it is in no group)."""
+
+    groups: Groups
+    own: tuple[int, ...] | None
+    process_group: dist.ProcessGroup | None
+
+
+def group_families(hosts: Sequence[str], degrees: Sequence[int]) -> list[Groups]:
+    """All devices; each host's devices; consecutive devices for each degree of tensor parallelism."""
+    world = len(hosts)
+    by_host = tuple(tuple(r for r, h in enumerate(hosts) if h == name) for name in dict.fromkeys(hosts))
+    families: list[Groups] = [(tuple(range(world)),), tuple(g for g in by_host if len(g) > 1)]
+    families += [tuple(tuple(range(i, i + t)) for i in range(0, world, t)) for t in degrees if t > 1]
+    return [groups for groups in dict.fromkeys(families) if groups]
+
+
+def open_family(groups: Groups, rank: int, world: int) -> Family:
+    """Create the process groups; every rank must call it with the same groups."""
+    if groups == (tuple(range(world)),):
+        return Family(groups, groups[0], None)
+    handles = {group: dist.new_group(list(group)) for group in groups}
+    own = next((group for group in groups if rank in group), None)
+    return Family(groups, own, handles[own] if own else None)
+
+
+def measure_collectives(family: Family, bench: Bench, dtype: torch.dtype, allowance: float) -> list[dict[str, Any]]:
+    """This rank's curves of every collective over its group, with the fields of ``spec.CollectiveCurve``.
+
+    ``dtype`` matters to those that add up: bf16 sums cost a conversion.
+    """
+    kinds = [(name, "equal") for name in COLLECTIVES] + [("all_to_all", "skewed")]
+    curves = []
+    for i, (name, traffic) in enumerate(kinds):
+        start = time.perf_counter()
+        curve, busy = _measure_one(family, bench, name, traffic, dtype, allowance / (len(kinds) - i))
+        allowance -= bench.agree(time.perf_counter() - start)
+        if family.own is not None:
+            curves.append({"collective": name, "traffic": traffic, "group": family.own, "curve": curve, "busy": busy})
+    return curves
+
+
+def _measure_one(
+    family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, allowance: float
+) -> tuple[Curve, Curve]:
+    """Seconds and processor seconds per call. A rank without a group only takes part in the agreements."""
+    busy: dict[int, float] = {}
+    largest = max(len(group) for group in family.groups)
+
+    def visit(point: Coordinates) -> Point:
+        call: Callable[[], object] = idle
+        if family.own is not None:
+            index, members = family.own.index(bench.rank), len(family.own)
+            call = collective_call(
+                name, traffic, point["bytes"], members, index, dtype, bench.device, family.process_group
+            )
+        processor: list[float] = []
+        run = with_processor_time(timer([call], bench.device), bench.device, processor)
+        timing = measure(run, bench.agree, bench.pace, together=True)
+        busy[point["bytes"]] = summary(processor[-timing.batches :]).median
+        return Point(timing, bench.agree(timing.median), 0.0)
+
+    def fits(point: Coordinates) -> bool:
+        return 4 * point["bytes"] * largest < bench.available
+
+    curve = grow(SIZES, visit, bench.pace, allowance, fits)
+    seconds = tuple(busy[int(size)] for size in curve.axes[0].values)
+    return curve, Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
+
+
+def with_processor_time(run: Run, device: torch.device, seconds: list[float]) -> Run:
+    """The same run, noting the processor seconds per call of all threads of this process.
+
+    None for a GPU: its own work does not run on this processor and loses nothing to the host's threads.
+    """
+
+    def timed(times: int) -> float:
+        start = time.process_time()
+        elapsed = run(times)
+        seconds.append((time.process_time() - start) / times if device.type == "cpu" else 0.0)
+        return elapsed
+
+    return timed
+
+
+def collective_call(
+    name: str,
+    traffic: str,
+    size: int,
+    members: int,
+    index: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> Callable[[], object]:
+    """One call of a collective with ``size`` bytes in the sense of ``spec.CollectiveCurve``.
+
+    Skewed all-to-all moves as many bytes in all, ``HOT_SHARE`` of them to the group's first member.
+    """
+    rows = size // dtype.itemsize
+    own = torch.zeros(rows, 1, dtype=dtype, device=device)
+    everything = torch.zeros(rows * members, 1, dtype=dtype, device=device)
+    even = [rows] * members
+    if name == "all_to_all" and traffic == "skewed":
+        send = hot_counts(rows * members, members)
+        received = [send[index]] * members
+        return lambda: all_to_all(everything, send, received, group)
+    if name == "all_to_all":
+        return lambda: all_to_all(everything, even, even, group)
+    if name == "all_gather":
+        return lambda: all_gather(own, even, group)
+    if name == "reduce_scatter":
+        return lambda: reduce_scatter(everything, even, group)
+    assert name == "all_reduce"
+    return lambda: all_reduce(own, group)
+
+
+def idle() -> None:
+    """What a rank without a group runs."""
+
+
+def hot_counts(rows: int, members: int) -> list[int]:
+    """Rows for each member, ``HOT_SHARE`` of them for the first."""
+    if members == 1:
+        return [rows]
+    cold = round(rows * (1 - HOT_SHARE)) // (members - 1)
+    return [rows - cold * (members - 1)] + [cold] * (members - 1)

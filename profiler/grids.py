@@ -1,0 +1,130 @@
+"""Grids that grow as far as their time allows and are complete rectangles at every moment.
+
+A grid starts with one point. Steps, in order of how much a prediction gains from them, each add one value to one
+axis, which measures a slab: that value against all values of the other axes. A step's cost is foreseen from the
+slabs already measured; what does not fit is left out, first of all the far end of a large model's token axis.
+"""
+
+from collections.abc import Callable
+from itertools import product
+from typing import NamedTuple
+
+from ..spec.curve import Axis, Curve
+from .measure import Pace, Timing
+
+Coordinates = dict[str, int]
+
+
+class Step(NamedTuple):
+    """One more value on an axis."""
+
+    axis: str
+    value: int
+
+
+class Grid(NamedTuple):
+    """``start`` gives every axis its first value; the first ``needed`` steps are taken whatever they cost."""
+
+    start: Coordinates
+    steps: tuple[Step, ...]
+    needed: int
+    linear: tuple[str, ...] = ()
+    quadratic: tuple[str, ...] = ()
+
+
+class Point(NamedTuple):
+    """One measured point; ``call`` and ``build`` (seconds to prepare it) are the slowest rank's, the same on all."""
+
+    timing: Timing
+    call: float
+    build: float
+
+
+def steps(axis: str, *values: int) -> tuple[Step, ...]:
+    return tuple(Step(axis, value) for value in values)
+
+
+SIZES = Grid(
+    {"bytes": 1 << 10}, steps("bytes", 1 << 20, 1 << 24, 1 << 16, 1 << 22, 1 << 18, 1 << 14, 1 << 12), needed=1
+)
+"""Of messages: 1 KiB to 16 MiB."""
+
+
+class Growth:
+    """A grid being measured: ``start`` takes what is needed, ``refine`` as much more as fits into its time.
+
+    ``visit`` measures one point; ``fits`` says whether a point's memory is there. Both must answer alike on all ranks.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        visit: Callable[[Coordinates], Point],
+        pace: Pace,
+        fits: Callable[[Coordinates], bool] = lambda coordinates: True,
+    ) -> None:
+        self.grid, self.visit, self.pace, self.fits = grid, visit, pace, fits
+        self.values = {axis: [value] for axis, value in grid.start.items()}
+        self.points: dict[tuple[int, ...], Point] = {}
+        self.spent = 0.0
+        self.pending = [step for step in dict.fromkeys(grid.steps) if step.value != grid.start[step.axis]]
+
+    def start(self) -> None:
+        needed = self.grid.steps[: self.grid.needed]
+        self._take(dict(self.grid.start))
+        for step in [step for step in self.pending if step in needed and self._fits(step)]:
+            self._grow(step)
+
+    def refine(self, allowance: float) -> None:
+        """Take the first pending step that fits, again and again, for ``allowance`` more seconds."""
+        end = self.spent + allowance
+        while step := next((s for s in self.pending if self.spent + self._foreseen(s) <= end and self._fits(s)), None):
+            self._grow(step)
+
+    def curve(self) -> Curve:
+        """What was measured, as a ``spec`` curve."""
+        axes = tuple(
+            Axis(name=name, values=tuple(sorted(v)), beyond="linear" if name in self.grid.linear else "flagged")
+            for name, v in self.values.items()
+        )
+        timings = [self.points[tuple(map(int, row))].timing for row in product(*(axis.values for axis in axes))]
+        return Curve(axes=axes, median=tuple(t.median for t in timings), spread=tuple(t.spread for t in timings))
+
+    def _slab(self, step: Step) -> list[Coordinates]:
+        rows = product(*(values if axis != step.axis else [step.value] for axis, values in self.values.items()))
+        return [dict(zip(self.values, row, strict=True)) for row in rows]
+
+    def _fits(self, step: Step) -> bool:
+        return all(map(self.fits, self._slab(step)))
+
+    def _foreseen(self, step: Step) -> float:
+        """Cost of a slab from the nearest larger one, else from the largest, scaled up."""
+        known = self.values[step.axis]
+        near = min((v for v in known if v > step.value), default=max(known))
+        ratio = max(1.0, step.value / near) ** (2 if step.axis in self.grid.quadratic else 1)
+        points = (self.points[tuple((at | {step.axis: near}).values())] for at in self._slab(step))
+        return sum(point.build + self.pace.cost(point.call * ratio) for point in points)
+
+    def _grow(self, step: Step) -> None:
+        self.pending.remove(step)
+        for coordinates in self._slab(step):
+            self._take(coordinates)
+        self.values[step.axis].append(step.value)
+
+    def _take(self, coordinates: Coordinates) -> None:
+        point = self.points[tuple(coordinates.values())] = self.visit(coordinates)
+        self.spent += point.build + self.pace.cost(point.call)
+
+
+def grow(
+    grid: Grid,
+    visit: Callable[[Coordinates], Point],
+    pace: Pace,
+    allowance: float,
+    fits: Callable[[Coordinates], bool] = lambda coordinates: True,
+) -> Curve:
+    """Measure a grid within ``allowance`` seconds, but for what it needs."""
+    growth = Growth(grid, visit, pace, fits)
+    growth.start()
+    growth.refine(allowance - growth.spent)
+    return growth.curve()

@@ -1,0 +1,138 @@
+"""Timing that survives noise, neighbours and processor quotas.
+
+All ranks time the same thing at the same moment, as in a real step, so that what they share (memory bandwidth, a
+host's cores) is in the number. Decisions are taken on values that all ranks agree on; otherwise they would deadlock.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from math import ceil
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+Run = Callable[[int], float]
+"""Runs a call so many times in a row; returns the elapsed seconds."""
+
+Agree = Callable[[float], float]
+"""The largest value of all ranks; returns on no rank before every rank has called it, so it is a barrier too."""
+
+LONG_CALL = 1.0  # seconds: beyond it the first call counts as a measurement, and two are enough
+MIN_BATCHES = 3
+QUOTA_BATCH = 0.05  # seconds: spans several periods of a processor quota (about 10 ms each)
+PLAIN_BATCH = 0.004  # seconds: far beyond the timer's resolution
+NOISY_SPREAD = 0.5
+
+
+class Timing(NamedTuple):
+    """Median seconds of one call; spread = (90th - 10th percentile) / median over the batches."""
+
+    median: float
+    spread: float
+    batches: int
+
+
+class Pace(NamedTuple):
+    """How long to measure: seconds of one batch of calls, and of all batches together."""
+
+    batch: float
+    window: float
+
+    @classmethod
+    def of(cls, throttled: bool) -> "Pace":
+        """A device with a quota alternates between running and waiting: only long averages are the truth there."""
+        batch = QUOTA_BATCH if throttled else PLAIN_BATCH
+        return cls(batch, 5 * batch if not throttled else MIN_BATCHES * batch)
+
+    def cost(self, call: float) -> float:
+        """Seconds that ``measure`` needs for calls of ``call`` seconds."""
+        if call > LONG_CALL:
+            return 2 * call
+        return max(self.window + self.batch, (MIN_BATCHES + 1) * call)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where this process measures: its rank, every rank's host, its device, and how ranks agree and pace themselves.
+
+    ``available``: bytes of memory that the poorest rank may use; the same on all ranks.
+    """
+
+    rank: int
+    hosts: tuple[str, ...]
+    device: torch.device
+    agree: Agree
+    pace: Pace
+    available: int
+
+    @property
+    def world(self) -> int:
+        return len(self.hosts)
+
+
+def measure(run: Run, agree: Agree, pace: Pace, *, together: bool = False) -> Timing:
+    """Median and spread of one call, measured while all ranks measure it.
+
+    Short calls are batched. Every rank keeps running until the window is over, so that a fast rank does not leave a
+    slow one alone with the host. ``together`` is for collectives: all ranks make equally many calls.
+    """
+    agree(0.0)
+    calls, elapsed = 1, run(1)
+    shared = agree if together else float
+    while (seconds := shared(elapsed)) < pace.batch / 2:
+        calls = min(10 * calls, ceil(calls * pace.batch / max(seconds, 1e-9)))
+        elapsed = run(calls)
+    slowest = agree(elapsed)
+    values = [elapsed] if slowest > LONG_CALL else []
+    minimum = 2 if slowest > LONG_CALL else MIN_BATCHES
+    window = slowest if slowest > LONG_CALL else max(pace.window, MIN_BATCHES * slowest)
+    if together:
+        batches = max(minimum - len(values), min(round(window / slowest), 100))
+        values += [run(calls) for _ in range(batches)]
+    else:
+        spent = 0.0
+        while len(values) < minimum or spent < 0.8 * window:
+            values.append(run(calls))
+            spent += values[-1]
+    return summary([value / calls for value in values])
+
+
+def summary(values: Sequence[float]) -> Timing:
+    """Median and spread of single measurements; a stray outlier moves neither."""
+    low, median, high = np.percentile(np.asarray(values), (10, 50, 90))
+    return Timing(float(median), float((high - low) / median) if median > 0 else 0.0, len(values))
+
+
+def timer(calls: Sequence[Callable[[], object]], device: torch.device) -> Run:
+    """A ``Run`` that goes round ``calls``: equal calls on memory of their own keep caches as cold as a step does."""
+    turn = cycle(calls)
+
+    def on_cpu(times: int) -> float:
+        start = time.perf_counter()
+        for _ in range(times):
+            next(turn)()
+        return time.perf_counter() - start
+
+    def on_cuda(times: int) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(times):
+            next(turn)()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000
+
+    return on_cuda if device.type == "cuda" else on_cpu
+
+
+def noise_warning(what: str, spreads: Sequence[float]) -> str | None:
+    """One line when at least every fifth point of a curve was noisy."""
+    noisy = sum(spread > NOISY_SPREAD for spread in spreads)
+    if noisy * 5 < len(spreads) or not noisy:
+        return None
+    typical, worst = float(np.median(spreads)), max(spreads)
+    points = f"{noisy} of {len(spreads)} points (median spread {typical:.0%}, worst {worst:.0%})"
+    return f"{what}: noisy at {points}; profile again on an idle machine"

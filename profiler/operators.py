@@ -1,0 +1,275 @@
+"""Which operators a model needs, over which grids, and their measurement.
+
+Axis values are ordered by what a prediction gains from them (see ``grids``): what is needed spans an axis, because a
+reading below its first value is that value; the rest makes it finer or longer. ``expert_ffn`` is linear in its active
+experts by construction, so a few values are enough there.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from math import ceil, prod
+from typing import NamedTuple
+
+import torch
+
+from ..runtime.calls import COLD_BYTES, operator_call
+from ..spec.cluster import OperatorCurve
+from ..spec.errors import MoeplanError
+from ..spec.model import DTYPE_BYTES, Block, DType, Model
+from ..spec.operators import (
+    OPERATORS,
+    Shape,
+    attention_shape,
+    dense_shape,
+    exchange_shape,
+    expert_shape,
+    route_shape,
+    vocabulary_shape,
+)
+from .grids import Coordinates, Grid, Growth, Point, steps
+from .measure import Bench, measure, timer
+
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+MOST_COPIES = 8  # of calls to rotate over: each has to be built
+
+TOKENS = Grid({"tokens": 1}, steps("tokens", 64, 512, 16, 256, 128, 2048, 4, 1024, 32, 4096), needed=2)
+ROWS = Grid({"tokens": 1}, steps("tokens", 64, 16, 256, 512, 128, 4, 1024, 32, 2048), needed=1)
+PREFILL = Grid(
+    {"sequences": 1, "length": 32},
+    (
+        *steps("sequences", 4),
+        *steps("length", 128, 512),
+        *steps("sequences", 2, 8),
+        *steps("length", 256, 1024),
+        *steps("sequences", 16),
+        *steps("length", 64, 2048),
+    ),
+    needed=2,
+    quadratic=("length",),
+)
+DECODE = Grid(
+    {"sequences": 1, "context": 128},
+    (
+        *steps("sequences", 8),
+        *steps("context", 2048),
+        *steps("sequences", 16, 4, 32),
+        *steps("context", 512, 1024, 4096),
+        *steps("sequences", 2, 64),
+    ),
+    needed=2,
+)
+
+
+def expert_grid(ffn_size: int, num_experts: int) -> Grid:
+    """Fractions of the FFN's columns x active experts x tokens for each."""
+    ffn = [max(1, ffn_size * eighths // 8) for eighths in (1, 4, 2, 6)]
+    experts = [min(4, num_experts), min(8, num_experts), min(2, num_experts)]
+    return Grid(
+        {"ffn": ffn_size, "experts": 1, "tokens": 1},
+        (
+            *steps("tokens", 16, 128),
+            *steps("experts", experts[0]),
+            *steps("ffn", ffn[0]),
+            *steps("tokens", 256, 64, 4),
+            *steps("ffn", ffn[1]),
+            *steps("tokens", 32, 8, 512),
+            *steps("ffn", *ffn[2:]),
+            *steps("tokens", 2),
+            *steps("experts", *experts[1:]),
+        ),
+        needed=4,
+        linear=("experts",),
+    )
+
+
+EXCHANGES = tuple(name for name in OPERATORS if name.startswith(("ep_", "sharded_", "gathered_")))
+SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
+    EXCHANGES, 0.5
+)
+"""Weights of the operators in dividing the time for finer grids; others have 1."""
+
+
+class Task(NamedTuple):
+    """One curve to measure: an operator of a block, with the heads divided over ``tensor`` devices."""
+
+    operator: str
+    model: Model
+    block: Block
+    dtype: DType
+    devices: int
+    tensor: int = 1
+
+    @property
+    def shape(self) -> Shape:
+        moe, dense = self.block.moe, self.block.dense
+        if self.operator.startswith("attention"):
+            return attention_shape(self.block, self.tensor)
+        if self.operator in ("embed", "head"):
+            return vocabulary_shape(self.model)
+        if self.operator == "route":
+            return route_shape(self.block)
+        if self.operator == "expert_ffn":
+            return expert_shape(self.block)
+        if self.operator == "dense_ffn":
+            if dense is not None:
+                return dense_shape(self.block, dense.ffn_size, dense.gated)
+            assert moe is not None
+            return dense_shape(self.block, moe.shared_ffn_size, True)
+        return exchange_shape(self.block, self.devices)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Two tasks of one key are one curve."""
+        return self.operator, self.dtype, tuple(self.shape.items())
+
+    @property
+    def grid(self) -> Grid:
+        moe = self.block.moe
+        if self.operator == "expert_ffn":
+            assert moe is not None
+            return expert_grid(moe.ffn_size, moe.num_experts)
+        return {"attention_prefill": PREFILL, "attention_decode": DECODE, "head": ROWS, "dense_ffn": ROWS}.get(
+            self.operator, TOKENS
+        )
+
+    def weight_bytes(self, at: Coordinates) -> int:
+        """Bytes of weights that one call reads."""
+        hidden, values = self.block.hidden_size, 0
+        if self.operator.startswith("attention"):
+            assert self.block.attention is not None
+            values = self.block.attention.parameters(hidden) // self.tensor
+        elif self.operator == "route":
+            values = hidden * int(self.shape["experts"])
+        elif self.operator == "expert_ffn":
+            values = at["experts"] * at["ffn"] * int(self.shape["matrices"]) * hidden
+        elif self.operator == "dense_ffn":
+            values = int(self.shape["ffn"]) * int(self.shape["matrices"]) * hidden
+        elif self.operator in ("embed", "head"):
+            values = self.model.vocab_size * hidden
+        return values * DTYPE_BYTES[self.dtype]
+
+    def memory_bytes(self, at: Coordinates) -> int:
+        """A generous bound on the memory of one call: weights, cache, inputs and intermediate results."""
+        rows = prod(value for axis, value in at.items() if axis in ("tokens", "experts", "sequences", "length"))
+        width = 4 * self.block.hidden_size
+        if self.operator.startswith("attention"):
+            assert self.block.attention is not None
+            width += 2 * self.block.attention.cache_values() * at.get("context", 1)
+        elif self.operator.startswith(("ep", "sharded")):
+            width *= self.devices
+        elif self.operator == "head":
+            width += self.model.vocab_size
+        else:
+            width += 4 * at.get("ffn", int(self.shape.get("ffn", 0)))
+        return 2 * self.weight_bytes(at) + 2 * rows * width * DTYPE_BYTES[self.dtype]
+
+    def copies(self, at: Coordinates) -> int:
+        """Calls to rotate over, each with weights of its own: as many as the model has layers, or leave all caches.
+
+        ``expert_ffn`` rotates over its weights by itself; what has no weights, or is there once, does not rotate.
+        """
+        weights = self.weight_bytes(at)
+        if self.operator in ("embed", "head", "expert_ffn") or not weights:
+            return 1
+        part = "attention" if self.operator.startswith("attention") else "moe" if self.block.moe else "dense"
+        layers = sum(getattr(block, part) == getattr(self.block, part) for block in self.model.layers)
+        return max(1, min(layers, MOST_COPIES, ceil(COLD_BYTES / weights)))
+
+
+def tensor_degrees(model: Model, hosts: Sequence[str]) -> list[int]:
+    """Degrees of tensor parallelism to measure: 1, 2 and a whole host, where heads divide and groups share a host."""
+    world = len(hosts)
+    per_host = min(hosts.count(name) for name in hosts)
+
+    def possible(t: int) -> bool:
+        within = all(len(set(hosts[i : i + t])) == 1 for i in range(0, world, t))
+        attentions = [b.attention for b in model.blocks if b.attention]
+        return world % t == 0 and within and all(a.heads % t == 0 and a.kv_heads % t == 0 for a in attentions)
+
+    return [t for t in sorted({1, 2, per_host}) if possible(t)]
+
+
+def tasks(models: Sequence[Model], dtypes: Sequence[DType], hosts: Sequence[str]) -> list[Task]:
+    """Every distinct curve that the models need, the cheapest first: the time that these spare goes to the others.
+
+    Dtypes follow one another, so that the runtime's pool of weights is filled once for each.
+    """
+    found: dict[tuple[object, ...], Task] = {}
+    for model, dtype in zip(models, dtypes, strict=True):
+        for task in _tasks(model, dtype, hosts):
+            found.setdefault(task.key, task)
+    sizes = {task: task.weight_bytes(task.grid.start) for task in found.values()}
+    largest = {dtype: max(size for task, size in sizes.items() if task.dtype == dtype) for dtype in set(dtypes)}
+    return sorted(sizes, key=lambda task: (largest[task.dtype], task.dtype, sizes[task]))
+
+
+def _tasks(model: Model, dtype: DType, hosts: Sequence[str]) -> Iterator[Task]:
+    world = len(hosts)
+    for block in dict.fromkeys(model.layers):
+        if block.attention is not None:
+            for t in tensor_degrees(model, hosts):
+                yield Task("attention_prefill", model, block, dtype, world, t)
+                yield Task("attention_decode", model, block, dtype, world, t)
+        if block.dense is not None:
+            yield Task("dense_ffn", model, block, dtype, world)
+        if block.moe is not None:
+            if block.moe.shared_ffn_size:
+                yield Task("dense_ffn", model, block, dtype, world)
+            for operator in ("route", "expert_ffn", *EXCHANGES):
+                yield Task(operator, model, block, dtype, world)
+    if model.vocab_size:
+        yield Task("embed", model, model.layers[0], dtype, world)
+        yield Task("head", model, model.layers[-1], dtype, world)
+
+
+def growth(task: Task, bench: Bench) -> Growth:
+    """The task's grid, ready to be measured. Raises MoeplanError where not even its first point fits into memory."""
+
+    def call(at: Coordinates) -> Callable[[], None]:
+        return operator_call(
+            task.operator,
+            task.model,
+            task.block,
+            TORCH_DTYPES[task.dtype],
+            bench.device,
+            devices=task.devices,
+            tensor=task.tensor,
+            **at,
+        )
+
+    def visit(at: Coordinates) -> Point:
+        start = time.perf_counter()
+        calls = [call(at) for _ in range(task.copies(at))]
+        build = bench.agree(time.perf_counter() - start)
+        timing = measure(timer(calls, bench.device), bench.agree, bench.pace)
+        return Point(timing, bench.agree(timing.median), build)
+
+    def fits(at: Coordinates) -> bool:
+        return task.memory_bytes(at) * task.copies(at) < bench.available // 2
+
+    need = task.memory_bytes(task.grid.start) * task.copies(task.grid.start)
+    if not fits(task.grid.start):
+        raise MoeplanError(
+            f"measuring {task.operator} of {task.model.name} ({task.dtype}) takes about {need >> 20} MiB on each "
+            f"device, {bench.available >> 21} MiB may be used: profile with fewer ranks per host"
+        )
+    return Growth(task.grid, visit, bench.pace, fits)
+
+
+def measure_operators(
+    work: Sequence[Task], bench: Bench, left: Callable[[], float], show: Callable[[str], None]
+) -> list[OperatorCurve]:
+    """All curves: first what each one needs, then, in the seconds that are ``left`` (agreed), finer grids."""
+    growths = [growth(task, bench) for task in work]
+    for task, grid in zip(work, growths, strict=True):
+        show(f"{task.model.name} {task.dtype} {task.operator}")
+        grid.start()
+    for i, (task, grid) in enumerate(zip(work, growths, strict=True)):
+        show(f"{task.model.name} {task.dtype} {task.operator}, finer")
+        weights = [SHARES.get(t.operator, 1.0) for t in work[i:]]
+        grid.refine(left() * weights[0] / sum(weights))
+    return [
+        OperatorCurve(operator=task.operator, shape=task.shape, dtype=task.dtype, curve=grid.curve())
+        for task, grid in zip(work, growths, strict=True)
+    ]

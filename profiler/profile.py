@@ -1,0 +1,151 @@
+"""From ranks' measurements to one ``spec.Cluster``."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ..runtime.launch import LabLauncher, Launcher
+from ..runtime.weights import check_supported
+from ..spec.cluster import Cluster, CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
+from ..spec.curve import Curve
+from ..spec.errors import MoeplanError
+from ..spec.model import Model
+from .devices import check_device
+from .measure import noise_warning
+
+BUDGET_SECONDS = 75.0
+SILENCE_SECONDS = 120.0  # beyond the budget, without a sign of life: a rank hangs
+ENTRY = "moeplan.profiler.worker:measure"
+
+
+def profile(
+    launcher: Launcher,
+    models: Sequence[Model],
+    dtype: str | None = None,
+    *,
+    device: str = "cpu",
+    budget_seconds: float = BUDGET_SECONDS,
+    command: str = "moeplan profile",
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Cluster:
+    """Measure the launcher's ranks for these models, each in ``dtype`` or else in its own.
+
+    ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
+    it. Raises MoeplanError for a model that the runtime does not execute and for GPUs that are not there.
+    """
+    if not models:
+        raise MoeplanError("nothing to profile: name at least one model")
+    for model in models:
+        check_supported(model)
+    check_device(device)
+    job = {
+        "models": [model.model_dump(mode="json") for model in models],
+        "dtypes": [dtype or model.dtype for model in models],
+        "seconds": budget_seconds,
+    }
+    lab = launcher.lab.spec.name if isinstance(launcher, LabLauncher) else None
+    start = time.perf_counter()
+    results = launcher.run(ENTRY, job, timeout=budget_seconds + SILENCE_SECONDS, on_event=on_event)
+    provenance = Provenance(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        versions=results[0]["versions"],
+        seconds=round(time.perf_counter() - start, 3),
+        models=tuple(dict.fromkeys(model.name for model in models)),
+    )
+    cluster = assemble(results, provenance, lab)
+    return cluster.model_copy(update={"provenance": provenance.model_copy(update={"warnings": noise(cluster)})})
+
+
+def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Cluster:
+    """One document from what the ranks returned, in rank order."""
+    devices = tuple(Device.model_validate(result["device"]) for result in results)
+    uplinks = results[0]["uplinks"]
+    hosts = []
+    for name in dict.fromkeys(device.host for device in devices):
+        out, into = uplinks.get(name, (None, None))
+        hosts.append(Host(name=name, uplink_out=out, uplink_in=into))
+    members: dict[tuple[str, tuple[int, ...], str], list[dict[str, Any]]] = {}
+    for result in results:
+        for entry in result["collectives"]:
+            members.setdefault((entry["collective"], tuple(entry["group"]), entry["traffic"]), []).append(entry)
+    return Cluster(
+        devices=devices,
+        hosts=tuple(hosts),
+        links=tuple(Link.model_validate(link) for result in results for link in result["links"]),
+        collectives=tuple(
+            CollectiveCurve.model_validate(
+                {
+                    "collective": collective,
+                    "group": group,
+                    "traffic": traffic,
+                    "curve": slowest([entry["curve"] for entry in entries]),
+                    "busy": slowest([entry["busy"] for entry in entries]),
+                }
+            )
+            for (collective, group, traffic), entries in members.items()
+        ),
+        lab=lab,
+        provenance=provenance,
+    )
+
+
+def slowest(curves: Sequence[dict[str, Any]]) -> Curve:
+    """A collective is over when its slowest member is: the largest value at each point of the members' equal grids."""
+    parsed = [Curve.model_validate(curve) for curve in curves]
+    return Curve(
+        axes=parsed[0].axes,
+        median=tuple(map(max, zip(*(curve.median for curve in parsed), strict=True))),
+        spread=tuple(map(max, zip(*(curve.spread for curve in parsed), strict=True))),
+    )
+
+
+def noise(cluster: Cluster) -> tuple[str, ...]:
+    """One line for each operator or collective, and for the links, where the machine was too noisy to be believed."""
+    spreads: dict[str, list[float]] = {}
+    for device in cluster.devices:
+        for entry in device.operators:
+            spreads.setdefault(f"{entry.operator} ({entry.dtype})", []).extend(entry.curve.spread)
+    for link in cluster.links:
+        spreads.setdefault("links", []).extend(link.curve.spread)
+    for collective in cluster.collectives:
+        spreads.setdefault(collective.collective, []).extend(collective.curve.spread)
+    lines = (noise_warning(what, values) for what, values in spreads.items())
+    return tuple(line for line in lines if line)
+
+
+def merge(old: Cluster, new: Cluster) -> Cluster:
+    """The new profile, with the operator curves of the old one that it did not measure again.
+
+    Raises MoeplanError when they are not of the same devices.
+    """
+    if old.lab != new.lab or len(old.devices) != len(new.devices):
+        raise MoeplanError(
+            f"cannot add to a profile of {_place(old)}: this one is of {_place(new)}; write it to another file"
+        )
+    devices = []
+    for i, (before, after) in enumerate(zip(old.devices, new.devices, strict=True)):
+        for field in ("host", "kind", "name", "threads", "cpu_share"):
+            was, now = getattr(before, field), getattr(after, field)
+            if was != now:
+                raise MoeplanError(
+                    f"cannot add to a profile of other devices: device {i} had {field} {was!r}, now {now!r}; "
+                    "write it to another file"
+                )
+        measured = {_key(entry) for entry in after.operators}
+        kept = tuple(entry for entry in before.operators if _key(entry) not in measured)
+        devices.append(after.model_copy(update={"operators": kept + after.operators}))
+    provenance = new.provenance.model_copy(
+        update={"models": tuple(dict.fromkeys(old.provenance.models + new.provenance.models))}
+    )
+    return new.model_copy(update={"devices": tuple(devices), "provenance": provenance})
+
+
+def _place(cluster: Cluster) -> str:
+    where = f"lab {cluster.lab}" if cluster.lab else "real hosts"
+    return f"{len(cluster.devices)} devices ({where})"
+
+
+def _key(entry: OperatorCurve) -> tuple[object, ...]:
+    return entry.operator, entry.dtype, tuple(sorted(entry.shape.items()))

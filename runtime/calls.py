@@ -1,0 +1,259 @@
+"""Every operator of ``spec.operators`` as a call on realistic inputs: what the profiler times is what the runtime runs.
+
+Letters: T tokens, D model, E experts, K top-k, H ffn columns, M 2 for a gated FFN or 1, G devices.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import cycle
+from math import prod
+
+import torch
+from torch import Tensor
+
+from ..spec import Model, MoeplanError
+from ..spec.model import Block, Moe
+from ..spec.operators import OPERATORS
+from ..spec.plan import LayerPlan
+from .attention import Batch, RotaryEmbedding, attention
+from .cache import LayerCache
+from .dense import dense
+from .kernels import expert_ffn
+from .random_weights import RandomWeights, random_tensor
+from .router import Choice, route
+from .strategies import ep, gathered, sharded
+from .vocabulary import embed, head
+from .weights import AttentionWeights, DenseWeights, RouterWeights
+
+Call = Callable[[], object]
+
+COLD_BYTES = 256 * 2**20  # weights used again after so many bytes of others are in no cache
+DECODE_ROOM = 16  # positions that the cache has beyond the context, as in a run of several steps
+_TILE = 2**22  # values drawn; the pool repeats them
+
+
+class _Pool:
+    """Random values of one type on one device; weights are cut from it one after the other, round and round.
+
+    Two calls have different memory unless together they need more than the pool holds, and no call waits for gigabytes
+    to be drawn: their values do not matter here. One pool is alive at a time.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        tile = torch.empty(_TILE, dtype=dtype, device=device)
+        self._tile = random_tensor(tile, 0, 0, "pool", fan_in=2048)
+        self._values, self._cursor = self._tile, 0
+
+    def cut(self, *shape: int) -> Tensor:
+        """A contiguous view of this shape."""
+        count = prod(shape)
+        size = max(count, COLD_BYTES // self._tile.element_size())
+        if len(self._values) < size:
+            self._values = self._tile.repeat(-(-size // _TILE))
+            self._cursor = 0
+        if self._cursor + count > len(self._values):
+            self._cursor = 0
+        first, self._cursor = self._cursor, self._cursor + count
+        return self._values[first : self._cursor].view(shape)
+
+
+@lru_cache(maxsize=1)
+def _pool(dtype: torch.dtype, device: torch.device) -> _Pool:
+    return _Pool(dtype, device)
+
+
+class _PooledWeights(RandomWeights):
+    """The parts of one block with values of a pool."""
+
+    def _draw(self, layer: int, name: str, shape: Sequence[int], fan_in: int, number: int = 0) -> Tensor:
+        return _pool(self.dtype, self.device).cut(*shape)
+
+    def _norm(self, layer: int, name: str, size: int) -> Tensor:
+        return torch.ones(size, dtype=self.dtype, device=self.device)
+
+
+class _Calls:
+    """One method per operator; its keyword arguments are the operator's axes."""
+
+    def __init__(
+        self, model: Model, block: Block, dtype: torch.dtype, device: torch.device, devices: int, tensor: int
+    ) -> None:
+        self.model, self.block, self.dtype, self.device = model, block, dtype, device
+        self.devices, self.tensor, self.hidden = devices, tensor, block.hidden_size
+        single = block.model_copy(update={"count": 1})
+        if single not in model.layers:
+            raise MoeplanError(f"operator_call: block: must be one of {model.name}'s")
+        self.index = model.layers.index(single)
+        self.weights = _PooledWeights(model, dtype, device=device)
+
+    @property
+    def moe(self) -> Moe:
+        if self.block.moe is None:
+            raise MoeplanError(f"operator_call: block: needs experts, this one of {self.model.name} has none")
+        return self.block.moe
+
+    def rows(self, count: int) -> Tensor:
+        """Activations [count, D] of unit variance, in memory of their own."""
+        out = torch.empty((count, self.hidden), dtype=self.dtype, device=self.device)
+        return random_tensor(out, 0, 0, "rows", fan_in=1)
+
+    def choice(self, tokens: int, experts: int | None = None) -> Choice:
+        """Random routing: ids [T, K] int64, distinct in a row; even gate weights [T, K] float32."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.rand((tokens, experts or self.moe.num_experts), generator=generator).argsort(1)[:, : self.moe.top_k]
+        return ids.contiguous().to(self.device), torch.full(ids.shape, 1 / ids.shape[1], device=self.device)
+
+    # attention ------------------------------------------------------------------------------------------------------
+
+    def attention_prefill(self, sequences: int, length: int) -> Call:
+        return self._attention(Batch(sequences, length))
+
+    def attention_decode(self, sequences: int, context: int) -> Call:
+        return self._attention(Batch(sequences, 1, context))
+
+    def _attention(self, batch: Batch) -> Call:
+        a = self.block.attention
+        if a is None:
+            raise MoeplanError(f"operator_call: block: needs attention, this one of {self.model.name} has none")
+        if a.heads % self.tensor or a.kv_heads % self.tensor:
+            raise MoeplanError(
+                f"operator_call: tensor: {self.tensor} devices cannot divide {a.heads} heads "
+                f"and {a.kv_heads} key/value heads"
+            )
+        weights = self.weights.attention(self.index, (0, a.heads // self.tensor))
+        assert isinstance(weights, AttentionWeights)
+        shape = (batch.sequences, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_ROOM, a.head_dim)
+        keys, values = (_pool(self.dtype, self.device).cut(*shape).clone() for _ in range(2))
+        cache, x = LayerCache(keys, values), self.rows(batch.tokens)
+        rope = RotaryEmbedding(self.model.rope_theta) if self.model.rope_theta is not None else None
+        # The sum over the group is a collective, which is timed by itself.
+        return lambda: x + attention(x, weights, cache, rope, batch, sum_over_group=lambda part: part)
+
+    # feed-forward ---------------------------------------------------------------------------------------------------
+
+    def route(self, tokens: int) -> Call:
+        x, weights, moe = self.rows(tokens), self.weights.router(self.index), self.moe
+        assert isinstance(weights, RouterWeights)
+        return lambda: route(x, weights, moe)
+
+    def expert_ffn(self, ffn: int, experts: int, tokens: int) -> Call:
+        """Every one of ``experts`` gets ``tokens`` rows; a row goes to as many of them as the model's top-k allows."""
+        moe = self.moe
+        top_k = min(moe.top_k, experts)
+        count = -(-experts * tokens // top_k)
+        flat = torch.arange(count * moe.top_k).view(count, moe.top_k)
+        k = flat % moe.top_k
+        nth = flat // moe.top_k * top_k + k
+        ids = torch.where((k < top_k) & (nth < experts * tokens), nth % experts, -1).to(torch.int32).to(self.device)
+        gates = torch.full(ids.shape, 1 / moe.top_k, device=self.device)
+        x, layers = self.rows(count), len(self.model.moe_layers)
+        sets = _expert_weights(experts, 2 if moe.gated else 1, ffn, self.hidden, layers, self.dtype, self.device)
+        return lambda: expert_ffn(x, *next(sets), ids, gates, activation=moe.activation)
+
+    def dense_ffn(self, tokens: int) -> Call:
+        x, weights = self.rows(tokens), self.weights.dense(self.index) or self.weights.shared(self.index)
+        if not isinstance(weights, DenseWeights):
+            raise MoeplanError(
+                f"operator_call: block: needs a dense FFN or a shared expert, this one of {self.model.name} has none"
+            )
+        return lambda: x + dense(x, weights)
+
+    # exchange -------------------------------------------------------------------------------------------------------
+
+    def _packed(self, tokens: int) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """Packing of rank 0's tokens, whose experts are divided over the devices in order; and the residual."""
+        experts = torch.arange(self.moe.num_experts).tensor_split(self.devices)
+        plan = LayerPlan(strategy="ep", slots=tuple(tuple(part.tolist()) for part in experts))
+        table = ep.serving(plan, [0] * self.devices, self.moe.num_experts, 0, self.device)
+        x, choice, phase = self.rows(tokens), self.choice(tokens), ep.phases(0, tokens, self.device)
+        return lambda: ep.pack(x, *choice, table, phase), x
+
+    def ep_pack(self, tokens: int) -> Call:
+        return self._packed(tokens)[0]
+
+    def ep_unpack(self, tokens: int) -> Call:
+        rows = sharded.pack(self.rows(tokens), *self.choice(tokens))
+        return lambda: ep.unpack(rows, self.hidden, self.dtype, self.moe.top_k)
+
+    def ep_combine(self, tokens: int) -> Call:
+        pack, residual = self._packed(tokens)
+        token = pack()[1]
+        returned = self.rows(len(token))
+        return lambda: ep.combine(returned, token, residual)
+
+    def sharded_pack(self, tokens: int) -> Call:
+        x, choice = self.rows(tokens), self.choice(tokens)
+        return lambda: sharded.pack(x, *choice)
+
+    def sharded_unpack(self, tokens: int) -> Call:
+        rows = sharded.pack(self.rows(tokens), *self.choice(tokens))
+        return lambda: sharded.unpack(rows, self.hidden, self.dtype, self.moe.top_k)
+
+    def sharded_combine(self, tokens: int) -> Call:
+        partials = self.rows(self.devices * tokens).view(self.devices, tokens, self.hidden)
+        residual = self.rows(tokens)
+        return lambda: sharded.combine(partials, residual)
+
+    def gathered_combine(self, tokens: int) -> Call:
+        y, residual = self.rows(tokens), self.rows(tokens)
+        return lambda: gathered.combine(y, residual)
+
+    # vocabulary -----------------------------------------------------------------------------------------------------
+
+    def embed(self, tokens: int) -> Call:
+        table = self.weights.embedding()
+        ids = torch.randint(self.model.vocab_size, (tokens,), generator=torch.Generator().manual_seed(0)).to(
+            self.device
+        )
+        return lambda: embed(ids, table)
+
+    def head(self, tokens: int) -> Call:
+        x, norm, weight = self.rows(tokens), self.weights.final_norm(), self.weights.head()
+        return lambda: head(x, norm, self.model.norm_eps, weight)
+
+
+@lru_cache(maxsize=1)
+def _expert_weights(
+    experts: int, matrices: int, ffn: int, hidden: int, layers: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights of one layer after the other, endlessly; all calls of one shape take turns on one iterator.
+
+    As many layers as the model has, or as many as are cold when their turn comes again.
+    """
+    each = experts * (matrices + 1) * ffn * hidden
+    count = max(1, min(layers, -(-COLD_BYTES // (each * dtype.itemsize))))
+    flat = _pool(dtype, device).cut(count, each)
+    inner = experts * matrices * ffn * hidden
+    return cycle([(w[:inner].view(experts, matrices, ffn, hidden), w[inner:].view(experts, hidden, ffn)) for w in flat])
+
+
+def operator_call(
+    operator: str,
+    model: Model,
+    block: Block,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    devices: int,
+    tensor: int,
+    **coordinates: int,
+) -> Callable[[], None]:
+    """Build inputs once; the result runs exactly one call of ``operator`` on them, as the executor does.
+
+    ``block``: one of the model's; ``devices``: G of the exchange operators; ``tensor``: devices that divide the
+    attention heads; ``coordinates``: a positive value for each axis in ``OPERATORS[operator].axes``.
+    Raises MoeplanError for an unknown operator, other axes, or a block that lacks what the operator runs.
+    """
+    if operator not in OPERATORS:
+        raise MoeplanError(f"operator_call: operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+    axes = OPERATORS[operator].axes
+    if set(coordinates) != set(axes) or min(coordinates.values()) < 1:
+        raise MoeplanError(f"operator_call: {operator}: expected positive values for {axes}, got {coordinates}")
+    with torch.inference_mode():
+        call: Call = getattr(_Calls(model, block, dtype, device, devices, tensor), operator)(**coordinates)
+
+    @torch.inference_mode()
+    def run() -> None:
+        call()
+
+    return run

@@ -1,0 +1,163 @@
+"""One rank of a plan: a transformer whose tokens, heads and experts are divided over devices.
+
+Letters: T this device's tokens, D model, V vocabulary, K top-k.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..spec import Plan
+from ..spec.operators import Part
+from ..spec.routing import Routing
+from .attention import RotaryEmbedding, attention
+from .cache import KVCache
+from .collectives import all_gather, all_reduce, consecutive_group, reduce_scatter
+from .dense import dense
+from .layout import Layout
+from .reference import forced_choice
+from .router import Choice, route
+from .strategies import LayerContext, Region, Strategy, strategy_of
+from .timers import OUTSIDE, Timers
+from .vocabulary import embed, head
+from .weights import LayerWeights, WeightSource, check_supported
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class Output(NamedTuple):
+    """hidden: [T, D] after the last layer; logits: [sequences that end here, V], none without a vocabulary."""
+
+    hidden: Tensor
+    logits: Tensor | None
+
+
+class Executor:
+    """Executes steps of ``plan`` as ``rank``; torch.distributed is initialised with one rank per device.
+
+    Every rank constructs its executor at the same time. The source gives tensors of the plan's dtype on ``device``.
+    ``capacity``: positions per sequence in the cache.
+    Raises MoeplanError for what the runtime does not execute.
+    """
+
+    def __init__(self, plan: Plan, rank: int, source: WeightSource, *, device: torch.device, capacity: int) -> None:
+        model = plan.model
+        check_supported(model)
+        self.model, self.layout, self.device = model, Layout.of(plan, rank), device
+        self._group = consecutive_group(plan.degrees.tensor) if plan.degrees.tensor > 1 else None
+        self._rope = RotaryEmbedding(model.rope_theta) if model.rope_theta is not None else None
+        self._strategies = self._make_strategies(plan, rank, DTYPES[plan.dtype])
+        self._layers = [self._load(i, source) for i in range(len(model.layers))]
+        if model.vocab_size:
+            self._embedding, self._norm = source.embedding(), source.final_norm()
+            self._head = self._embedding if model.tie_embeddings else source.head()
+        heads = self._heads(0)
+        self.cache = KVCache(model, self.layout.group_sequences, capacity, DTYPES[plan.dtype], device, heads)
+
+    def _make_strategies(self, plan: Plan, rank: int, dtype: torch.dtype) -> dict[int, Strategy]:
+        names = list(dict.fromkeys(device.host for device in plan.devices))
+        hosts = [names.index(device.host) for device in plan.devices]
+        region = Region(dtype, self.device)
+        strategies: dict[int, Strategy] = {}
+        for i, layer_plan in zip(self.model.moe_layers, plan.layers, strict=True):
+            block = self.model.layers[i]
+            assert block.moe is not None
+            context = LayerContext(rank, hosts, block.moe, block.hidden_size, self.device, region)
+            strategies[i] = strategy_of(layer_plan, context)
+        return strategies
+
+    def _heads(self, index: int) -> tuple[int, int] | None:
+        """Query heads that this device holds; None where it holds all."""
+        a, tensor = self.model.layers[index].attention, self.layout.tensor
+        if a is None or tensor == 1:
+            return None
+        each, member = a.heads // tensor, self.layout.rank % tensor
+        return member * each, (member + 1) * each
+
+    def _load(self, index: int, source: WeightSource) -> LayerWeights:
+        if index not in self._strategies:
+            return source.layer(index, heads=self._heads(index))
+        strategy = self._strategies[index]
+        experts, columns = strategy.stored
+        weights = source.layer(index, experts=experts, columns=columns, heads=self._heads(index))
+        assert weights.gate_up is not None
+        assert weights.down is not None
+        strategy.prepare(weights.gate_up, weights.down)
+        return weights
+
+    def forced(self, routing: Routing, layout: Layout) -> list[Choice]:
+        """This device's tokens of a routing, on the device, one entry per mixture-of-experts layer."""
+        return [forced_choice(routing, j, self.device, layout.own) for j in range(len(self._strategies))]
+
+    @torch.inference_mode()
+    def step(
+        self,
+        inputs: Tensor,
+        layout: Layout,
+        context: int,
+        *,
+        forced: list[Choice] | None = None,
+        timers: Timers | None = None,
+        layers: int | None = None,
+    ) -> Output:
+        """Process ``layout``'s new tokens after ``context`` tokens in the cache; all ranks together.
+
+        inputs: this device's token ids [T], or hidden states [T, D] for a model without a vocabulary. ``forced`` (see
+        ``forced``) replaces the routers' choices. ``layers``: stop after so many.
+        """
+        lap = timers.lap if timers is not None else _no_lap
+        x = inputs
+        if self.model.vocab_size:
+            x = embed(inputs, self._embedding)
+            lap(OUTSIDE, "embed")
+        ordinal = 0
+        for i, weights in enumerate(self._layers[:layers]):
+            strategy = self._strategies.get(i)
+            if strategy is not None and strategy.start():
+                lap(i, "gather")
+            if weights.attention is not None:
+                x = x + self._attention(x, i, layout, context)
+                lap(i, "attention")
+            if strategy is not None:
+                choice = forced[ordinal] if forced is not None else None
+                x = self._experts(x, i, strategy, layout, choice, partial(lap, i))
+                ordinal += 1
+            if weights.dense is not None:
+                x = x + dense(x, weights.dense)
+                lap(i, "dense")
+        if not self.model.vocab_size:
+            return Output(x, None)
+        logits = head(x[layout.last_rows], self._norm, self.model.norm_eps, self._head)
+        lap(OUTSIDE, "head")
+        return Output(x, logits)
+
+    def _attention(self, x: Tensor, index: int, layout: Layout, context: int) -> Tensor:
+        """Attention output for this device's tokens; with divided heads the group's tokens are brought together."""
+        weights, cache, batch = self._layers[index].attention, self.cache.layers[index], layout.batch(context)
+        assert weights is not None
+        if layout.tensor == 1:
+            return attention(x, weights, cache, self._rope, batch)
+        together = all_gather(x, layout.group_tokens, self._group)
+        add_up = partial(all_reduce, group=self._group)
+        part = attention(together, weights, cache, self._rope, batch, sum_over_group=add_up)
+        return reduce_scatter(part, layout.group_tokens, self._group)
+
+    def _experts(
+        self, x: Tensor, index: int, strategy: Strategy, layout: Layout, forced: Choice | None, lap: partial[None]
+    ) -> Tensor:
+        moe, weights = self.model.layers[index].moe, self._layers[index]
+        assert moe is not None
+        assert weights.router is not None
+        normed, ids, gates = route(x, weights.router, moe, forced)
+        lap("route")
+        x = strategy.forward(normed, ids, gates, x, layout, lap)
+        if weights.shared is not None:
+            x = x + dense(normed, weights.shared)
+            lap("shared")
+        return x
+
+
+def _no_lap(layer: int, part: Part) -> None:
+    """Nobody measures."""

@@ -1,0 +1,120 @@
+"""Run a plan on its devices and report what it did cost, part by part, against its prediction."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..spec import Plan, Report
+from ..spec.report import Comparison, NumericalCheck, PartComparison
+from .check import TOLERANCE
+from .launch import Launcher
+from .worker import Job, planned_trace, weight_source
+
+ENTRY = "moeplan.runtime.worker:run_plan"
+STEP_BUDGET, CHECK_BUDGET = 45.0, 30.0  # seconds
+
+
+def run(
+    plan: Plan,
+    launcher: Launcher,
+    *,
+    trace: Path | None = None,
+    weights_folder: Path | None = None,
+    tolerance: float = 0.25,
+    repetitions: int | None = None,
+    step_budget: float = STEP_BUDGET,
+    check_budget: float = CHECK_BUDGET,
+    timeout: float = 300.0,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Report:
+    """Execute ``plan``'s step on its devices.
+
+    trace: the file that the plan was made from, if it lies elsewhere now. weights_folder: a Hugging Face checkpoint;
+    random weights without it. tolerance: largest |predicted - measured| / measured of the step that passes.
+    repetitions: timed steps (default: as many as fit ``step_budget`` seconds, 1 to 30). check_budget: seconds that the
+    reference may take; it computes fewer layers of large models. timeout: seconds without a sign of life.
+    Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
+    """
+    job = Job(
+        plan=plan.to_json(),
+        trace=str(trace.absolute()) if trace else None,
+        weights_folder=str(weights_folder.absolute()) if weights_folder else None,
+        repetitions=repetitions,
+        step_budget=step_budget,
+        check_budget=check_budget,
+    )
+    planned_trace(plan, job.trace)  # what can be refused here needs no ranks
+    weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
+    results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)
+    return assemble(plan, results, tolerance)
+
+
+def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float) -> Report:
+    """The report of every rank's result, in rank order; see ``worker.run_plan``."""
+    # A step lasts as long as its slowest device.
+    step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
+    check = numerical_check(plan, results[0]["check"])
+    return Report(
+        plan=plan.digest(),
+        model=plan.model.name,
+        workload=str(plan.workload),
+        step=step,
+        repetitions=len(results[0]["steps"]),
+        parts=part_comparisons(plan, results),
+        memory=tuple(r["memory"] for r in results),
+        check=check,
+        tolerance=tolerance,
+        passed=abs(step.error) <= tolerance and (check is None or check.passed),
+        notes=notes(plan, check),
+        environment=results[0]["environment"],
+    )
+
+
+def compare(predicted: float, measured: np.ndarray) -> dict[str, float]:
+    """measured: [repetitions] seconds."""
+    low, median, high = np.percentile(measured, (10, 50, 90)).tolist()
+    return {"predicted": predicted, "measured": median, "spread": (high - low) / median if median else 0.0}
+
+
+def part_comparisons(plan: Plan, results: list[dict[str, Any]]) -> tuple[PartComparison, ...]:
+    """Every part of every layer that was predicted or measured, means over devices."""
+    predicted = {(layer.layer, part): s for layer in plan.predicted.layers for part, s in layer.parts.items()}
+    measured: dict[tuple[int, str], list[list[float]]] = {}
+    for result in results:
+        for entry in result["parts"]:
+            measured.setdefault((entry["layer"], entry["part"]), []).append(entry["seconds"])
+    nothing = [[0.0] * len(results[0]["steps"])]
+    comparisons = []
+    for key in sorted(predicted.keys() | measured.keys()):
+        seconds = np.sum(measured.get(key, nothing), axis=0) / len(results)
+        comparisons.append(PartComparison(layer=key[0], part=key[1], **compare(predicted.get(key, 0.0), seconds)))
+    return tuple(comparisons)
+
+
+def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck | None:
+    if result is None:
+        return None
+    tolerance = TOLERANCE[plan.dtype]
+    return NumericalCheck(
+        relative_error=result["error"],
+        tolerance=tolerance,
+        layers=result["layers"],
+        tokens=plan.workload.tokens,
+        passed=result["error"] <= tolerance,
+    )
+
+
+def notes(plan: Plan, check: NumericalCheck | None) -> tuple[str, ...]:
+    layers, result = len(plan.model.layers), []
+    if plan.stored_layers < layers:
+        result.append(f"{layers} layers share the weights of {plan.stored_layers}: memory does not hold them all")
+    if check is None:
+        result.append("output not checked: the reference does not fit the memory of one device")
+    elif check.layers < layers:
+        result.append(f"output checked after {check.layers} of {layers} layers: the reference's time is limited")
+    if plan.routing.kind == "assumed":
+        result.append(f"routing assumed: {plan.routing.assumption}")
+    return tuple(result)

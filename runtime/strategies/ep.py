@@ -1,0 +1,111 @@
+"""Expert parallelism: tokens travel to the experts and back, one row per token and destination device.
+
+T tokens, D model, E experts, K top-k, G devices, P phases of the copy table, N rows sent, M rows received.
+
+A token whose experts share a device crosses the wire once: the row names its experts there, the device returns one
+gate-weighted partial row, and the token's owner adds the partial rows up. Replicated experts are served by the copy
+that ``spec.routing.copy_table`` names.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...spec.plan import LayerPlan
+from ...spec.routing import COPY_PHASES, COPY_STEP, copy_table
+from ..collectives import all_to_all, exchange_counts
+from ..kernels import expert_ffn
+from ..layout import Layout
+from .layer import Lap, LayerContext, Stored
+from .rows import empty_rows, fields, unpack
+
+__all__ = ["ExpertParallel", "Serving", "combine", "pack", "serving", "unpack"]
+
+
+class Serving(NamedTuple):
+    """Who serves what, seen from one device: expert [E, P] -> device, and the expert's index among that device's.
+
+    The tables are [E] where no expert is replicated.
+    """
+
+    device: Tensor
+    slot: Tensor
+    devices: int
+
+
+def serving(plan: LayerPlan, hosts: list[int], num_experts: int, rank: int, device: torch.device) -> Serving:
+    """The tables of ``rank``."""
+    served = copy_table(plan.slots, plan.shares, hosts, num_experts)[rank].astype(np.int64)
+    index = np.full((len(plan.slots), num_experts), -1, np.int64)
+    for g, experts in enumerate(plan.slots):
+        index[g, list(experts)] = np.arange(len(experts))
+    slot = index[served, np.arange(num_experts)[:, None]]
+    if sum(map(len, plan.slots)) == num_experts:
+        served, slot = served[:, 0], slot[:, 0]
+    return Serving(torch.from_numpy(served).to(device), torch.from_numpy(slot).to(device), len(plan.slots))
+
+
+@lru_cache(maxsize=8)
+def phases(first: int, tokens: int, device: torch.device) -> Tensor:
+    """[T, 1] int64: the phase of each token of global index first, first + 1, ..."""
+    index = torch.arange(first, first + tokens, device=device)
+    return ((index * COPY_STEP) % COPY_PHASES).unsqueeze(1)
+
+
+def pack(x: Tensor, ids: Tensor, weights: Tensor, table: Serving, phase: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """De-duplicated send buffer.
+
+    x [T, D], ids [T, K] int64 experts, weights [T, K] f32, phase [T, 1]. Returns rows [N, row bytes] ordered by
+    destination, then token; the token of each row [N] int64; rows for each device [G] int64. A row's ids are indices
+    among the destination's experts, -1 where another device serves.
+    """
+    entry = ids if table.device.dim() == 1 else (ids, phase)
+    destination, slot = table.device[entry], table.slot[entry]
+    wanted = torch.zeros((table.devices, len(x)), dtype=torch.bool, device=x.device)
+    wanted.scatter_(0, destination.t(), True)
+    target, token = wanted.nonzero(as_tuple=True)
+    rows = empty_rows(len(token), x, ids.shape[1])
+    row_x, row_ids, row_weights = fields(rows, x.shape[1], x.dtype, ids.shape[1])
+    torch.index_select(x, 0, token, out=row_x)
+    here = destination.index_select(0, token) == target.unsqueeze(1)
+    row_ids.copy_(torch.where(here, slot.index_select(0, token), -1))
+    torch.index_select(weights, 0, token, out=row_weights)
+    return rows, token, wanted.sum(1)
+
+
+def combine(returned: Tensor, token: Tensor, residual: Tensor) -> Tensor:
+    """residual [T, D] plus each returned partial row [N, D] at its token [N]; summed in f32."""
+    return residual.float().index_add(0, token, returned.float()).to(residual.dtype)
+
+
+class ExpertParallel:
+    """One layer; see ``strategies.Strategy``."""
+
+    def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
+        c = context
+        self._table = serving(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
+        self._activation = c.moe.activation
+        self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
+
+    def prepare(self, gate_up: Tensor, down: Tensor) -> None:
+        self._gate_up, self._down = gate_up, down
+
+    def start(self) -> bool:
+        """Nothing to fetch: the weights stay."""
+        return False
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
+        phase = phases(layout.first, len(x), x.device)
+        rows, token, send = pack(x, ids, weights, self._table, phase)
+        send_counts, recv_counts = torch.stack([send, exchange_counts(send)]).tolist()
+        received = all_to_all(rows, send_counts, recv_counts)
+        partial = unpack(received, x.shape[1], x.dtype, ids.shape[1])
+        lap("dispatch")
+        y = expert_ffn(partial[0], self._gate_up, self._down, *partial[1:], activation=self._activation)
+        lap("expert")
+        y = combine(all_to_all(y, recv_counts, send_counts), token, residual)
+        lap("combine")
+        return y

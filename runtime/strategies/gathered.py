@@ -1,0 +1,72 @@
+"""Gathered experts: the weights travel to the tokens, which stay where they are.
+
+T tokens of this device, D model, E experts, H FFN columns, M matrices into the FFN (2 gated, 1 plain).
+
+Each expert rests on one device. When a layer begins, every device starts to bring all of the layer's experts into the
+one region that all layers share; attention runs meanwhile; the experts wait for what is still missing (HEXA's
+data-centric computing with its shared cache). Devices may hold unequal numbers of experts and of tokens.
+"""
+
+import torch
+from torch import Tensor
+
+from ...spec.plan import LayerPlan
+from ..collectives import Pending, all_gather_start
+from ..kernels import expert_ffn
+from ..layout import Layout
+from .layer import Lap, LayerContext, Stored
+
+__all__ = ["Gathered", "combine", "resting"]
+
+
+def resting(plan: LayerPlan) -> list[list[int]]:
+    """Experts that rest on each device: of several copies the first one counts."""
+    seen: set[int] = set()
+    result = []
+    for experts in plan.slots:
+        result.append([e for e in experts if e not in seen])
+        seen.update(experts)
+    return result
+
+
+def combine(y: Tensor, residual: Tensor) -> Tensor:
+    """Both [T, D]."""
+    return residual + y
+
+
+class Gathered:
+    """One layer; see ``strategies.Strategy``."""
+
+    def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
+        c = self._context = context
+        owned = resting(plan)
+        self._counts = [len(experts) for experts in owned]
+        self.stored = Stored(experts=tuple(owned[c.rank]), columns=(0, c.moe.ffn_size))
+        order = torch.tensor([e for experts in owned for e in experts])
+        self._position = torch.argsort(order).to(c.device)  # [E] where an expert lies in the region
+        matrices, experts = 2 if c.moe.gated else 1, c.moe.num_experts
+        self._shapes = (experts, matrices, c.moe.ffn_size, c.hidden), (experts, c.hidden, c.moe.ffn_size)
+        c.region.reserve(*self._shapes)
+
+    def prepare(self, gate_up: Tensor, down: Tensor) -> None:
+        self._own = gate_up, down
+
+    def start(self) -> bool:
+        """Begin to bring the layer's experts here."""
+        self._weights = self._context.region.views(*self._shapes)
+        self._pending: list[Pending] = [
+            all_gather_start(own, whole.split(self._counts))
+            for own, whole in zip(self._own, self._weights, strict=True)
+        ]
+        return True
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
+        for pending in self._pending:
+            pending.wait()
+        lap("gather")
+        gate_up, down = self._weights
+        y = expert_ffn(x, gate_up, down, self._position[ids], weights, activation=self._context.moe.activation)
+        lap("expert")
+        y = combine(y, residual)
+        lap("combine")
+        return y

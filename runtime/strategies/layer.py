@@ -1,0 +1,50 @@
+"""What a strategy is given, and what it asks for."""
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...spec.model import Moe
+from ...spec.operators import Part
+
+Lap = Callable[[Part], None]
+
+
+class Region:
+    """One stretch of memory that the gathered layers take turns to fill: as large as the largest needs."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+        self._elements = 0
+
+    def reserve(self, *shapes: tuple[int, ...]) -> None:
+        """Called for every layer before any layer uses the region."""
+        self._elements = max(self._elements, sum(map(prod, shapes)))
+
+    def views(self, *shapes: tuple[int, ...]) -> list[Tensor]:
+        """Consecutive tensors in the region; they overwrite what the previous layer had there."""
+        if self._memory.numel() < self._elements:
+            self._memory = self._memory.new_empty(self._elements)
+        sizes = [prod(shape) for shape in shapes]
+        return [flat.view(shape) for flat, shape in zip(self._memory[: sum(sizes)].split(sizes), shapes, strict=True)]
+
+
+class LayerContext(NamedTuple):
+    """The surroundings of one mixture-of-experts layer on one device."""
+
+    rank: int
+    hosts: list[int]  # number of each device's host
+    moe: Moe
+    hidden: int
+    device: torch.device
+    region: Region
+
+
+class Stored(NamedTuple):
+    """The routed experts that a device stores for a layer, and the FFN columns [first, end) of each."""
+
+    experts: tuple[int, ...]
+    columns: tuple[int, int]

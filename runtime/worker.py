@@ -1,0 +1,190 @@
+"""What every rank does to run a plan: load its part, step, measure, and check the output."""
+
+import gc
+import platform
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..spec import Model, MoeplanError, Plan, Trace
+from ..spec.operators import Part
+from ..spec.routing import Routing, check_shape, draw_routing
+from .check import checked_layers, first_layers, planned_output, reference_output, relative_error
+from .checkpoint import Checkpoint
+from .executor import DTYPES, Executor
+from .launch import Rank
+from .memory import PeakMemory, available_bytes
+from .random_weights import RandomWeights, random_tensor
+from .timers import Timers
+from .weights import WeightSource
+
+SHARE_TOLERANCE = 0.01
+MAX_REPETITIONS = 30
+WARM_UP_SHARE = 0.25  # of the budget: a second warm-up step if the first took less
+
+
+@dataclass(frozen=True)
+class Job:
+    """What ``run`` asks of the ranks; JSON."""
+
+    plan: str
+    trace: str | None
+    weights_folder: str | None
+    repetitions: int | None
+    step_budget: float
+    check_budget: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
+    """Load, warm up, measure, check.
+
+    Result (JSON): ``steps`` [seconds of each repetition], ``parts`` [{layer, part, seconds of each repetition}],
+    ``memory`` peak bytes, ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit.
+    Raises MoeplanError for another trace, or devices other than the plan's.
+    """
+    task = Job(**job)
+    plan = Plan.parse(task.plan, "plan")
+    verify_devices(plan, rank)
+    torch.set_num_threads(plan.devices[rank.rank].threads)
+    routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
+    memory, workload = PeakMemory(rank.device), plan.workload
+
+    begin = perf_counter()
+    rank.emit({"what": "loading weights"})
+    source = weight_source(plan, plan.model, task.weights_folder, rank.device)
+    executor = Executor(plan, rank.rank, source, device=rank.device, capacity=workload.context + workload.length)
+    executor.cache.fill(workload.context, plan.seed)
+    inputs = step_inputs(plan).to(rank.device)
+    load_seconds = agree(perf_counter() - begin, rank.device)
+    rank.emit({"what": "warming up"})
+
+    measured = measure(executor, inputs, routing, task, plan, rank)
+    peak = memory.bytes()
+
+    step_seconds = agree(max(measured["steps"]), rank.device)
+    free = available_bytes(rank.device) + peak  # what the executor holds is freed first
+    layers = checked_layers(plan, task.check_budget, free, step_seconds, load_seconds) if rank.rank == 0 else 0
+    layers = int(agree(layers, rank.device))
+    rank.emit({"what": f"checking {layers} of {len(plan.model.layers)} layers"})
+    check = None
+    if layers:
+        output = planned_output(executor, inputs, routing, workload.context, layers)
+        del executor, source
+        gc.collect()
+        dist.barrier()
+        if rank.rank == 0:
+            source = weight_source(plan, first_layers(plan.model, layers), task.weights_folder, rank.device)
+            reference = reference_output(plan, source, inputs, routing)
+            check = {"layers": layers, "error": relative_error(output, reference)}
+    return {**measured, "memory": peak, "check": check, "environment": environment(rank)}
+
+
+def verify_devices(plan: Plan, rank: Rank) -> None:
+    """The ranks must be the devices that the plan was made for."""
+    if rank.world != len(plan.devices):
+        raise MoeplanError(
+            f"the plan is for {len(plan.devices)} devices, there are {rank.world} ranks: start as many, or solve again"
+        )
+    again = "run it there, or make a new plan with `moeplan profile` and `moeplan solve`"
+    for i, (device, host) in enumerate(zip(plan.devices, rank.hosts, strict=True)):
+        if device.host != host:
+            raise MoeplanError(f"the plan's device {i} is on host {device.host!r}, rank {i} is on {host!r}: {again}")
+    mine = plan.devices[rank.rank]
+    if mine.kind != rank.device.type:
+        raise MoeplanError(f"the plan's device {rank.rank} is {mine.kind}, the rank's {rank.device.type}: {again}")
+    if mine.kind == "cpu" and abs(mine.cpu_share - rank.cpu_share) > SHARE_TOLERANCE * mine.cpu_share:
+        raise MoeplanError(
+            f"the plan's device {rank.rank} may use {mine.cpu_share:g} cores, the rank {rank.cpu_share:g}: {again}"
+        )
+
+
+def planned_trace(plan: Plan, path: str | None) -> Trace | None:
+    """The trace that the plan was made from, at ``path`` or where the plan says; None where it had none."""
+    path = path or plan.routing.path
+    if not path:
+        return None
+    trace = Trace.read(path)
+    check_shape(trace, plan.model, path)
+    found, wanted = trace.digest(), plan.routing.digest
+    if found != wanted:
+        raise MoeplanError(f"{path}: not the trace that the plan was made for (digest {found}, plan's {wanted})")
+    return trace
+
+
+def weight_source(plan: Plan, model: Model, folder: str | None, device: torch.device) -> WeightSource:
+    """``model``'s weights in the plan's dtype: a checkpoint's, or random ones with the plan's storage."""
+    if folder:
+        return Checkpoint(model, folder, DTYPES[plan.dtype], device)
+    stored = min(plan.stored_layers, len(model.layers))
+    return RandomWeights(model, DTYPES[plan.dtype], plan.seed, device, stored)
+
+
+def step_inputs(plan: Plan) -> Tensor:
+    """All tokens of the step: random ids [tokens], or hidden states [tokens, D] for a model without a vocabulary."""
+    model, tokens = plan.model, plan.workload.tokens
+    if model.vocab_size:
+        return torch.from_numpy(np.random.default_rng(plan.seed).integers(model.vocab_size, size=tokens))
+    hidden = torch.empty(tokens, model.layers[0].hidden_size, dtype=DTYPES[plan.dtype])
+    return random_tensor(hidden, plan.seed, 0, "inputs", fan_in=1)
+
+
+def agree(value: float, device: torch.device) -> float:
+    """The largest of the ranks' values."""
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared.item()
+
+
+def measure(executor: Executor, inputs: Tensor, routing: Routing, task: Job, plan: Plan, rank: Rank) -> dict[str, Any]:
+    """Steps after a warm-up, each from a barrier: seconds of each step, and of each part in each step, on this rank."""
+    layout, timers, context = executor.layout, Timers(rank.device), plan.workload.context
+    own, forced = inputs[layout.own], executor.forced(routing, layout)
+    steps: list[float] = []
+    parts: list[dict[tuple[int, Part], float]] = []
+
+    def step() -> float:
+        dist.barrier()
+        synchronize(rank.device)
+        begin = perf_counter()
+        timers.start()
+        executor.step(own, layout, context, forced=forced, timers=timers)
+        synchronize(rank.device)
+        return perf_counter() - begin
+
+    seconds = agree(step(), rank.device)
+    if seconds < WARM_UP_SHARE * task.step_budget:  # the first step also pays for what is made once
+        seconds = agree(step(), rank.device)
+    count = task.repetitions or max(1, min(MAX_REPETITIONS, int(task.step_budget / seconds)))
+    for i in range(count):
+        steps.append(step())
+        parts.append(timers.seconds())
+        rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
+    return {
+        "steps": steps,
+        "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
+    }
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def environment(rank: Rank) -> dict[str, str]:
+    cuda = rank.device.type == "cuda"
+    return {
+        "torch": torch.__version__,
+        "backend": dist.get_backend(),
+        "device": torch.cuda.get_device_name(rank.device) if cuda else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }

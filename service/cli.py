@@ -1,0 +1,65 @@
+"""The command line: ``moeplan COMMAND``."""
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+
+from .. import __version__
+from ..spec.errors import MoeplanError
+from .commands import models, profile, run, solve, trace
+from .console import err
+
+app = typer.Typer(
+    name="moeplan",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(name="profile")(profile.profile)
+app.command(name="solve")(solve.solve)
+app.command(name="run")(run.run)
+app.command(name="models")(models.models)
+app.add_typer(trace.app, name="trace")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"moeplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def moeplan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Plan mixture-of-experts models on unequal hardware: measure, solve with a proven bound, run, check.
+
+    The loop, in an empty directory: `moeplan profile`, `moeplan solve --model mixtral`, `moeplan run plan.json`.
+
+    Exit codes: 0 done; 1 beyond the tolerance; 2 bad input or an infeasible limit; 3 a rank failed; 130 Ctrl-C.
+    """
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line without a traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except MoeplanError as error:
+        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        err.print("stopped")
+        code = 130
+    except BrokenPipeError:
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,66 @@
+"""``moeplan run``: execute a plan and check it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...runtime.launch.choose import choose_launcher, is_primary
+from ...runtime.run import run as execute
+from ...spec.plan import Plan
+from ..console import err, out, print_json, progress
+from ..report import draw_report, report_table
+
+
+def run(
+    plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="What `moeplan solve` wrote.")],
+    lab: Annotated[Path | None, typer.Option(help="Run inside the emulated cluster of this YAML file.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="The plan's trace, where it has moved.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with Hugging Face safetensors; by default random weights.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest error of the step: |predicted / measured - 1|.")
+    ] = 0.5,
+    repetitions: Annotated[int | None, typer.Option(min=1, help="Timed steps; by default what fits a minute.")] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life before the run ends.")] = 300.0,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The report document.")] = Path("report.json"),
+    picture: Annotated[Path | None, typer.Option(help="Draw predicted beside measured (.png or .svg).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of a table.")] = False,
+) -> None:
+    """Execute a plan, compare its output with a plain reference and its time with the prediction.
+
+    Exit code 1 when either is beyond tolerance. Under torchrun every process is a rank.
+
+    Example: `moeplan run plan.json --picture report.png`
+    """
+    plan = Plan.read(plan_path)
+    with (
+        choose_launcher(lab, len(plan.devices), plan.devices[0].kind, port) as launcher,
+        progress("running") as show,
+    ):
+        report = execute(
+            plan,
+            launcher,
+            trace=trace,
+            weights_folder=weights,
+            tolerance=tolerance,
+            repetitions=repetitions,
+            timeout=timeout,
+            on_event=show,
+        )
+        if not is_primary(launcher):
+            return
+    report.write(output)
+    if picture:
+        draw_report(report, picture)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        out.print(report_table(report))
+        for note in report.notes:
+            err.print(f"[yellow]note:[/] {note}", highlight=False)
+        out.print(f"wrote {output}" + (f" and {picture}" if picture else ""))
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,58 @@
+"""``moeplan solve``: decide how the model should run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...planner.explain import breakdown_table, candidates_table, memory_table, verdict
+from ...planner.search import solve as search
+from ...spec.catalogue import load_model
+from ...spec.cluster import Cluster
+from ...spec.trace import Trace
+from ...spec.workload import Workload
+from ..console import err, out, parse_bytes, print_json
+
+
+def solve(
+    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name or path of a Hugging Face config.json.")],
+    cluster: Annotated[Path, typer.Option(help="What `moeplan profile` wrote.")] = Path("cluster.json"),
+    trace: Annotated[
+        Path | None, typer.Option(help="Recorded routing (.npz); without one a power law is assumed, and said.")
+    ] = None,
+    workload: Annotated[
+        str, typer.Option(help="prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")
+    ] = "decode:16@512",
+    strategy: Annotated[str | None, typer.Option(help="Only this one: ep, sharded or gathered.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
+    seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
+    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 60.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The plan document.")] = Path("plan.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan instead of tables.")] = False,
+) -> None:
+    """Choose degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.
+
+    Example: `moeplan solve --model mixtral --workload prefill:512 --memory 12GiB`
+    """
+    plan = search(
+        load_model(model),
+        Cluster.read(cluster),
+        Workload.from_text(workload),
+        Trace.read(trace) if trace else None,
+        trace_path=str(trace or ""),
+        strategy=strategy,
+        dtype=dtype,
+        memory_bytes=parse_bytes(memory) if memory else None,
+        seed=seed,
+        time_limit=time_limit,
+    )
+    plan.write(output)
+    if as_json:
+        print_json(plan.model_dump(mode="json"))
+        return
+    out.print(candidates_table(plan), breakdown_table(plan), memory_table(plan))
+    for note in plan.notes:
+        err.print(f"[yellow]note:[/] {note}", highlight=False)
+    out.print(verdict(plan))
+    out.print(f"wrote {output}; run it with `moeplan run {output}`", highlight=False)

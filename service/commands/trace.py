@@ -1,0 +1,65 @@
+"""``moeplan trace``: record and look at routing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...profiler.traces import capture as record
+from ...profiler.traces import draw_stats, stats_table, trace_stats
+from ...spec.trace import Trace
+from ..console import out, print_json, progress
+
+app = typer.Typer(no_args_is_help=True, help="Record how a model routes, and look at it.")
+
+
+@app.command()
+def capture(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Folder of a Transformers MoE model, or a config.json.")],
+    text: Annotated[Path, typer.Option(help="Text file that the model reads.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to record.")] = 4096,
+    sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load weights; draw them.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+) -> None:
+    """Record the routing of any Transformers mixture-of-experts causal model on a text.
+
+    Example: `moeplan trace capture --model ./olmoe --text book.txt -o trace.npz`
+    """
+    with progress("recording") as show:
+        trace = record(
+            model,
+            text,
+            tokens=tokens,
+            sequence_length=sequence_length,
+            seed=seed,
+            random_weights=random_weights,
+            on_event=show,
+        )
+    trace.write(output)
+    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
+    out.print(f"wrote {output}: {shape}")
+
+
+@app.command()
+def stats(
+    trace: Annotated[Path, typer.Argument(help="The trace (.npz).")],
+    other: Annotated[Path | None, typer.Argument(help="A second trace of the model: domain shift.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices of the linear placement whose balance is shown.")] = 8,
+    hosts: Annotated[int, typer.Option(min=1, help="Hosts of that placement.")] = 2,
+    picture: Annotated[Path | None, typer.Option(help="Draw it (.png).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Balance, affinity between layers against a shuffled control, fan-out, domain shift.
+
+    Example: `moeplan trace stats trace.npz --devices 8 --hosts 2 --picture trace.png`
+    """
+    recorded = Trace.read(trace)
+    found = trace_stats(recorded, devices=devices, hosts=hosts, other=Trace.read(other) if other else None)
+    if picture:
+        draw_stats(found, picture)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        out.print(stats_table(found))

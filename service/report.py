@@ -1,0 +1,71 @@
+"""A report as a table and as a picture."""
+
+from collections import defaultdict
+from pathlib import Path
+
+from rich.table import Table
+
+from ..spec.document import write_atomically
+from ..spec.operators import PARTS
+from ..spec.report import Report
+
+
+def by_part(report: Report) -> list[tuple[str, float, float]]:
+    """Part, predicted and measured seconds summed over layers, in the order of a step."""
+    predicted: dict[str, float] = defaultdict(float)
+    measured: dict[str, float] = defaultdict(float)
+    for row in report.parts:
+        predicted[row.part] += row.predicted
+        measured[row.part] += row.measured
+    return [(part, predicted[part], measured[part]) for part in PARTS if predicted[part] or measured[part]]
+
+
+def report_table(report: Report) -> Table:
+    """Predicted, measured and error by part, then the whole step and the numerical check."""
+    table = Table(title=f"{report.model}, {report.workload}: predicted and measured", title_justify="left")
+    table.add_column("part")
+    for name in ("predicted ms", "measured ms", "error"):
+        table.add_column(name, justify="right")
+    for part, predicted, measured in by_part(report):
+        error = f"{(predicted - measured) / measured:+.0%}" if measured else "-"
+        table.add_row(part, f"{predicted * 1e3:.2f}", f"{measured * 1e3:.2f}", error)
+    step = report.step
+    table.add_section()
+    table.add_row(
+        f"[bold]step[/] (median of {report.repetitions}, spread {step.spread:.0%})",
+        f"{step.predicted * 1e3:.2f}",
+        f"{step.measured * 1e3:.2f}",
+        f"[bold]{step.error:+.1%}[/]",
+    )
+    if report.check:
+        check = report.check
+        table.add_row(
+            f"output against the reference ({check.layers} layers, {check.tokens} tokens)",
+            f"<= {check.tolerance:.0e}",
+            f"{check.relative_error:.1e}",
+            "ok" if check.passed else "[bold red]differs[/]",
+        )
+    table.caption = "[green]within tolerance[/]" if report.passed else "[red]beyond tolerance[/]"
+    table.caption_justify = "left"
+    return table
+
+
+def draw_report(report: Report, path: Path) -> None:
+    """Two bars, predicted and measured, divided by part; the format follows the file's ending."""
+    from matplotlib.figure import Figure
+
+    rows = by_part(report)
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    left = {"predicted": 0.0, "measured": 0.0}
+    for part, predicted, measured in rows:
+        widths = [predicted * 1e3, measured * 1e3]
+        axes.barh(list(left), widths, left=list(left.values()), label=part)
+        left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
+    axes.invert_yaxis()
+    axes.set_xlabel("milliseconds of one step (mean over devices)")
+    axes.set_title(f"{report.model}, {report.workload}: step error {report.step.error:+.1%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    kind = path.suffix.removeprefix(".") or "png"
+    write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140))

@@ -1,0 +1,179 @@
+"""Synthetic clusters and models: plausible curves from a few numbers, for tests that need no measurement.
+
+A device of speed v computes v * 100 GFLOP/s and moves v * 10 GB/s; every call costs 20 us. Links inside a host carry
+``local`` bytes per second, links between hosts ``uplink``, which all devices of a host share.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+
+from moeplan.spec import Cluster, Model
+from moeplan.spec.cluster import CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
+from moeplan.spec.curve import Axis, Curve
+from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
+from moeplan.spec.operators import (
+    COLLECTIVES,
+    OPERATORS,
+    attention_shape,
+    dense_shape,
+    exchange_shape,
+    expert_shape,
+    route_shape,
+    vocabulary_shape,
+)
+
+FLOPS, BYTES, CALL, LATENCY = 1e11, 1e10, 20e-6, 50e-6
+TOKENS = (1, 8, 64, 512, 4096)
+SIZES = tuple(float(1 << i) for i in range(10, 25, 2))
+
+
+def tiny_model(
+    *,
+    layers: int = 4,
+    hidden: int = 64,
+    ffn: int = 128,
+    experts: int = 8,
+    top_k: int = 2,
+    dense: int = 0,
+    shared: int = 0,
+) -> Model:
+    """A small gqa model: ``dense`` dense layers, then ``layers`` mixture-of-experts layers."""
+    attention = Attention(heads=8, kv_heads=4, head_dim=16)
+    moe = Moe(num_experts=experts, top_k=top_k, ffn_size=ffn, shared_ffn_size=shared)
+    blocks = []
+    if dense:
+        blocks.append(Block(count=dense, hidden_size=hidden, attention=attention, dense=Dense(ffn_size=4 * ffn)))
+    blocks.append(Block(count=layers, hidden_size=hidden, attention=attention, moe=moe))
+    return Model(name="tiny", family="test", vocab_size=256, blocks=tuple(blocks), dtype="f32")
+
+
+def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear: Sequence[str] = ()) -> Curve:
+    """A curve of ``seconds(**coordinates)`` over a grid."""
+    points = [seconds(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]
+    return Curve(
+        axes=tuple(
+            Axis(name=name, values=tuple(values), beyond="linear" if name in linear else "flagged")
+            for name, values in axes.items()
+        ),
+        median=tuple(points),
+        spread=(0.0,) * len(points),
+    )
+
+
+def operators(
+    model: Model, speed: float, devices: int, tensors: Sequence[int], dtype: str
+) -> tuple[OperatorCurve, ...]:
+    """Every curve that a plan for ``model`` reads on one device."""
+    element = DTYPE_BYTES[dtype]
+
+    def time(flops: float, moved: float) -> float:
+        return CALL + flops / (FLOPS * speed) + moved / (BYTES * speed)
+
+    found: dict[tuple, OperatorCurve] = {}
+
+    def add(operator: str, shape: dict, curve: Curve) -> None:
+        found[(operator, *shape.values())] = OperatorCurve(operator=operator, shape=shape, dtype=dtype, curve=curve)
+
+    for block in dict.fromkeys(model.layers):
+        D = block.hidden_size
+        for tensor in tensors if block.attention else ():
+            a = block.attention
+            assert a is not None
+            weights = a.parameters(D) / tensor
+
+            def prefill(sequences: float, length: float, weights=weights, a=a, t=tensor, D=D) -> float:
+                rows = sequences * length
+                flops = 2 * rows * (weights + length * a.heads * a.head_dim / t)
+                return time(flops, element * (weights + rows * D))
+
+            def decode(sequences: float, context: float, weights=weights, a=a, t=tensor) -> float:
+                return time(2 * sequences * weights, element * (weights + sequences * context * a.cache_values() / t))
+
+            shape = attention_shape(block, tensor)
+            counts = (1, 2, 4, 8, 16, 64)
+            add("attention_prefill", shape, grid({"sequences": counts, "length": (16, 64, 256)}, prefill))
+            add("attention_decode", shape, grid({"sequences": counts, "context": (64, 512, 4096)}, decode))
+        ffns = [(block.dense.ffn_size, block.dense.gated)] if block.dense else []
+        if block.moe:
+            m = block.moe
+            ffns += [(m.shared_ffn_size, True)] if m.shared_ffn_size else []
+
+            def expert(ffn: float, experts: float, tokens: float, D: int = D) -> float:
+                weights = 3 * D * ffn
+                return time(2 * experts * tokens * weights, element * experts * (weights + 2 * tokens * D))
+
+            columns = tuple(m.ffn_size * i // 8 for i in (1, 2, 4, 8))
+            actives = tuple(sorted({1, min(2, m.num_experts), m.num_experts}))
+            axes = {"ffn": columns, "experts": actives, "tokens": TOKENS}
+            add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
+            add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
+            for operator in OPERATORS:
+                if operator.startswith(("ep_", "sharded_", "gathered_")):
+                    moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
+                    add(operator, exchange_shape(block, devices), moving)
+        for size, gated in ffns:
+            weights = 3 * D * size
+            curve = grid({"tokens": TOKENS}, lambda tokens, w=weights: time(2 * tokens * w, element * w))
+            add("dense_ffn", dense_shape(block, size, gated), curve)
+    D, V = model.layers[-1].hidden_size, model.vocab_size
+    add("embed", vocabulary_shape(model), grid({"tokens": TOKENS}, lambda tokens: time(0, tokens * D * element)))
+    head = grid({"tokens": TOKENS}, lambda tokens: time(2 * tokens * D * V, D * V * element))
+    add("head", vocabulary_shape(model), head)
+    return tuple(found.values())
+
+
+def cluster(
+    model: Model,
+    speeds: Sequence[Sequence[float]] = ((1.0, 1.0), (1.0, 1.0)),
+    *,
+    local: float = 4e9,
+    uplink: float = 1e9,
+    memory: float | Sequence[float] = 4 * 2**30,
+    dtype: str = "f32",
+) -> Cluster:
+    """One device per speed, one host per group of speeds."""
+    flat = [(h, speed) for h, group in enumerate(speeds) for speed in group]
+    n, host = len(flat), [h for h, _ in flat]
+    per_host = [len(group) for group in speeds]
+    tensors = [t for t in (1, 2, 4) if all(count % t == 0 for count in per_host)]
+    memories = [memory] * n if isinstance(memory, int | float) else list(memory)
+    devices = tuple(
+        Device(
+            host=f"host{h}",
+            kind="cpu",
+            name="synthetic",
+            memory_bytes=int(memories[i]),
+            stream_bandwidth=BYTES * speed,
+            cpu_share=1.0,
+            operators=operators(model, speed, n, tensors, dtype),
+        )
+        for i, (h, speed) in enumerate(flat)
+    )
+
+    def link(i: int, j: int) -> Link:
+        rate = local if host[i] == host[j] else min(local, uplink)
+        curve = grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
+        return Link(source=i, target=j, latency=LATENCY, curve=curve)
+
+    def collective(name: str, group: tuple[int, ...]) -> CollectiveCurve:
+        across = max(sum(host[i] != host[j] for j in group) for i in group)
+        sharing = max(sum(host[i] == h for i in group) for h in range(len(speeds)))
+
+        def seconds(bytes: float) -> float:
+            return CALL + LATENCY + bytes * max((len(group) - 1) / local, across * sharing / uplink)
+
+        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (len(group) - 1) * bytes / 1e10)
+        return CollectiveCurve(collective=name, group=group, curve=grid({"bytes": SIZES}, seconds), busy=busy)
+
+    groups = [tuple(range(i, i + t)) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    hosts = len(speeds)
+    return Cluster(
+        devices=devices,
+        hosts=tuple(
+            Host(name=f"host{h}", uplink_out=uplink, uplink_in=uplink) if hosts > 1 else Host(name="host0")
+            for h in range(hosts)
+        ),
+        links=tuple(link(i, j) for i in range(n) for j in range(n) if i != j),
+        collectives=tuple(collective(name, group) for group in groups for name in COLLECTIVES),
+        provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),
+    )

@@ -1,0 +1,164 @@
+"""The house: which room may import which, and what no file of the product may do."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("spec", "solvers", "runtime", "profiler", "planner", "service")
+MAY_IMPORT = {
+    "spec": set(),
+    "solvers": set(),
+    "runtime": {"spec"},
+    "profiler": {"spec", "runtime"},
+    "planner": {"spec", "solvers"},
+    "service": set(ROOMS),
+    "__init__.py": {"spec"},
+    "__main__.py": {"service"},
+}
+FILES = [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+# Third-party packages that a room must live without.
+FOREIGN = {
+    "spec": {"torch", "transformers", "pulp", "ortools", "typer", "rich"},
+    "solvers": {"torch", "pydantic", "transformers", "typer", "rich"},
+    "planner": {"transformers", "typer"},
+}
+# Modules that rebuild objects from bytes by running code.
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+# torch.distributed functions that pickle.
+UNSAFE_CALLS = {
+    "gather_object",
+    "all_gather_object",
+    "scatter_object_list",
+    "broadcast_object_list",
+    "send_object_list",
+    "recv_object_list",
+    "eval",
+    "exec",
+    "popen",
+    "system",
+}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def imports(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything imported; the product's own names begin with ``moeplan``."""
+    package = ("moeplan", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *((node.module or "").split(".") if node.module else ())))
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """What a file does against the rules, one line each."""
+    tree, room = ast.parse(source), room_of(path)
+    found = []
+    for line, name in imports(tree, path):
+        first, *rest = name.split(".")
+        where = f"{path.relative_to(ROOT)}:{line}"
+        if first == "moeplan" and rest[0] in ROOMS and rest[0] not in MAY_IMPORT[room] | {room}:
+            found.append(f"{where}: {room} may not import {rest[0]}")
+        if first in UNSAFE_MODULES:
+            found.append(f"{where}: {first} is unsafe")
+        if first in FOREIGN.get(room, ()):
+            found.append(f"{where}: {room} may not import {first}")
+    for node in ast.walk(tree):
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "moeplan":
+            found.append(f"{where}: inside the product imports are relative")
+        if isinstance(node, ast.Call):
+            found += [f"{where}: {problem}" for problem in call_problems(node)]
+    return found
+
+
+def call_problems(call: ast.Call) -> list[str]:
+    function = call.func
+    name = (
+        function.attr if isinstance(function, ast.Attribute) else function.id if isinstance(function, ast.Name) else ""
+    )
+    owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+    options = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    problems = []
+    if name in UNSAFE_CALLS and owner in ("", "os", "dist", "distributed"):
+        problems.append(f"{name} is unsafe")
+    if name == "save" and owner == "torch":
+        problems.append("torch.save pickles")
+    if name == "load" and owner == "torch" and options.get("weights_only") != "True":
+        problems.append("torch.load without weights_only=True")
+    if name == "load" and owner in ("np", "numpy") and options.get("allow_pickle") != "False":
+        problems.append("np.load without allow_pickle=False")
+    if options.get("shell", "False") != "False":
+        problems.append("a shell string")
+    if name in ("load", "load_all") and owner == "yaml":
+        problems.append("yaml.load builds objects: use yaml.safe_load")
+    return problems
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rules_of_the_house(path: Path) -> None:
+    assert violations(path.read_text(), path) == []
+
+
+def test_every_room_is_looked_at() -> None:
+    assert {room_of(path) for path in FILES} >= {*ROOMS, "__init__.py", "__main__.py"}
+    assert all(room_of(path) in MAY_IMPORT for path in FILES)
+
+
+@pytest.mark.parametrize(
+    ("where", "source", "problem"),
+    [
+        ("spec/x.py", "from ..solvers import placement", "spec may not import solvers"),
+        ("spec/catalogue/x.py", "from ...runtime.kernels import y", "spec may not import runtime"),
+        ("solvers/x.py", "from ..spec.model import Model", "solvers may not import spec"),
+        ("solvers/x.py", "from .. import spec", "solvers may not import spec"),
+        ("solvers/x.py", "import torch.nn", "solvers may not import torch"),
+        ("solvers/x.py", "from pydantic import Field", "solvers may not import pydantic"),
+        ("solvers/x.py", "def f():\n    import torch", "solvers may not import torch"),
+        ("runtime/kernels/x.py", "from ...planner import y", "runtime may not import planner"),
+        ("runtime/x.py", "import moeplan.profiler", "runtime may not import profiler"),
+        ("runtime/x.py", "from moeplan.spec import Model", "imports are relative"),
+        ("profiler/x.py", "from ..planner.costs import y", "profiler may not import planner"),
+        ("planner/strategies/x.py", "from ...runtime import y", "planner may not import runtime"),
+        ("__init__.py", "from .service import y", "__init__.py may not import service"),
+        ("service/x.py", "import pickle", "pickle is unsafe"),
+        ("service/x.py", "from pickle import loads", "pickle is unsafe"),
+        ("runtime/x.py", "dist.all_gather_object(a, b)", "all_gather_object is unsafe"),
+        ("runtime/x.py", "torch.distributed.broadcast_object_list(a)", "broadcast_object_list is unsafe"),
+        ("runtime/x.py", "torch.save(a, b)", "torch.save pickles"),
+        ("runtime/x.py", "torch.load(a)", "torch.load without"),
+        ("runtime/x.py", "torch.load(a, weights_only=False)", "torch.load without"),
+        ("spec/x.py", "np.load(a)", "np.load without"),
+        ("spec/x.py", "np.load(a, allow_pickle=True)", "np.load without"),
+        ("service/x.py", "subprocess.run(a, shell=True)", "a shell string"),
+        ("service/x.py", "os.system(a)", "system is unsafe"),
+        ("service/x.py", "eval(a)", "eval is unsafe"),
+        ("runtime/x.py", "yaml.load(a)", "yaml.safe_load"),
+    ],
+)
+def test_violations_are_seen(where: str, source: str, problem: str) -> None:
+    (found,) = violations(source, ROOT / where)[:1]
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("where", "source"),
+    [
+        ("service/x.py", "from ..planner import y\nfrom ..solvers import z\nimport torch"),
+        ("planner/x.py", "from ..spec import Model\nfrom ..solvers import placement\nfrom . import costs"),
+        ("profiler/traces/x.py", "from ...runtime import y\nfrom ..measure import z\nmodel.eval()"),
+        ("spec/x.py", "np.load(a, allow_pickle=False)\nimport json"),
+        ("runtime/x.py", "torch.load(a, weights_only=True)\nsubprocess.run([a], shell=False)\nplatform.system()"),
+        ("runtime/strategies/x.py", "from .. import collectives\nfrom ...spec import Plan"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(where: str, source: str) -> None:
+    assert violations(source, ROOT / where) == []

@@ -1,0 +1,125 @@
+"""A real profile of two local ranks, small but whole."""
+
+import time
+from itertools import product
+
+import pytest
+
+from moeplan.profiler import merge, profile
+from moeplan.profiler.operators import tasks
+from moeplan.runtime.launch import LocalLauncher
+from moeplan.spec import Cluster, Model
+from moeplan.spec.curve import Curve
+from moeplan.spec.model import Attention, Block, Moe
+from moeplan.spec.operators import COLLECTIVES, OPERATORS
+
+BUDGET = 12.0
+
+
+def tiny() -> Model:
+    """One layer of every kind of operator but small; the shared expert stands for dense layers too."""
+    block = Block(
+        count=4,
+        hidden_size=256,
+        attention=Attention(heads=8, kv_heads=4, head_dim=32),
+        moe=Moe(num_experts=8, top_k=2, ffn_size=512, shared_ffn_size=256),
+    )
+    return Model(name="tiny", family="test", vocab_size=512, blocks=(block,), dtype="f32")
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Cluster, float, list[dict]]:
+    events: list[dict] = []
+    start = time.monotonic()
+    cluster = profile(LocalLauncher(2), [tiny()], budget_seconds=BUDGET, on_event=events.append)
+    return cluster, time.monotonic() - start, events
+
+
+@pytest.fixture
+def cluster(measured) -> Cluster:
+    return measured[0]
+
+
+def end(curve: Curve, which: int) -> dict[str, float]:
+    return {axis.name: axis.values[which] for axis in curve.axes}
+
+
+def test_it_ends_in_time_and_tells_its_progress(measured):
+    cluster, seconds, events = measured
+    assert cluster.provenance.seconds <= seconds < 60
+    assert [event["done"] for event in events] == list(range(len(events)))
+    assert events[-1]["done"] == events[-1]["of"]
+    assert all(event["what"] for event in events)
+
+
+def test_every_operator_of_the_model_has_a_curve_on_every_device(cluster):
+    needed = tasks([tiny()], ["f32"], "aa")
+    assert {task.operator for task in needed} == set(OPERATORS)
+    for device, task in product((0, 1), needed):
+        curve = cluster.operator(device, task.operator, task.shape, "f32", "tiny")
+        assert min(curve.median) > 0
+        assert curve.at(**{axis.name: 3 for axis in curve.axes}).seconds > 0
+        assert len(cluster.devices[device].operators) == len(needed)
+
+
+def test_much_more_work_takes_longer(cluster):
+    for entry in cluster.devices[0].operators:
+        if entry.operator in ("expert_ffn", "attention_prefill"):  # the last point is over a hundred times the first
+            first, last = entry.curve.median[0], entry.curve.median[-1]
+            assert last > 1.5 * first, entry.operator
+
+
+def test_both_ranks_took_the_same_decisions(cluster):
+    for first, second in zip(*(device.operators for device in cluster.devices), strict=True):
+        assert first.curve.axes == second.curve.axes
+
+
+def test_devices_and_links_are_sane(cluster):
+    for device in cluster.devices:
+        assert device.kind == "cpu"
+        assert 2e8 < device.stream_bandwidth < 2e12
+        assert device.memory_bytes > 2**26
+    assert [(link.source, link.target) for link in cluster.links] == [(0, 1), (1, 0)]
+    for link in cluster.links:
+        assert 1e-7 < link.latency < 0.1
+        size = link.curve.axes[0].values[-1]
+        assert size >= 2**20
+        assert 1e6 < size / link.curve.median[-1] < 1e12
+    assert [host.uplink_out for host in cluster.hosts] == [None]
+
+
+def test_collectives_are_measured_with_their_processor_time(cluster):
+    for name in COLLECTIVES:
+        entry = cluster.collective(name, (0, 1))
+        assert end(entry.curve, 0) == {"bytes": 1024}
+        assert min(entry.curve.median) > 0
+        assert end(entry.curve, -1)["bytes"] >= 2**20
+        assert 1e6 < end(entry.curve, -1)["bytes"] / entry.curve.median[-1] < 1e12
+        assert 0 < entry.busy.median[-1] < 4 * entry.curve.median[-1]
+        assert entry.busy.axes == entry.curve.axes
+    assert any(entry.traffic == "skewed" for entry in cluster.collectives)
+
+
+def test_the_document_can_be_read_again_and_be_added_to(cluster):
+    text = cluster.to_json()
+    assert Cluster.parse(text, "cluster.json") == cluster
+    assert cluster.provenance.models == ("tiny",)
+    assert {"moeplan", "torch", "python"} <= set(cluster.provenance.versions)
+    merged = merge(cluster, cluster)
+    assert merged == cluster
+
+
+def test_two_hosts_have_uplinks_and_a_rank_without_a_group_waits_for_the_others():
+    launcher = LocalLauncher(3)
+    for seat, host in zip(launcher.seats, "aab", strict=True):
+        seat.host, seat.cpu_share = host, 1.0  # a full share keeps the pace quick although two ranks share a core
+    cluster = profile(launcher, [tiny()], budget_seconds=1.0)
+    assert [host.name for host in cluster.hosts] == ["a", "b"]
+    for host in cluster.hosts:
+        assert host.uplink_out is not None
+        assert host.uplink_in is not None
+        assert 1e6 < host.uplink_out < 1e12
+        assert 1e6 < host.uplink_in < 1e12
+    assert {entry.group for entry in cluster.collectives} == {(0, 1, 2), (0, 1)}
+    assert len(cluster.links) == 6
+    assert all(entry.shape["heads"] == 8 for entry in cluster.devices[2].operators if "heads" in entry.shape)

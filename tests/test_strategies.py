@@ -1,0 +1,190 @@
+"""Each strategy against the plain expert FFN of one process, on easy and hostile routings."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeplan.runtime.kernels import expert_ffn
+from moeplan.runtime.launch import LocalLauncher
+from moeplan.runtime.layout import Layout
+from moeplan.runtime.strategies import LayerContext, Region, ep, gathered, sharded, strategy_of
+from moeplan.runtime.strategies.rows import unpack
+from moeplan.spec.model import Block, Moe
+from moeplan.spec.operators import row_bytes
+from moeplan.spec.plan import LayerPlan
+
+WORLD, HIDDEN, EXPERTS, TOP_K, FFN = 4, 16, 8, 3, 12
+MOE = Moe(num_experts=EXPERTS, top_k=TOP_K, ffn_size=FFN)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+EVEN = ((0, 1), (2, 3), (4, 5), (6, 7))
+UNEVEN = ((5,), (0, 7, 3, 1), (), (6, 2, 4))  # one device without experts, any order
+COPIES = ((0, 1, 2, 3), (3, 0, 7, 4), (0, 5, 6), (2,))
+SHARES = ((0.2, 1.0, 0.5, 0.9), (0.1, 0.3, 1.0, 1.0), (0.5, 1.0, 1.0), (0.5,))
+PLANS = {
+    "ep": LayerPlan(strategy="ep", slots=EVEN),
+    "ep uneven": LayerPlan(strategy="ep", slots=UNEVEN),
+    "ep copies": LayerPlan(strategy="ep", slots=COPIES),
+    "ep shares": LayerPlan(strategy="ep", slots=COPIES, shares=SHARES),
+    "sharded": LayerPlan(strategy="sharded", slots=((),) * 4, split=(3, 3, 3, 3)),
+    "sharded uneven": LayerPlan(strategy="sharded", slots=((),) * 4, split=(1, 7, 0, 4)),
+    "gathered": LayerPlan(strategy="gathered", slots=EVEN),
+    "gathered uneven": LayerPlan(strategy="gathered", slots=UNEVEN),
+    "gathered copies": LayerPlan(strategy="gathered", slots=COPIES),
+}
+TOKENS = {
+    "even": (5, 5, 5, 5),
+    "uneven": (1, 9, 3, 40),
+    "idle rank": (0, 7, 0, 6),
+    "one token": (0, 0, 1, 0),
+    "none": (0,) * 4,
+}
+CASES = [("uneven", r) for r in ("random", "skewed", "one device", "idle experts")]
+CASES += [(split, "random") for split in TOKENS if split != "uneven"]
+
+
+def layer_weights(dtype: torch.dtype, layer: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(layer)
+    gate_up = torch.randn(EXPERTS, 2, FFN, HIDDEN, generator=g) / HIDDEN**0.5
+    return gate_up.to(dtype), (torch.randn(EXPERTS, HIDDEN, FFN, generator=g) / FFN**0.5).to(dtype)
+
+
+def routed(routing: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """x, residual [T, D], ids [T, K], gate weights [T, K] of all devices' tokens."""
+    g = torch.Generator().manual_seed(tokens)
+    popularity = {
+        "random": torch.ones(EXPERTS),
+        "skewed": 4.0 ** -torch.arange(EXPERTS),
+        "one device": torch.tensor([1.0, 1e-9, 1e-9, 1.0, 1e-9, 1e-9, 1e-9, 1.0]),
+        "idle experts": torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]),
+    }[routing]
+    ids = torch.multinomial(popularity.expand(max(tokens, 1), -1), TOP_K, generator=g)[:tokens]
+    weights = torch.rand(tokens, TOP_K, generator=g)
+    x, residual = (torch.randn(tokens, HIDDEN, generator=g).to(dtype) for _ in range(2))
+    return x, residual, ids, weights
+
+
+def on_rank(rank, job) -> dict[str, float]:
+    """Largest error of each case on this rank, relative to the largest wanted value."""
+    found = {}
+    for dtype, (name, plan) in itertools.product(TOLERANCE, PLANS.items()):
+        context = LayerContext(rank.rank, [0, 0, 1, 1], MOE, HIDDEN, rank.device, Region(dtype, rank.device))
+        layers = [strategy_of(plan, context) for _ in range(2)]
+        for i, strategy in enumerate(layers):
+            experts, (first, last) = strategy.stored
+            gate_up, down = (w[list(experts)] for w in layer_weights(dtype, i))
+            strategy.prepare(gate_up[:, :, first:last].contiguous(), down[:, :, first:last].contiguous())
+        for split, routing in CASES:
+            found[f"{name} / {split} / {routing} / {dtype}"] = worst_error(
+                rank.rank, layers, name, split, routing, dtype
+            )
+        rank.emit({"strategy": name})
+    return found
+
+
+def worst_error(me: int, layers: list, name: str, split: str, routing: str, dtype: torch.dtype) -> float:
+    tokens, worst = TOKENS[split], 0.0
+    layout = Layout(me, 1, tokens, tokens, 1)
+    x, residual, ids, weights = routed(routing, sum(tokens), dtype)
+    for i, strategy in enumerate(layers):
+        parts: list[str] = []
+        strategy.start()
+        got = strategy.forward(*(t[layout.own] for t in (x, ids, weights, residual)), layout, parts.append)
+        assert parts == (["gather"] if "gathered" in name else ["dispatch"]) + ["expert", "combine"]
+        y = expert_ffn(x, *layer_weights(dtype, i), ids, weights, activation="silu", implementation="reference")
+        wanted = (residual.float() + y.float())[layout.own]
+        assert (got.dtype, got.shape) == (dtype, wanted.shape)
+        if len(wanted):
+            worst = max(worst, ((got.float() - wanted).abs().max() / wanted.abs().max()).item())
+    return worst
+
+
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, float]]:
+    return LocalLauncher(WORLD).run("moeplan.tests.test_strategies:on_rank", {}, timeout=60)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("name", list(PLANS))
+def test_equals_single_process(found, name, dtype):
+    cases = {f"{name} / {split} / {routing} / {dtype}" for split, routing in CASES}
+    worst = {case: max(f[case] for f in found) for case in cases}
+    assert max(worst.values()) < TOLERANCE[dtype], {c: e for c, e in worst.items() if e >= TOLERANCE[dtype]}
+
+
+@st.composite
+def placements(draw):
+    """Slots of up to 4 devices, every expert at least once, some replicated, some devices possibly empty."""
+    devices = draw(st.integers(1, 4))
+    holders = draw(st.lists(st.sets(st.integers(0, devices - 1), min_size=1), min_size=EXPERTS, max_size=EXPERTS))
+    slots = [[e for e in range(EXPERTS) if g in holders[e]] for g in range(devices)]
+    return tuple(tuple(draw(st.permutations(experts))) for experts in slots)
+
+
+@settings(max_examples=20, deadline=None)
+@given(placements(), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.integers(0, 2**30))
+def test_ep_pack_and_combine(slots, counts, seed):
+    """Rows are the distinct (token, destination) pairs; what the destinations return adds up to the layer."""
+    devices, counts = len(slots), counts[: len(slots)]
+    plan = LayerPlan(strategy="ep", slots=slots)
+    g = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    x, residual = torch.randn(2, total, HIDDEN, generator=g).unbind()
+    ids = torch.rand(total, EXPERTS, generator=g).argsort(1)[:, :TOP_K]
+    weights = torch.rand(total, TOP_K, generator=g)
+    gate_up, down = layer_weights(torch.float32)
+    outputs = []
+    for rank, own in enumerate(Layout(r, 1, tuple(counts), tuple(counts), 1).own for r in range(devices)):
+        table = ep.serving(plan, [0] * devices, EXPERTS, rank, x.device)
+        phase = ep.phases(own.start, own.stop - own.start, x.device)
+        rows, token, sent = ep.pack(x[own], ids[own], weights[own], table, phase)
+        assert rows.shape == (len(token), row_bytes(Block(hidden_size=HIDDEN, moe=MOE), 4))
+        serving_device = table.device[ids[own]] if table.device.dim() == 1 else table.device[ids[own], phase]
+        pairs = [(d, t) for d in range(devices) for t in range(counts[rank]) if d in serving_device[t].tolist()]
+        assert token.tolist() == [t for _, t in pairs]
+        assert sent.tolist() == [sum(d == device for d, _ in pairs) for device in range(devices)]
+        returned = []
+        for experts, chunk in zip(slots, rows.split(sent.tolist()), strict=True):
+            held = list(experts)
+            here = unpack(chunk, HIDDEN, torch.float32, TOP_K)
+            assert all(len(set(r[r >= 0].tolist())) == (r >= 0).sum() for r in here[1])
+            returned.append(expert_ffn(here[0], gate_up[held], down[held], *here[1:], activation="silu"))
+        outputs.append(ep.combine(torch.cat(returned), token, residual[own]))
+    wanted = residual + expert_ffn(x, gate_up, down, ids, weights, activation="silu", implementation="reference")
+    torch.testing.assert_close(torch.cat(outputs), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_on_the_own_device_serves_without_shares():
+    table = ep.serving(LayerPlan(strategy="ep", slots=COPIES), [0, 0, 1, 1], EXPERTS, 1, torch.device("cpu"))
+    assert all((table.device[e] == 1).all() for e in COPIES[1])
+    assert all((table.slot[e] == COPIES[1].index(e)).all() for e in COPIES[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sharded_rows_keep_every_bit(dtype):
+    x, residual, ids, weights = routed("random", 11, dtype)
+    rows = sharded.pack(x, ids, weights)
+    got = sharded.unpack(rows, HIDDEN, dtype, TOP_K)
+    assert all(torch.equal(a, b) for a, b in zip(got, (x, ids.int(), weights), strict=True))
+    partials = torch.stack([x, x, -x])
+    torch.testing.assert_close(sharded.combine(partials, residual), (x.float() + residual.float()).to(dtype))
+
+
+def test_gathered_rests_every_expert_once():
+    resting = gathered.resting(LayerPlan(strategy="gathered", slots=COPIES))
+    assert resting == [[0, 1, 2, 3], [7, 4], [5, 6], []]
+    assert sorted(np.concatenate(resting)) == list(range(EXPERTS))
+
+
+def test_region_is_as_large_as_the_largest_layer_and_shared():
+    region = Region(torch.float32, torch.device("cpu"))
+    region.reserve((2, 3), (4,))
+    region.reserve((5, 5))
+    small, large = region.views((2, 3), (4,)), region.views((5, 5))
+    assert [list(v.shape) for v in (*small, *large)] == [[2, 3], [4], [5, 5]]
+    assert small[0].data_ptr() == large[0].data_ptr()
+    assert small[0].untyped_storage().nbytes() == 25 * 4
