@@ -41,7 +41,7 @@ def plans(model_name: str, cluster: Cluster) -> dict[tuple[str, str], Plan]:
         workload = Workload.from_text(text)
         for strategy in STRATEGIES:
             found[text, strategy] = solve(model, cluster, workload, strategy=strategy)
-            found[text, f"{strategy}, even"] = solve(model, cluster, workload, strategy=strategy, split="even")
+            found[text, f"{strategy}, even"] = solve(model, cluster, workload, strategy=strategy, even=True)
         found[text, "free choice"] = solve(model, cluster, workload)
     return found
 

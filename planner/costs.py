@@ -40,7 +40,7 @@ class Costs:
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)
         self.hosts = [cluster.host_of(i) for i in range(self.devices)]
-        self.notes: dict[str, None] = {}  # ordered, each once
+        self._beyond: dict[str, dict[str, float]] = {}
         self._operators: dict[tuple, Table] = {}
         self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
         # What a search asks for again and again.
@@ -56,7 +56,7 @@ class Costs:
         if key not in self._readings:
             seconds, beyond = self.table(device, operator, shape).read(**at)
             if beyond:
-                self._note(f"{operator} on device {device}", at)
+                self._note(operator, at)
             self._readings[key] = float(seconds)
         return self._readings[key]
 
@@ -77,7 +77,7 @@ class Costs:
             table = self.table(device, "expert_ffn", shape)
             seconds, beyond = table.read(ffn=columns[..., None], experts=experts, tokens=active)
             if beyond.any():
-                self._note(f"expert_ffn on device {device}", {"ffn": int(columns.max()), "tokens": int(active.max())})
+                self._note("expert_ffn", {"ffn": int(columns.max()), "tokens": int(active.max())})
             self._experts[key] = (seconds * times).sum(-1) / experts
         return self._experts[key]
 
@@ -167,9 +167,18 @@ class Costs:
             self._operators[key] = Table(curve)
         return self._operators[key]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line for each curve that was read beyond what was measured, with the furthest such reading."""
+        return tuple(
+            f"extrapolated: {what} up to {', '.join(f'{name} {value:g}' for name, value in at.items())} "
+            "lies beyond what was measured"
+            for what, at in self._beyond.items()
+        )
+
     def _note(self, what: str, at: dict[str, float]) -> None:
-        where = ", ".join(f"{name} {value:g}" for name, value in at.items())
-        self.notes[f"extrapolated: {what} at {where} lies beyond what was measured"] = None
+        known = self._beyond.setdefault(what, dict(at))
+        known.update({name: max(value, known[name]) for name, value in at.items()})
 
 
 def _share(amount: np.ndarray, host: np.ndarray, capacity: np.ndarray) -> np.ndarray:

@@ -57,6 +57,7 @@ class Options:
     model: Model
     routing: Routing
     classes: Classes
+    even: bool
     seed: int
     _memo: dict[tuple, Any] = field(default_factory=dict)
 
@@ -107,6 +108,8 @@ class Options:
             return found
         speed = splits.expert_speeds(costs, self.model, self.counts).reshape(-1, degree).mean(0)
         found["greedy"] = placement.greedy_balance(load, np.ones(degree), capacity).assignment
+        if self.even:
+            return found
         found["weighted"] = placement.greedy_balance(load, speed, capacity).assignment
         with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
             if thorough:
@@ -131,6 +134,7 @@ class Options:
             key = "sharded", c, *room[c].tolist()
             if key not in self._memo:
                 columns = splits.ffn_splits(self.costs, self.model, members, self.counts[list(members)], room[c])
+                columns = columns[:1] if self.even else columns
                 self._memo[key] = [LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns]
             found.append(self._memo[key])
         return found

@@ -11,7 +11,7 @@ the least of these over all layouts and expert degrees is the bound of the whole
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,17 +41,21 @@ def solve(
     trace: Trace | None = None,
     *,
     strategy: str | None = None,
+    even: bool = False,
     dtype: str | None = None,
     memory_bytes: int | None = None,
     seed: int = 0,
-    time_limit: float = 20.0,
+    time_limit: float = 60.0,
     trace_path: str = "",
+    on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Plan:
     """The plan for one step of ``workload``.
 
-    strategy: force this one for every layer. dtype: the model's own by default. memory_bytes: limit on every device;
+    strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if all devices were
+    equal, which shows what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device;
     without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
-    layout is always searched. trace_path: recorded in the plan for the runtime.
+    layout is always searched. trace_path: recorded in the plan for the runtime. on_event: progress, once per space.
+    Ctrl-C ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.
     """
@@ -70,8 +74,10 @@ def solve(
         "routing": draw_routing(trace, model, workload, seed),
         "limits": limits,
         "strategies": STRATEGIES if strategy is None else (strategy,),
+        "even": even,
         "seed": seed,
         "deadline": started + time_limit,
+        "on_event": on_event,
     }
     search = _search_with_storage(arguments, shared=memory_bytes is None)
     best = _best(search)
@@ -209,11 +215,13 @@ def _space(search: Search) -> str:
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
+    if search.even:
+        within |= {"ep": "ep (linear and greedy placement)", "sharded": "sharded (even FFN split)"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
     if search.searched < search.spaces:
-        text += f"; {search.searched} of {search.spaces} combinations within the time limit, the bound is theirs"
+        text += f"; {search.searched} of {search.spaces} combinations, the bound is theirs"
     return text
 
 
@@ -230,5 +238,6 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             "step's time is that of the whole model, its output is not"
         )
     if search.searched < search.spaces:
-        notes.append(f"time limit: {search.searched} of {search.spaces} combinations of layout and degree searched")
+        why = "stopped" if search.interrupted else "time limit"
+        notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")
     return notes

@@ -1,9 +1,10 @@
 """The searched space: layouts x expert degrees x one option for every mixture-of-experts layer."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,13 +48,16 @@ class Search:
     limits: list[int]
     strategies: tuple[Strategy, ...]
     stored: int
+    even: bool
     seed: int
     deadline: float
+    on_event: Callable[[dict[str, Any]], None] | None = None
     choices: list[Choice] = field(default_factory=list)
     missing: list[np.ndarray] = field(default_factory=list)
     bound: float = float("inf")
     searched: int = 0  # spaces
     spaces: int = 0
+    interrupted: bool = False
 
     @cached_property
     def classes(self) -> Classes:
@@ -61,11 +65,12 @@ class Search:
 
     @cached_property
     def options(self) -> Options:
-        return Options(self.costs, self.model, self.routing, self.classes, self.seed)
+        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
-        return layouts(self.costs, self.model, self.workload, self.routing, "gathered" in self.strategies)
+        whole_layers = "gathered" in self.strategies
+        return layouts(self.costs, self.model, self.workload, self.routing, whole_layers, only_even=self.even)
 
     @cached_property
     def degrees(self) -> list[int]:
@@ -74,15 +79,22 @@ class Search:
         return [d for d in range(devices, 0, -1) if devices % d == 0] if "ep" in self.strategies else [devices]
 
     def run(self) -> None:
-        """Search every space, or as many as the time allows; the first always."""
+        """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
         self.spaces = len(self.layouts) * len(self.degrees)
-        for name, layout in self.layouts.items():
-            step = Step(self.costs, self.model, layout, self.routing)
-            for degree in self.degrees:
-                if self.searched and time.perf_counter() > self.deadline:
-                    continue
-                self._space(name, step, degree)
-                self.searched += 1
+        try:
+            for name, layout in self.layouts.items():
+                step = Step(self.costs, self.model, layout, self.routing)
+                for degree in self.degrees:
+                    if self.searched and time.perf_counter() > self.deadline:
+                        continue
+                    if self.on_event:
+                        self.on_event({"done": self.searched, "of": self.spaces, "what": f"{name}, expert {degree}"})
+                    self._space(name, step, degree)
+                    self.searched += 1
+        except KeyboardInterrupt:
+            if not self.searched:
+                raise
+            self.interrupted = True
         self._baselines()
 
     def fits(self, strategy: Strategy | None) -> bool:

@@ -57,19 +57,22 @@ def tensor_degrees(costs: Costs, model: Model) -> list[int]:
     return [1] + [t for t in range(2, costs.devices + 1) if possible(t)]
 
 
-def layouts(costs: Costs, model: Model, workload: Workload, routing: Routing, whole_layers: bool) -> dict[str, Layout]:
+def layouts(
+    costs: Costs, model: Model, workload: Workload, routing: Routing, whole_layers: bool, only_even: bool = False
+) -> dict[str, Layout]:
     """Named layouts: for each tensor degree even; balanced by attention; and by attention and experts together.
 
     The last is for gathered layers, whose devices compute their own tokens only (``whole_layers``). In order of the
-    slowest group's time outside the experts: the most promising come first.
+    slowest group's time outside the experts: the most promising come first. ``only_even`` leaves the others out.
     """
     found: list[tuple[float, str, Layout]] = []
     for tensor in tensor_degrees(costs, model):
         groups, total = costs.devices // tensor, workload.sequences
         choices = {"even": even(total, groups)}
         outside = _attention_seconds(costs, model, workload, tensor)
-        choices["balanced attention"] = split(outside, total).assignment
-        if whole_layers:
+        if not only_even:
+            choices["balanced attention"] = split(outside, total).assignment
+        if whole_layers and not only_even:
             together = outside + _expert_seconds(costs, model, workload, routing, tensor)
             choices["balanced layers"] = split(together, total).assignment
         for name, sequences in choices.items():

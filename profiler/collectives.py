@@ -9,9 +9,17 @@ import torch.distributed as dist
 
 from ..runtime.collectives import all_gather, all_reduce, all_to_all, reduce_scatter
 from ..spec.curve import Curve
-from ..spec.operators import COLLECTIVES
-from .grids import SIZES, Coordinates, Point, grow
+from .grids import SIZES, Coordinates, Grid, Point, grow, steps
 from .measure import Bench, Run, measure, summary, timer
+
+KINDS = (
+    ("all_to_all", "equal", 2.0),
+    ("reduce_scatter", "equal", 2.0),
+    ("all_reduce", "equal", 1.0),
+    ("all_to_all", "skewed", 1.0),
+    ("all_gather", "equal", 4.0),
+)
+"""Collective, traffic, and weight in dividing the time: gathered weights make the largest messages."""
 
 HOT_SHARE = 0.75  # skewed traffic: this part of everything goes to the group's first device
 
@@ -45,16 +53,20 @@ def open_family(groups: Groups, rank: int, world: int) -> Family:
     return Family(groups, own, handles[own] if own else None)
 
 
-def measure_collectives(family: Family, bench: Bench, dtype: torch.dtype, allowance: float) -> list[dict[str, Any]]:
+def measure_collectives(
+    family: Family, bench: Bench, dtype: torch.dtype, allowance: float, gathered: int = 0
+) -> list[dict[str, Any]]:
     """This rank's curves of every collective over its group, with the fields of ``spec.CollectiveCurve``.
 
-    ``dtype`` matters to those that add up: bf16 sums cost a conversion.
+    ``dtype`` matters to those that add up: bf16 sums cost a conversion. ``gathered``: bytes that a device contributes
+    when a layer's experts are gathered, measured as well where time allows; 0 where this group gathers none.
     """
-    kinds = [(name, "equal") for name in COLLECTIVES] + [("all_to_all", "skewed")]
     curves = []
-    for i, (name, traffic) in enumerate(kinds):
+    for i, (name, traffic, weight) in enumerate(KINDS):
         start = time.perf_counter()
-        curve, busy = _measure_one(family, bench, name, traffic, dtype, allowance / (len(kinds) - i))
+        grid = with_size(SIZES, gathered) if name == "all_gather" else SIZES
+        part = weight / sum(w for *_, w in KINDS[i:])
+        curve, busy = _measure_one(family, bench, name, traffic, dtype, grid, allowance * part)
         allowance -= bench.agree(time.perf_counter() - start)
         if family.own is not None:
             curves.append({"collective": name, "traffic": traffic, "group": family.own, "curve": curve, "busy": busy})
@@ -62,7 +74,7 @@ def measure_collectives(family: Family, bench: Bench, dtype: torch.dtype, allowa
 
 
 def _measure_one(
-    family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, allowance: float
+    family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, grid: Grid, allowance: float
 ) -> tuple[Curve, Curve]:
     """Seconds and processor seconds per call. A rank without a group only takes part in the agreements."""
     busy: dict[int, float] = {}
@@ -84,9 +96,17 @@ def _measure_one(
     def fits(point: Coordinates) -> bool:
         return 4 * point["bytes"] * largest < bench.available
 
-    curve = grow(SIZES, visit, bench.pace, allowance, fits)
+    curve = grow(grid, visit, bench.pace, allowance, fits)
     seconds = tuple(busy[int(size)] for size in curve.axes[0].values)
     return curve, Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
+
+
+def with_size(grid: Grid, size: int) -> Grid:
+    """The grid with one larger message, second in turn."""
+    if size <= max(step.value for step in grid.steps):
+        return grid
+    first, second, *rest = grid.steps
+    return grid._replace(steps=(first, second, *steps("bytes", size), *rest))
 
 
 def with_processor_time(run: Run, device: torch.device, seconds: list[float]) -> Run:

@@ -1,4 +1,4 @@
-"""Timing that survives noise, neighbours and processor quotas.
+"""Timing that survives noise, neighbours and shared cores.
 
 All ranks time the same thing at the same moment, as in a real step, so that what they share (memory bandwidth, a
 host's cores) is in the number. Decisions are taken on values that all ranks agree on; otherwise they would deadlock.
@@ -22,7 +22,7 @@ Agree = Callable[[float], float]
 
 LONG_CALL = 1.0  # seconds: beyond it the first call counts as a measurement, and two are enough
 MIN_BATCHES = 3
-QUOTA_BATCH = 0.05  # seconds: spans several periods of a processor quota (about 10 ms each)
+SHARED_BATCH = 0.02  # seconds: spans many turns of a core that several ranks share
 PLAIN_BATCH = 0.004  # seconds: far beyond the timer's resolution
 NOISY_SPREAD = 0.5
 
@@ -43,9 +43,9 @@ class Pace(NamedTuple):
 
     @classmethod
     def of(cls, throttled: bool) -> "Pace":
-        """A device with a quota alternates between running and waiting: only long averages are the truth there."""
-        batch = QUOTA_BATCH if throttled else PLAIN_BATCH
-        return cls(batch, 5 * batch if not throttled else MIN_BATCHES * batch)
+        """A device with a share of a core takes turns with others: only longer averages are the truth there."""
+        batch = SHARED_BATCH if throttled else PLAIN_BATCH
+        return cls(batch, 5 * batch)
 
     def cost(self, call: float) -> float:
         """Seconds that ``measure`` needs for calls of ``call`` seconds."""

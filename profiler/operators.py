@@ -64,7 +64,7 @@ DECODE = Grid(
 def expert_grid(ffn_size: int, num_experts: int) -> Grid:
     """Fractions of the FFN's columns x active experts x tokens for each."""
     ffn = [max(1, ffn_size * eighths // 8) for eighths in (1, 4, 2, 6)]
-    experts = [min(4, num_experts), min(8, num_experts), min(2, num_experts)]
+    experts = [min(4, num_experts), min(16, num_experts), min(8, num_experts)]
     return Grid(
         {"ffn": ffn_size, "experts": 1, "tokens": 1},
         (
@@ -73,10 +73,11 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
             *steps("ffn", ffn[0]),
             *steps("tokens", 256, 64, 4),
             *steps("ffn", ffn[1]),
+            *steps("experts", experts[1]),
             *steps("tokens", 32, 8, 512),
             *steps("ffn", *ffn[2:]),
             *steps("tokens", 2),
-            *steps("experts", *experts[1:]),
+            *steps("experts", experts[2]),
         ),
         needed=4,
         linear=("experts",),

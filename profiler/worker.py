@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -19,7 +20,7 @@ from .measure import Agree, Bench, Pace
 from .operators import TORCH_DTYPES, measure_operators, tasks, tensor_degrees
 
 # Parts of the budget; the operators have what is left.
-LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.25, 0.05
+LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05
 
 
 def agreement(device: torch.device) -> Agree:
@@ -73,7 +74,8 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         next_step(f"collectives over {len(groups[0])} devices")
         family = open_family(groups, rank.rank, bench.world)
         allowance = COLLECTIVES_SHARE * job["seconds"] / len(families)
-        collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance)
+        gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
+        collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered)
     operators = measure_operators(work, bench, lambda: job["seconds"] - agree(time.perf_counter() - started), next_step)
     next_step("done")
 
@@ -99,6 +101,16 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         "uplinks": uplinks,
         "versions": versions(rank.device),
     }
+
+
+def gathered_bytes(models: Sequence[Model], dtypes: Sequence[str], world: int) -> int:
+    """The most that one of ``world`` devices contributes when the experts of a layer are gathered."""
+    return max(
+        block.moe.num_experts * model.expert_bytes(ordinal, dtype) // world // 8 * 8
+        for model, dtype in zip(models, dtypes, strict=True)
+        for ordinal, index in enumerate(model.moe_layers)
+        if (block := model.layers[index]).moe
+    )
 
 
 def versions(device: torch.device) -> dict[str, str]:

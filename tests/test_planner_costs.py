@@ -115,8 +115,8 @@ def test_what_lies_beyond_the_measured_range_is_noted(costs):
     costs.all_to_all(ALL, np.full((4, 4), 1e9))
     costs.expert_ffn(2, MODEL.moe_block(), 128, np.array([9000]))
     notes = " ".join(costs.notes)
-    assert "all_to_all over devices [0, 1, 2, 3] at bytes" in notes
-    assert "expert_ffn on device 2 at ffn 128, tokens 9000" in notes
+    assert "all_to_all over devices [0, 1, 2, 3] up to bytes" in notes
+    assert "expert_ffn up to ffn 128, tokens 9000" in notes
 
 
 def test_equal_rows_per_expert_read_the_curve_itself(costs):

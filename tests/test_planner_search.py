@@ -277,3 +277,22 @@ def test_candidates_that_do_not_fit_come_last_with_the_reason():
 def test_quantities_are_readable():
     assert [seconds_text(s) for s in (12.34, 0.0567, 8.9e-6)] == ["12.3 s", "56.7 ms", "8.9 us"]
     assert [bytes_text(b) for b in (3, 2048, 5 << 20, -(3 << 30))] == ["3 B", "2.00 KiB", "5.00 MiB", "-3.00 GiB"]
+
+
+def test_even_treats_unequal_devices_alike():
+    plain = solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, even=True)
+    assert len(set(plain.tokens)) == 1
+    assert all(len(set(layer.split)) == 1 for layer in plain.layers if layer.split)
+    assert solve(MODEL, cluster(MODEL, UNEVEN), PREFILL).solver.objective <= plain.solver.objective
+
+
+def test_ctrl_c_keeps_what_was_found():
+    def stop(event):
+        if event["done"] == 1:
+            raise KeyboardInterrupt
+
+    found = solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, on_event=stop)
+    assert found.solver.status == "time_limit"
+    assert any(note.startswith("stopped: 1 of") for note in found.notes)
+    with pytest.raises(KeyboardInterrupt):
+        solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, on_event=lambda event: stop({"done": 1}))

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from ...runtime.launch import EnvironmentLauncher
 from ...runtime.launch.choose import choose_launcher, is_primary
 from ...runtime.run import run as execute
+from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
 from ..console import err, out, print_json, progress
 from ..report import draw_report, report_table
@@ -36,6 +38,8 @@ def run(
     Example: `moeplan run plan.json --picture report.png`
     """
     plan = Plan.read(plan_path)
+    if plan.lab and lab is None and not EnvironmentLauncher.present():
+        raise MoeplanError(f"{plan_path} was made in the lab {plan.lab!r}: give its file with --lab")
     with (
         choose_launcher(lab, len(plan.devices), plan.devices[0].kind, port) as launcher,
         progress("running") as show,

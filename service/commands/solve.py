@@ -11,7 +11,7 @@ from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.trace import Trace
 from ...spec.workload import Workload
-from ..console import err, out, parse_bytes, print_json
+from ..console import err, out, parse_bytes, print_json, progress
 
 
 def solve(
@@ -24,6 +24,7 @@ def solve(
         str, typer.Option(help="prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")
     ] = "decode:16@512",
     strategy: Annotated[str | None, typer.Option(help="Only this one: ep, sharded or gathered.")] = None,
+    even: Annotated[bool, typer.Option("--even", help="Divide as if all devices were equal, to compare.")] = False,
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
@@ -35,18 +36,21 @@ def solve(
 
     Example: `moeplan solve --model mixtral --workload prefill:512 --memory 12GiB`
     """
-    plan = search(
-        load_model(model),
-        Cluster.read(cluster),
-        Workload.from_text(workload),
-        Trace.read(trace) if trace else None,
-        trace_path=str(trace or ""),
-        strategy=strategy,
-        dtype=dtype,
-        memory_bytes=parse_bytes(memory) if memory else None,
-        seed=seed,
-        time_limit=time_limit,
-    )
+    with progress("solving") as show:
+        plan = search(
+            load_model(model),
+            Cluster.read(cluster),
+            Workload.from_text(workload),
+            Trace.read(trace) if trace else None,
+            trace_path=str(trace or ""),
+            strategy=strategy,
+            even=even,
+            dtype=dtype,
+            memory_bytes=parse_bytes(memory) if memory else None,
+            seed=seed,
+            time_limit=time_limit,
+            on_event=show,
+        )
     plan.write(output)
     if as_json:
         print_json(plan.model_dump(mode="json"))
