@@ -51,7 +51,7 @@ def measure(cases: dict[tuple[str, str], Plan], launcher: Launcher, rounds: int)
     reports: dict[tuple[str, str], list[Report]] = {key: [] for key in cases}
     for i in range(rounds):
         for key, plan in cases.items():
-            report = run(plan, launcher, tolerance=10.0)
+            report = run(plan, launcher, tolerance=10.0, step_budget=20.0)
             step = report.step
             console.print(f"round {i + 1} {key}: {step.predicted * 1e3:.1f} predicted, {step.measured * 1e3:.1f} ms")
             if report.check and not report.check.passed:
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", type=Path, default=HERE.parent / "examples/labs/two-hosts.yaml")
     parser.add_argument("--model", default="lab-moe")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--cluster", type=Path, help="reuse this measurement")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "lab.md")
     args = parser.parse_args()
@@ -94,7 +94,7 @@ def main() -> None:
         if args.cluster and args.cluster.exists():
             cluster = Cluster.read(args.cluster)
         else:
-            cluster = profile(launcher, [load_model(args.model)], budget_seconds=180, on_event=show)
+            cluster = profile(launcher, [load_model(args.model)], budget_seconds=150, on_event=show)
             if args.cluster:
                 cluster.write(args.cluster)
         reports = measure(plans(args.model, cluster), launcher, args.rounds)

@@ -177,7 +177,9 @@ def test_a_port_in_use():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(RunError, match=f"rank 0 .*: cannot listen on 127.0.0.1 port {port}: port in use; choose"):
+        with pytest.raises(
+            MoeplanError, match=f"rank 0 .*: cannot listen on 127.0.0.1 port {port}: port in use; choose"
+        ):
             LocalLauncher(1, port=port).run(f"{HERE}:hello", {}, timeout=60)
 
 
