@@ -11,11 +11,11 @@ from ..spec.operators import PARTS
 from ..spec.plan import STRATEGIES, Candidate, Plan
 from .units import bytes_text, seconds_text
 
-SHOWN = 12  # candidates; the plan holds all
+SHOWN = 8  # candidates; the plan holds all
 
 
 def candidates_table(plan: Plan) -> Table:
-    """Candidates by predicted step time, with the best of every kind; those that do not fit last, with the reason."""
+    """Candidates by predicted step time, with the best of every kind; those that do not fit come last."""
     ranked = _distinct(plan)
     table = _table(f"{plan.model.name}, {plan.workload}, {plan.dtype}: candidates by predicted step time")
     for name in ("candidate", "tensor x data", "expert", "tokens"):
@@ -54,7 +54,7 @@ def _candidate_row(candidate: Candidate, plan: Plan) -> list[str]:
     tokens = f"{candidate.tokens[0]} each" if even else " ".join(map(str, candidate.tokens))
     row = [name, f"{degrees.tensor} x {degrees.data}", str(degrees.expert), tokens]
     if candidate.step_seconds is None:
-        return [*row, "-", candidate.reason]
+        return [*row, "-", "does not fit"]
     return [*row, seconds_text(candidate.step_seconds), f"{candidate.step_seconds / plan.solver.objective - 1:+.1%}"]
 
 

@@ -57,16 +57,16 @@ def gather_rows(own: Tensor, counts: Sequence[int]) -> Tensor:
     return all_to_all(own, send, list(counts) if rank == 0 else [0] * world)
 
 
-def planned_output(executor: Executor, inputs: Tensor, routing: Routing, context: int, layers: int) -> Output:
+def planned_output(executor: Executor, inputs: Tensor, routing: Routing | None, context: int, layers: int) -> Output:
     """The executor's output after ``layers`` layers, of all devices, on rank 0."""
     layout = executor.layout
-    forced = executor.forced(routing, layout)
+    forced = executor.forced(routing, layout) if routing else None
     output = executor.step(inputs[layout.own], layout, context, forced=forced, layers=layers)
     hidden = gather_rows(output.hidden, layout.tokens)
     return Output(hidden, None if output.logits is None else gather_rows(output.logits, layout.last_counts))
 
 
-def reference_output(plan: Plan, source: WeightSource, inputs: Tensor, routing: Routing) -> Output:
+def reference_output(plan: Plan, source: WeightSource, inputs: Tensor, routing: Routing | None) -> Output:
     """The same by the single-process reference on ``source``'s (shortened) model."""
     model, workload = source.model, plan.workload
     reference = ReferenceModel(

@@ -23,6 +23,7 @@ def run(
     *,
     trace: Path | None = None,
     weights_folder: Path | None = None,
+    own_routing: bool = False,
     tolerance: float = 0.25,
     repetitions: int | None = None,
     step_budget: float = STEP_BUDGET,
@@ -33,7 +34,8 @@ def run(
     """Execute ``plan``'s step on its devices.
 
     trace: the file that the plan was made from, if it lies elsewhere now. weights_folder: a Hugging Face checkpoint;
-    random weights without it. tolerance: largest |predicted - measured| / measured of the step that passes.
+    random weights without it. own_routing: the model's routers choose, instead of the routing that the plan was made
+    for. tolerance: largest |predicted - measured| / measured of the step that passes.
     repetitions: timed steps (default: as many as fit ``step_budget`` seconds, 1 to 30). check_budget: seconds that the
     reference may take; it computes fewer layers of large models. timeout: seconds without a sign of life.
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
@@ -45,14 +47,15 @@ def run(
         repetitions=repetitions,
         step_budget=step_budget,
         check_budget=check_budget,
+        own_routing=own_routing,
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
     weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
     results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)
-    return assemble(plan, results, tolerance)
+    return assemble(plan, results, tolerance, own_routing)
 
 
-def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float) -> Report:
+def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_routing: bool = False) -> Report:
     """The report of every rank's result, in rank order; see ``worker.run_plan``."""
     # A step lasts as long as its slowest device.
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
@@ -68,7 +71,7 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float) -> Rep
         check=check,
         tolerance=tolerance,
         passed=abs(step.error) <= tolerance and (check is None or check.passed),
-        notes=notes(plan, check),
+        notes=notes(plan, check, own_routing),
         environment=results[0]["environment"],
     )
 
@@ -107,7 +110,7 @@ def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck
     )
 
 
-def notes(plan: Plan, check: NumericalCheck | None) -> tuple[str, ...]:
+def notes(plan: Plan, check: NumericalCheck | None, own_routing: bool) -> tuple[str, ...]:
     layers, result = len(plan.model.layers), []
     if plan.stored_layers < layers:
         result.append(f"{layers} layers share the weights of {plan.stored_layers}: memory does not hold them all")
@@ -115,6 +118,8 @@ def notes(plan: Plan, check: NumericalCheck | None) -> tuple[str, ...]:
         result.append("output not checked: the reference does not fit the memory of one device")
     elif check.layers < layers:
         result.append(f"output checked after {check.layers} of {layers} layers: the reference's time is limited")
-    if plan.routing.kind == "assumed":
+    if own_routing:
+        result.append("the model's own routing ran, the prediction is for the plan's")
+    elif plan.routing.kind == "assumed":
         result.append(f"routing assumed: {plan.routing.assumption}")
     return tuple(result)

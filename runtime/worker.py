@@ -38,6 +38,7 @@ class Job:
     repetitions: int | None
     step_budget: float
     check_budget: float
+    own_routing: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,7 +55,9 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     plan = Plan.parse(task.plan, "plan")
     verify_devices(plan, rank)
     torch.set_num_threads(plan.devices[rank.rank].threads)
-    routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
+    routing = None
+    if not task.own_routing:
+        routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
     memory, workload = PeakMemory(rank.device), plan.workload
 
     begin = perf_counter()
@@ -76,6 +79,9 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     rank.emit({"what": f"checking {layers} of {len(plan.model.layers)} layers"})
     check = None
     if layers:
+        if routing is None and plan.dtype != "f32":
+            # A router's close call may go either way in low precision: the check compares the same choices.
+            routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
         output = planned_output(executor, inputs, routing, workload.context, layers)
         del executor, source
         gc.collect()
@@ -143,10 +149,15 @@ def agree(value: float, device: torch.device) -> float:
     return shared.item()
 
 
-def measure(executor: Executor, inputs: Tensor, routing: Routing, task: Job, plan: Plan, rank: Rank) -> dict[str, Any]:
-    """Steps after a warm-up, each from a barrier: seconds of each step, and of each part in each step, on this rank."""
+def measure(
+    executor: Executor, inputs: Tensor, routing: Routing | None, task: Job, plan: Plan, rank: Rank
+) -> dict[str, Any]:
+    """Steps after a warm-up, each from a barrier: seconds of each step, and of each part in each step, on this rank.
+
+    Without ``routing`` the model's routers choose.
+    """
     layout, timers, context = executor.layout, Timers(rank.device), plan.workload.context
-    own, forced = inputs[layout.own], executor.forced(routing, layout)
+    own, forced = inputs[layout.own], executor.forced(routing, layout) if routing else None
     steps: list[float] = []
     parts: list[dict[tuple[int, Part], float]] = []
 

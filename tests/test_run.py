@@ -189,3 +189,12 @@ def test_checked_layers():
     assert checked_layers(plan, 3 * 2 * (1 / 5 + 1 / 5), plenty, 1.0, 1.0) == 3
     assert checked_layers(plan, 1e-9, plenty, 1.0, 1.0) == 2  # the first layer with experts
     assert checked_layers(plan, 1e6, 1000, 1.0, 1.0) == 0
+
+
+def test_own_routing_equals_the_reference_and_is_said(launcher):
+    plan = hand_made_plan(MODEL, "prefill:24@8", [EP, SHARDED, GATHERED, EP], tokens=(16, 8), **local(launcher))
+    report = run(plan, launcher, own_routing=True, tolerance=1e9, repetitions=2, check_budget=60, timeout=60)
+    assert report.check is not None
+    assert report.check.passed
+    assert any("own routing" in note for note in report.notes)
+    assert not any("assumed" in note for note in report.notes)

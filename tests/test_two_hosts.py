@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from moeplan import Cluster, Report
 from moeplan.runtime.launch import Lab, LabSpec
 

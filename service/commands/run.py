@@ -21,6 +21,9 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(help="Folder with Hugging Face safetensors; by default random weights.")
     ] = None,
+    own_routing: Annotated[
+        bool, typer.Option("--own-routing", help="The model's routers choose the experts, not the plan's trace.")
+    ] = False,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest error of the step: |predicted / measured - 1|.")
     ] = 0.5,
@@ -49,6 +52,7 @@ def run(
             launcher,
             trace=trace,
             weights_folder=weights,
+            own_routing=own_routing,
             tolerance=tolerance,
             repetitions=repetitions,
             timeout=timeout,
