@@ -21,7 +21,7 @@ demo: setup
 	mkdir -p demo
 	cd demo && ../$(BIN)/moeplan profile --model tiny-moe --output cluster.json
 	cd demo && ../$(BIN)/moeplan solve --model tiny-moe --cluster cluster.json --trace ../examples/tiny_moe/trace.npz \
-		--workload prefill:1024 --output plan.json
+		--workload prefill:2048 --output plan.json
 	cd demo && ../$(BIN)/moeplan run plan.json --output report.json --picture report.png --tolerance 1.0
 
 test: lint types unit
