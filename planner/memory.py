@@ -17,7 +17,6 @@ from ..spec.model import Block
 from ..spec.plan import DeviceMemory, LayerPlan
 from .layout import Layout
 from .strategies.ep import dispatched
-from .strategies.gathered import resting
 from .strategies.layer import Layer
 
 
@@ -37,7 +36,7 @@ def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndar
     expert = moe.expert_parameters(block.hidden_size) * element_bytes
     if plan.split is not None:
         return np.array([moe.num_experts * -(-expert * columns // moe.ffn_size) for columns in plan.split])
-    held = resting(plan) if plan.strategy == "gathered" else plan.slots
+    held = plan.resting() if plan.strategy == "gathered" else plan.slots
     return np.array([len(experts) * expert for experts in held])
 
 

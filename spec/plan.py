@@ -59,6 +59,15 @@ class LayerPlan(Part):
                 raise ValueError(f"the shares of expert {expert} sum to {share:g}, not 1")
         return self
 
+    def resting(self) -> list[list[int]]:
+        """Experts that rest on each device where ``gathered`` keeps one copy: of several the first counts."""
+        seen: set[int] = set()
+        result = []
+        for experts in self.slots:
+            result.append([expert for expert in experts if expert not in seen])
+            seen.update(experts)
+        return result
+
 
 class Degrees(Part):
     """Parallel degrees over ``tensor * data`` devices.

@@ -11,9 +11,7 @@ from moeplan.planner.costs import Costs
 from moeplan.planner.layout import Layout
 from moeplan.planner.step import Step, check_supported
 from moeplan.planner.strategies.ep import dispatched
-from moeplan.planner.strategies.gathered import resting
 from moeplan.runtime.layout import Layout as RuntimeLayout
-from moeplan.runtime.strategies.gathered import resting as runtime_resting
 from moeplan.spec import Workload
 from moeplan.spec.errors import MoeplanError
 from moeplan.spec.model import Attention, Block, Dense, Moe
@@ -206,7 +204,7 @@ _STEP = make_step()
 
 
 @pytest.mark.parametrize(("tensor", "sequences"), [(1, (3, 1, 0, 4)), (2, (3, 5)), (4, (8,))])
-def test_layout_and_resting_experts_are_the_runtimes(tensor, sequences):
+def test_layout_is_the_runtimes(tensor, sequences):
     layout = Layout.of(Workload.from_text("prefill:56@7"), tensor, sequences)
     theirs = RuntimeLayout(0, tensor, layout.tokens, sequences, 7)
     assert list(layout.last_counts) == theirs.last_counts
@@ -214,8 +212,6 @@ def test_layout_and_resting_experts_are_the_runtimes(tensor, sequences):
     assert sum(layout.tokens) == 56
     decode = Layout.of(Workload.from_text("decode:8"), tensor, sequences)
     assert decode.tokens == theirs.decode().tokens
-    replicated = LayerPlan(strategy="gathered", slots=((0, 1), (1, 2), (), (3, 0)))
-    assert resting(replicated) == runtime_resting(replicated)
 
 
 @given(

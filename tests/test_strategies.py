@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moeplan.runtime.kernels import expert_ffn
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.layout import Layout
-from moeplan.runtime.strategies import LayerContext, Region, ep, gathered, sharded, strategy_of
+from moeplan.runtime.strategies import LayerContext, Region, ep, sharded, strategy_of
 from moeplan.runtime.strategies.rows import unpack
 from moeplan.spec.model import Block, Moe
 from moeplan.spec.operators import row_bytes
@@ -175,7 +175,7 @@ def test_sharded_rows_keep_every_bit(dtype):
 
 
 def test_gathered_rests_every_expert_once():
-    resting = gathered.resting(LayerPlan(strategy="gathered", slots=COPIES))
+    resting = LayerPlan(strategy="gathered", slots=COPIES).resting()
     assert resting == [[0, 1, 2, 3], [7, 4], [5, 6], []]
     assert sorted(np.concatenate(resting)) == list(range(EXPERTS))
 

@@ -11,7 +11,7 @@ def build(graph: Graph, layer: Layer, plan: LayerPlan) -> None:
     """Emit one layer: start of the gather, attention, route, wait for weights, experts, residual, shared experts."""
     costs, group = layer.costs, layer.devices
     expert_bytes = layer.moe.expert_parameters(layer.block.hidden_size) * costs.element_bytes
-    held = np.array([len(experts) for experts in resting(plan)])
+    held = np.array([len(experts) for experts in plan.resting()])
     pending = graph.start("gather", "all_gather", costs.all_gather(group, held * expert_bytes))
     for device in group:
         # Its own experts are copied into the region while the others' are under way: read and written once each.
@@ -25,13 +25,3 @@ def build(graph: Graph, layer: Layer, plan: LayerPlan) -> None:
         graph.compute(device, "expert", "expert_ffn", seconds)
     layer.each(graph, "combine", "gathered_combine", layer.layout.tokens)
     shared(graph, layer)
-
-
-def resting(plan: LayerPlan) -> list[list[int]]:
-    """Experts that rest on each device: of several copies the first one counts."""
-    seen: set[int] = set()
-    result = []
-    for experts in plan.slots:
-        result.append([e for e in experts if e not in seen])
-        seen.update(experts)
-    return result

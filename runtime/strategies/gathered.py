@@ -16,17 +16,7 @@ from ..kernels import expert_ffn
 from ..layout import Layout
 from .layer import Lap, LayerContext, Stored
 
-__all__ = ["Gathered", "combine", "resting"]
-
-
-def resting(plan: LayerPlan) -> list[list[int]]:
-    """Experts that rest on each device: of several copies the first one counts."""
-    seen: set[int] = set()
-    result = []
-    for experts in plan.slots:
-        result.append([e for e in experts if e not in seen])
-        seen.update(experts)
-    return result
+__all__ = ["Gathered", "combine"]
 
 
 def combine(y: Tensor, residual: Tensor) -> Tensor:
@@ -39,7 +29,7 @@ class Gathered:
 
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = self._context = context
-        owned = resting(plan)
+        owned = plan.resting()
         self._counts = [len(experts) for experts in owned]
         self.stored = Stored(experts=tuple(owned[c.rank]), columns=(0, c.moe.ffn_size))
         order = torch.tensor([e for experts in owned for e in experts])
