@@ -56,7 +56,9 @@ class Device(Part):
     name: str
     memory_bytes: PositiveInt = Field(description="available when it was measured")
     threads: PositiveInt = Field(1, description="cpu: threads that the rank uses")
-    cpu_share: PositiveFloat = Field(1.0, description="cpu: cores' worth of time that the rank may use (lab quota)")
+    cpu_share: PositiveFloat = Field(
+        1.0, description="cpu: cores' worth of time that the rank may use (less than its threads in the lab)"
+    )
     stream_bandwidth: PositiveFloat = Field(description="bytes per second read by a large sum over memory")
     operators: tuple[OperatorCurve, ...] = ()
     copies: Copies | None = None
