@@ -17,7 +17,8 @@ SHOWN = 8  # candidates; the plan holds all
 def candidates_table(plan: Plan) -> Table:
     """Candidates by predicted step time, with the best of every kind; those that do not fit come last."""
     ranked = _distinct(plan)
-    table = _table(f"{plan.model.name}, {plan.workload}, {plan.dtype}: candidates by predicted step time")
+    routing = ", routing assumed" if plan.routing.kind == "assumed" else ""
+    table = _table(f"{plan.model.name}, {plan.workload}, {plan.dtype}{routing}: candidates by predicted step time")
     for name in ("candidate", "tensor x data", "expert", "tokens"):
         table.add_column(name)
     table.add_column("step", justify="right")
@@ -100,7 +101,8 @@ def verdict(plan: Plan) -> Text:
     """The gain over what a user would do by hand, and the proof."""
     record, text = plan.solver, Text()
     layers = strategies_text(Counter(layer.strategy for layer in plan.layers))
-    text.append(f"step {seconds_text(record.objective)}: {layers}\n", style="bold")
+    routing = " (routing assumed)" if plan.routing.kind == "assumed" else ""
+    text.append(f"step {seconds_text(record.objective)}{routing}: {layers}\n", style="bold")
     for name, seconds in plan.baselines.items():
         reason = next((c.reason for c in plan.candidates if c.name == name), "")
         gain = f"{seconds / record.objective:.2f}x faster than" if seconds > record.objective else "the same as"

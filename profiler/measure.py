@@ -48,9 +48,9 @@ class Pace(NamedTuple):
         return cls(batch, 5 * batch)
 
     def cost(self, call: float) -> float:
-        """Seconds that ``measure`` needs for calls of ``call`` seconds."""
+        """Seconds that ``measure`` needs at most for calls of ``call`` seconds; never less for a longer call."""
         if call > LONG_CALL:
-            return 2 * call
+            return max(2 * call, (MIN_BATCHES + 1) * LONG_CALL)
         return max(self.window + self.batch, (MIN_BATCHES + 1) * call)
 
 
