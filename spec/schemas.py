@@ -8,6 +8,7 @@ from typing import IO, Any
 from .cluster import Cluster
 from .document import write_atomically
 from .model import MAX_EXPERTS, Model
+from .placement import Placement
 from .plan import Plan
 from .report import Report
 from .workload import Workload
@@ -58,7 +59,7 @@ TRACE: dict[str, Any] = {
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> content."""
-    documents = (Model, Cluster, Workload, Plan, Report)
+    documents = (Model, Cluster, Workload, Plan, Placement, Report)
     named = {f"{document.__name__.lower()}.schema.json": document.json_schema() for document in documents}
     return named | {"trace.json": TRACE}
 

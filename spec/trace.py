@@ -14,6 +14,7 @@ from .model import MAX_EXPERTS
 
 MAX_TRACE_BYTES = 2 * 2**30
 MAX_TEXT = 4096
+WHOLE_SEQUENCES = 3  # a trace of more sequences is divided between them, of fewer inside them
 _FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
 
 
@@ -58,6 +59,35 @@ class Trace:
         h.update(np.ascontiguousarray(self.expert_counts, dtype=np.float64).tobytes())
         h.update(np.ascontiguousarray(self.seq_len, dtype=np.int64).tobytes())
         return h.hexdigest()[:16]
+
+    def part(self, low: float, high: float) -> "Trace":
+        """The tokens between two fractions of the trace, cut at the nearest ends of sequences.
+
+        A trace of at most three sequences is cut inside them: whole ones would be too unequal.
+        Counts-only traces have no parts: asking for less than the whole is an error.
+        """
+        if not 0 <= low < high <= 1:
+            raise DocumentError(f"part {low:g}:{high:g} of the trace: expected 0 <= from < to <= 1")
+        if (low, high) == (0, 1):
+            return self
+        if self.counts_only:
+            raise DocumentError("a counts-only trace has no tokens to divide: use the whole of it (0:1)")
+        ends = np.concatenate([[0], np.cumsum(self.seq_len)])
+        cuts = [round(fraction * self.tokens) for fraction in (low, high)]
+        if len(self.seq_len) > WHOLE_SEQUENCES:
+            cuts = [int(ends[np.abs(ends - cut).argmin()]) for cut in cuts]
+        first, end = cuts
+        if first == end:
+            raise DocumentError(f"part {low:g}:{high:g} of the trace holds no tokens ({self.tokens} in all)")
+        lengths = np.diff(np.clip(ends, first, end))
+        return Trace.of(
+            self.expert_ids[first:end],
+            self.num_experts,
+            expert_weights=self.expert_weights[first:end],
+            seq_len=lengths[lengths > 0],
+            model=self.model,
+            source=self.source,
+        )
 
     @classmethod
     def of(
