@@ -3,12 +3,12 @@
 import sys
 from typing import Annotated
 
-import click
 import typer
+from rich.markup import escape
 
 from .. import __version__
 from ..spec.errors import MoeplanError
-from .commands import models, profile, run, solve, trace
+from .commands import export, models, profile, run, solve, trace
 from .console import err
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(name="profile")(profile.profile)
 app.command(name="solve")(solve.solve)
 app.command(name="run")(run.run)
+app.command(name="export")(export.export)
 app.command(name="models")(models.models)
 app.add_typer(trace.app, name="trace")
 
@@ -48,18 +49,7 @@ def moeplan(
 def main() -> None:
     """Entry point: errors that a user can mend are one line without a traceback."""
     try:
-        code = app(standalone_mode=False)
+        app()  # usage errors, Ctrl-C (130) and exit codes are typer's to handle
     except MoeplanError as error:
-        err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        code = error.exit_code
-    except click.exceptions.Abort:
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except KeyboardInterrupt:
-        err.print("stopped")
-        code = 130
-    except BrokenPipeError:
-        code = 141
-    sys.exit(code if isinstance(code, int) else 0)
+        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)

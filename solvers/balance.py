@@ -40,6 +40,35 @@ def balance(device_of: ArrayLike, load: ArrayLike, speed: ArrayLike) -> np.ndarr
     return np.where(ideal > 0, hottest / np.where(ideal > 0, ideal, 1.0), 1.0)
 
 
+def over_ideal(load: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """Load [..., E] over the ideal finish of its layer; a layer without load counts as evenly loaded."""
+    ideal = load.sum(axis=-1, keepdims=True) / speed.sum()
+    even = speed.sum() / load.shape[-1]
+    return np.where(ideal > 0, load / np.where(ideal > 0, ideal, 1.0), even)
+
+
+def finish_of(device_of: np.ndarray, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """[L, G] load over speed; device_of, load: [L, E]."""
+    return np.stack([finish(d, row, speed) for d, row in zip(device_of, load, strict=True)])
+
+
+def mean_balance(device_of: np.ndarray, load: np.ndarray, speed: np.ndarray) -> float:
+    """Mean over samples and layers of the hottest device over the ideal; device_of: [L, E], load: [S, L, E]."""
+    return float(np.mean([finish_of(device_of, sample, speed).max(axis=1) for sample in over_ideal(load, speed)]))
+
+
+def check_cap(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, cap: float) -> None:
+    """Raise ``Infeasible`` where no placement can keep the mean balance to ``cap``, with the bound. load: [S, L, E]."""
+    relative = over_ideal(load, speed)
+    least = float(np.mean([[balance_bound(row, speed, capacity) for row in sample] for sample in relative]))
+    if least > cap * (1 + 1e-9):
+        raise Infeasible(
+            f"no placement has a mean balance of {cap:.4g} or less: it is proven to be at least {least:.4g}",
+            unit="balance",
+            missing=least - cap,
+        )
+
+
 def greedy_balance(load: ArrayLike, speed: ArrayLike, capacity: ArrayLike) -> Solution[np.ndarray]:
     """Longest processing time first on unequal devices: the heaviest expert next, to where it ends earliest.
 

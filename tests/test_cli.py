@@ -83,7 +83,17 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, capfd: pyte
 
 
 @pytest.mark.parametrize(
-    "command", [["profile"], ["solve"], ["run"], ["models"], ["trace", "capture"], ["trace", "stats"]]
+    "command",
+    [
+        ["profile"],
+        ["solve"],
+        ["run"],
+        ["models"],
+        ["trace", "capture"],
+        ["trace", "stats"],
+        ["trace", "import"],
+        ["export"],
+    ],
 )
 def test_every_command_has_help_with_an_example(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ...profiler.traces import IMPORTERS, draw_stats, import_trace, stats_table, trace_stats
 from ...profiler.traces import capture as record
-from ...profiler.traces import draw_stats, stats_table, trace_stats
 from ...spec.trace import Trace
 from ..console import out, print_json, progress
 
@@ -40,6 +40,50 @@ def capture(
     trace.write(output)
     shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
     out.print(f"wrote {output}: {shape}")
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A recording: a file, or the folder with its files.")],
+    program: Annotated[
+        str | None,
+        typer.Option("--from", metavar="|".join(IMPORTERS), help="Who recorded it; recognised if left out."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Experts per token, where the recording lacks it.")] = None,
+    num_experts: Annotated[int | None, typer.Option(help="Experts per layer, where it lacks them.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers, where base64 of SGLang lacks them.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Turn the routing that a serving engine or another program recorded into a trace.
+
+    Per-token recordings serve everything; counts serve balance alone, and the trace says so.
+
+    Example: `moeplan trace import expert_distribution/ --from sglang -o trace.npz`
+    """
+    trace, notes = import_trace(path, program, top_k=top_k, num_experts=num_experts, layers=layers)
+    trace.write(output)
+    if as_json:
+        print_json(
+            {
+                "output": str(output),
+                "counts_only": trace.counts_only,
+                "tokens": trace.tokens,
+                "sequences": len(trace.seq_len),
+                "layers": trace.layers,
+                "top_k": trace.top_k,
+                "num_experts": trace.num_experts,
+                "source": trace.source,
+                "notes": notes,
+            }
+        )
+        return
+    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
+    if trace.counts_only:
+        shape = f"counts of {trace.layers} layers x {trace.num_experts} experts"
+    out.print(f"wrote {output}: {shape}", markup=False, highlight=False, soft_wrap=True)
+    for note in notes:
+        out.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

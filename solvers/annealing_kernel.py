@@ -1,0 +1,181 @@
+"""The hot loop of ``annealing``: swaps of two experts, or moves of one to a free slot, under Metropolis' rule.
+
+Shapes: L layers, E experts, G devices, H hosts, R slots of a layer, S samples of load.
+
+Costs are read in constant time from two tables that an accepted change updates: ``near[l, g, e]`` (``near_host``) is
+how many tokens expert e of layer l exchanges with the experts on device g (host h) of its own and the adjacent layers.
+Counts are whole numbers below 2**24, exact in float32, so that the tables never drift.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+FREE = -1  # a slot without expert
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_near(between, placed, near):
+    """near: [L, G, E] out; between: [L, 3, E, E] tokens that expert e exchanges with experts of layer l - 1, l, l + 1;
+    placed: [L, E] devices (or hosts)."""
+    layers, experts = placed.shape
+    near[:] = 0
+    for layer in range(layers):
+        for side in range(3):
+            other = layer + side - 1
+            if 0 <= other < layers:
+                for e in range(experts):
+                    for f in range(experts):
+                        near[layer, placed[other, f], e] += between[layer, side, e, f]
+
+
+@numba.njit(cache=True, nogil=True)
+def _uniform(state):
+    """The next number in (0, 1] of xorshift64*; state: [1] uint64, never 0."""
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return ((x * np.uint64(2685821657736338717) >> np.uint64(11)) + np.uint64(1)) * (1.0 / 9007199254740992.0)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
+def walk(
+    between,
+    near,
+    near_host,
+    placed,
+    slots,
+    slot_of,
+    device_of_slot,
+    host_of,
+    load,
+    inverse_speed,
+    finish,
+    hottest,
+    previous,
+    device_cost,
+    host_cost,
+    price,
+    cap,
+    hard,
+    moved,
+    max_moves,
+    fixed_hosts,
+    warm,
+    cold,
+    steps,
+    state,
+):
+    """``steps`` proposals while the temperature falls from ``warm`` to ``cold``; all arrays are changed in place.
+
+    placed: [L, E] devices; slots: [L, R] experts or FREE; slot_of: [L, E]; load: [L, E, S], of which finish [L, G, S]
+    and hottest [L, S] follow; previous: [L, E] devices that ``moved`` counts changes against.
+    price: energy of one unit of a layer's mean hottest finish; cap: the largest sum over layers of it, which ``hard``
+    makes a rule. Returns (energy difference of the crossings, moved).
+    """
+    layers, experts = placed.shape
+    room = slots.shape[1]
+    devices, samples = finish.shape[1], finish.shape[2]
+    after = np.empty(samples, np.float32)
+    total = 0.0
+    if samples > 0:
+        for layer in range(layers):
+            for s in range(samples):
+                total += hottest[layer, s] / samples
+    gained = 0.0
+    cooling = (cold / warm) ** (1.0 / max(steps, 1))
+    temperature = warm
+    for _ in range(steps):
+        temperature *= cooling
+        layer = int(_uniform(state) * layers * 0.9999999999)
+        a = int(_uniform(state) * experts * 0.9999999999)
+        target = int(_uniform(state) * room * 0.9999999999)
+        here, there = placed[layer, a], device_of_slot[target]
+        if here == there:
+            continue
+        b = slots[layer, target]
+        here_host, there_host = host_of[here], host_of[there]
+        if fixed_hosts and here_host != there_host:
+            continue
+
+        stays = near[layer, here, a] - near[layer, there, a]
+        if b != FREE:
+            stays += near[layer, there, b] - near[layer, here, b] + 2 * between[layer, 1, a, b]
+        energy = device_cost * stays
+        if here_host != there_host:
+            stays = near_host[layer, here_host, a] - near_host[layer, there_host, a]
+            if b != FREE:
+                stays += near_host[layer, there_host, b] - near_host[layer, here_host, b]
+                stays += 2 * between[layer, 1, a, b]
+            energy += host_cost * stays
+        allowed = -temperature * math.log(_uniform(state))
+
+        change = 0
+        if max_moves >= 0:
+            change = int(placed[layer, a] == previous[layer, a]) - int(there == previous[layer, a])
+            if b != FREE:
+                change += int(there == previous[layer, b]) - int(here == previous[layer, b])
+            if moved + change > max_moves and change > 0:
+                continue
+
+        if samples > 0:
+            # The hottest device can at best become as cool as the ideal one: a cheap refusal of most proposals.
+            before = 0.0
+            for s in range(samples):
+                before += hottest[layer, s]
+            if energy - price * (before / samples - 1.0) > allowed:
+                continue
+            for s in range(samples):
+                shift = load[layer, a, s]
+                if b != FREE:
+                    shift -= load[layer, b, s]
+                cooler = finish[layer, here, s] - shift * inverse_speed[here]
+                hotter = finish[layer, there, s] + shift * inverse_speed[there]
+                after[s] = max(cooler, hotter)
+            for g in range(devices):
+                if g != here and g != there:
+                    for s in range(samples):
+                        after[s] = max(after[s], finish[layer, g, s])
+            now = 0.0
+            for s in range(samples):
+                now += after[s]
+            rise = (now - before) / samples
+            if energy + price * rise > allowed:
+                continue
+            if hard and rise > 0 and total + rise > cap:
+                continue
+            total += rise
+            for s in range(samples):
+                shift = load[layer, a, s]
+                if b != FREE:
+                    shift -= load[layer, b, s]
+                finish[layer, here, s] -= shift * inverse_speed[here]
+                finish[layer, there, s] += shift * inverse_speed[there]
+                hottest[layer, s] = after[s]
+        elif energy > allowed:
+            continue
+
+        gained += energy
+        moved += change
+        source = slot_of[layer, a]
+        slots[layer, source], slots[layer, target] = b, a
+        placed[layer, a], slot_of[layer, a] = there, target
+        if b != FREE:
+            placed[layer, b], slot_of[layer, b] = here, source
+        for side in range(3):
+            other = layer + side - 1
+            if other < 0 or other >= layers:
+                continue
+            for e in range(experts):
+                tokens = between[layer, side, a, e]
+                if b != FREE:
+                    tokens -= between[layer, side, b, e]
+                near[other, here, e] -= tokens
+                near[other, there, e] += tokens
+                if here_host != there_host:
+                    near_host[other, here_host, e] -= tokens
+                    near_host[other, there_host, e] += tokens
+    return gained, moved
