@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..spec.errors import MoeplanError
-from .commands import export, models, profile, run, solve, trace
+from .commands import export, models, place, profile, run, solve, trace
 from .console import err
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command(name="profile")(profile.profile)
 app.command(name="solve")(solve.solve)
 app.command(name="run")(run.run)
+app.command(name="place")(place.place)
 app.command(name="export")(export.export)
 app.command(name="models")(models.models)
 app.add_typer(trace.app, name="trace")

@@ -2,9 +2,11 @@
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event as Flag
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +38,24 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
             bar.update(task, completed=event.get("done"), total=event.get("of"), what=str(event.get("what", "")))
 
         yield show
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Flag]:
+    """A flag that the first Ctrl-C sets, so that a search ends with the best found; a second one interrupts."""
+    flag = Flag()
+
+    def ask(number: int, frame: object) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+        err.print("stopping with the best found so far; Ctrl-C again to give up")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def parse_bytes(text: str) -> int:

@@ -5,7 +5,7 @@
             + sum_l sum_{a<b} together[l][a][b]    * weight(d[l, a], d[l, b])           tokens that need both experts
             + price * sum_l hottest[l]                                                  the price of balance
 
-    weight is 0 on one device, ``device_weight`` between devices of a host, ``device_weight + host_weight`` across hosts
+    weight is 0 on one device, ``device_weight`` between devices of a host, ``host_weight`` between hosts
     hottest[l] = mean_s max_g sum_{e: d[l, e] = g} load[s][l][e] / speed[g], over the ideal of sample s
 
     (1) slots:    #{e: d[l, e] = g} <= capacity[g]                          kept by every proposal, ``walk``
@@ -80,7 +80,7 @@ class Affinity:
     def cost(self, device_of: np.ndarray, hosts: np.ndarray, device_weight: float, host_weight: float) -> float:
         """Weighted crossings of device_of [L, E]."""
         total = 0.0
-        for weight, placed in ((device_weight, device_of), (host_weight, hosts[device_of])):
+        for weight, placed in ((device_weight, device_of), (host_weight - device_weight, hosts[device_of])):
             if weight:
                 apart = placed[:-1, :, None] != placed[1:, None, :]
                 total += weight * float((self.transitions * apart).sum())
@@ -108,7 +108,7 @@ def anneal(
     hosts: ArrayLike,
     *,
     device_weight: float = 1.0,
-    host_weight: float = 0.0,
+    host_weight: float = 1.0,
     balance_cap: float = math.inf,
     price: float = 0.0,
     previous: np.ndarray | None = None,
@@ -144,6 +144,8 @@ def anneal(
     host = np.asarray(hosts)
     if host.shape != speeds.shape or host.dtype.kind not in "iu" or (host < 0).any():
         raise ValueError(f"hosts must hold a host number for each of {len(speeds)} devices, got {hosts!r}")
+    if not 0 <= device_weight <= host_weight < math.inf:
+        raise ValueError(f"weights must be 0 <= device_weight <= host_weight, got {device_weight} and {host_weight}")
     if samples.shape[1:] != affinity.together.shape[:2]:
         raise ValueError(f"load must be [L, E] of {list(affinity.together.shape[:2])}, got {list(samples.shape[1:])}")
     if balance_cap < math.inf:
@@ -157,7 +159,7 @@ def anneal(
         slots=slots,
         speed=speeds,
         host=host.astype(np.int64),
-        weights=(device_weight, host_weight),
+        weights=(device_weight, host_weight - device_weight),
         cap=balance_cap,
         price=price,
         previous=start if previous is None else previous,

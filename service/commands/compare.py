@@ -1,5 +1,6 @@
 """``moeplan compare``: two placements side by side."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from ...planner.units import bytes_text
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import err, out, print_json
+from .explain import read_placement
 
 
 def compare(
@@ -26,7 +28,7 @@ def compare(
 
     Example: `moeplan compare old.json new.json --trace today.npz`
     """
-    first, second = Placement.read(a), Placement.read(b)
+    first, second = read_placement(a), read_placement(b)
     found = between(first, second, _trace(first, second, trace))
     if as_json:
         names = {"A": str(a), "B": str(b)}
@@ -45,7 +47,7 @@ def _trace(a: Placement, b: Placement, given: Path | None) -> Trace | None:
         return Trace.read(given)
     if a.trace.digest and a.trace.digest == b.trace.digest:
         for path in (a.trace.path, b.trace.path):
-            if path and Path(path).exists() and (trace := Trace.read(path)).digest() == a.trace.digest:
+            if os.path.exists(path) and (trace := Trace.read(path)).digest() == a.trace.digest:
                 return trace
     return None
 
@@ -70,7 +72,7 @@ def _described(p: Placement) -> list[tuple[str, str]]:
         ("objective", f"{p.objective}, {p.movement}"),
         ("minimised", p.solver.minimised),
         ("value", f"{p.solver.objective:.6g} ({proof})"),
-        ("fitted on", f"{p.trace.path or 'unnamed trace'}, {p.trace.fit[0]:g}:{p.trace.fit[1]:g}"),
+        ("fitted on", f"{Path(p.trace.path).name or 'an unnamed trace'}, {p.trace.fit[0]:g}:{p.trace.fit[1]:g}"),
     ]
 
 

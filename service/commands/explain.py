@@ -1,5 +1,6 @@
 """``moeplan explain``: why a placement is what it is."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from ...planner.place.explain import Explanation
 from ...planner.place.explain import explain as why
 from ...planner.place.explain_page import draw, page
-from ...spec.errors import MoeplanError
+from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import err, out, print_json
@@ -25,7 +26,7 @@ def explain(
 
     Example: `moeplan explain place.json --picture place.png`
     """
-    document = Placement.read(placement)
+    document = read_placement(placement)
     explanation = why(document, trace_of(document, placement, trace), seed=seed)
     if picture:
         draw(document, explanation, picture)
@@ -39,12 +40,23 @@ def explain(
         out.print(f"wrote {picture}", markup=False, highlight=False, soft_wrap=True)
 
 
+def read_placement(path: Path) -> Placement:
+    """A placement; a document of another kind is refused with the hint of how to make one."""
+    try:
+        return Placement.read(path)
+    except DocumentError as error:
+        hint = Placement.hint()
+        if "kind: expected" not in str(error) or hint in str(error):
+            raise
+        raise DocumentError(f"{error}{hint}") from None
+
+
 def trace_of(placement: Placement, where: Path, trace: Path | None) -> Trace:
     """The trace that is given, or else the one that the document names; MoeplanError where there is none."""
     if trace is not None:
         return Trace.read(trace)
     named = placement.trace.path
-    if not named or not Path(named).exists():
+    if not os.path.exists(named):
         missing = f"its trace {named} is not here" if named else "it names no trace"
         raise MoeplanError(f"{where}: {missing}; pass one with --trace")
     return Trace.read(named)

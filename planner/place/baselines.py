@@ -1,0 +1,53 @@
+"""What a user would do without a solver: experts by number, or EPLB's greedy balance."""
+
+# L layers, E experts, G devices
+
+import numpy as np
+
+from ...solvers.balance import greedy_balance, linear
+from ...solvers.eplb import eplb
+from ...solvers.result import Infeasible
+from ...solvers.slots import Slots
+from .fleet import Fleet
+
+
+def linear_slots(layers: int, experts: int, fleet: Fleet) -> Slots | None:
+    """Experts by number in equal blocks, one copy each; None where a device has no room for its block."""
+    device_of = np.tile(linear(experts, len(fleet.speed)), (layers, 1))
+    if (np.bincount(device_of[0], minlength=len(fleet.speed)) > fleet.capacity).any():
+        return None
+    return Slots.from_device_of(device_of, fleet.capacity)
+
+
+def eplb_slots(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots | None:
+    """EPLB's hierarchical placement of ``load`` [L, E], with equal devices and slots as it assumes.
+
+    Without expert groups each host is a group of consecutive experts, as in EPLB's hierarchical mode; where hosts do
+    not divide the experts it is global. None where its rules refuse the counts, or a device has no room for it.
+    """
+    hosts, devices = len(fleet.names), len(fleet.speed)
+    groups = groups if groups > 1 else hosts
+    if load.shape[1] % groups:
+        groups = hosts = 1
+    try:
+        found = eplb(load, slots, groups, hosts, devices)
+    except Infeasible:
+        return None
+    held = slots // devices
+    if (fleet.capacity < held).any():
+        return None
+    # EPLB's devices are numbered host by host.
+    position = np.argsort(fleet.by_host, kind="stable")
+    order = (position[:, None] * held + np.arange(held)).ravel()
+    return widened(Slots(found.expert_of[:, order], found.share_of[:, order], found.capacity), fleet.capacity)
+
+
+def greedy(load: np.ndarray, fleet: Fleet) -> np.ndarray:
+    """[L, E] devices by longest processing time first, with speeds and capacities; load: [L, E]."""
+    return greedy_balance(load, fleet.speed, fleet.capacity).assignment
+
+
+def widened(slots: Slots, capacity: np.ndarray) -> Slots:
+    """The same copies on devices with at least as many slots."""
+    lists = slots.to_lists()
+    return Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], capacity)

@@ -1,0 +1,68 @@
+"""The devices of a placement as the solvers want them, from counts or from a measured cluster."""
+
+# G devices
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.placement import PlacementDevice
+
+ENGINES_RULE = "SGLang (physical experts % ep_size), TensorRT-LLM (num_slots % ep_size) and vllm-ascend"
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """Arrays over devices: speed [G] relative, capacity [G] slots per layer, hosts [G] numbers, names by number."""
+
+    speed: np.ndarray
+    capacity: np.ndarray
+    hosts: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, devices: Sequence[PlacementDevice]) -> "Fleet":
+        names = sorted({device.host for device in devices})
+        return cls(
+            np.array([device.speed for device in devices]),
+            np.array([device.capacity for device in devices]),
+            np.array([names.index(device.host) for device in devices]),
+            tuple(names),
+        )
+
+    @property
+    def by_host(self) -> np.ndarray:
+        """[G] devices in the order of their hosts."""
+        return np.argsort(self.hosts, kind="stable")
+
+    @property
+    def alike(self) -> bool:
+        """Whether all devices have one speed and all hosts as many devices."""
+        return len(set(self.speed.tolist())) == 1 and len(set(np.bincount(self.hosts).tolist())) == 1
+
+
+def even_fleet(devices: int, hosts: int, slots: int, equal_slots: bool) -> tuple[PlacementDevice, ...]:
+    """``devices`` alike on ``hosts`` hosts, consecutive, with ``slots`` slots per layer in all.
+
+    Where the slots do not divide, the first devices have one more; ``equal_slots`` refuses that.
+    """
+    if devices < 1 or not 1 <= hosts <= devices:
+        raise MoeplanError(f"need at least 1 device and 1 to {devices} hosts, got {devices} and {hosts}")
+    if slots % devices and equal_slots:
+        more = devices - slots % devices
+        raise InfeasibleError(
+            f"{slots} slots do not divide over {devices} devices, and equal slots are asked for, as {ENGINES_RULE} "
+            f"demand: use --slots {slots + more} (or {slots - slots % devices}), or other --devices"
+        )
+    held = [len(part) for part in np.array_split(np.arange(slots), devices)]
+    if min(held) < 1:
+        raise InfeasibleError(
+            f"{slots} slots on {devices} devices: every device needs one; use at most {slots} devices"
+        )
+    of_host = np.repeat(np.arange(hosts), [len(part) for part in np.array_split(np.arange(devices), hosts)])
+    width = len(str(hosts - 1))
+    return tuple(
+        PlacementDevice(host=f"host{host:0{width}d}", capacity=count) for host, count in zip(of_host, held, strict=True)
+    )

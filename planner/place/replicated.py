@@ -1,0 +1,139 @@
+"""Placements with spare slots: experts to hosts by locality, then copies and shares inside each host by balance."""
+
+# L layers, E experts, G devices, W windows
+
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from ...solvers.annealing import anneal
+from ...solvers.balance import mean_balance
+from ...solvers.replication import replicate
+from ...solvers.replication_bound import hottest_bound
+from ...solvers.result import Solution
+from ...solvers.slots import EMPTY, Slots
+from ...spec.errors import InfeasibleError
+from ...spec.placement import Shares
+from ...spec.trace import Trace
+from . import baselines
+from .fleet import Fleet
+from .sample import windows
+from .single import Single, check_groups
+
+HOST_BALANCE_ROOM = 0.25  # of the imbalance of hosts under greedy balance: locality may use up so much more
+HOST_STAGE = 0.6  # of the time
+
+
+def place_copies(
+    single: Single,
+    trace: Trace,
+    *,
+    shares: Shares,
+    full: bool,
+    steps: int | None = None,
+    time_limit: float,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    stop: Event | None = None,
+) -> Solution[Slots]:
+    """Copies that fill the slots, every expert's copies on one host.
+
+    Which host an expert is on decides what its tokens pay between hosts, and copies inside a host cost nothing there:
+    so hosts come first, by the movement of ``single`` under a cap on the balance of hosts, then copies, places and
+    shares for the balance of devices. Objective: mean balance over windows and layers; the bound is that of balance
+    alone, without locality.
+    """
+    began, fleet = time.perf_counter(), single.fleet
+    load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
+    host_of = np.zeros((trace.layers, experts), np.int64)
+    if hosts > 1:
+        host_of = _hosts(single, trace, load, steps, HOST_STAGE * time_limit, on_event, stop)
+    share = max(1.0, (time_limit - (time.perf_counter() - began)) / hosts)
+    expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
+    share_of = np.zeros(expert_of.shape)
+    owner = np.repeat(np.arange(len(fleet.speed)), fleet.capacity)
+    for host in range(hosts):
+        devices = np.flatnonzero(fleet.hosts == host)
+        seats = np.flatnonzero(np.isin(owner, devices))
+        here = np.nonzero(host_of == host)[1].reshape(trace.layers, -1)
+        inside = replicate(
+            np.stack([np.take_along_axis(window, here, axis=1) for window in load]),
+            fleet.speed[devices],
+            fleet.capacity[devices],
+            np.zeros(len(devices), int),
+            shares=shares,
+            full=full,
+            seed=single.seed,
+            time_limit=share,
+        ).assignment
+        held = inside.expert_of
+        expert_of[:, seats] = np.where(held == EMPTY, EMPTY, np.take_along_axis(here, np.maximum(held, 0), axis=1))
+        share_of[:, seats] = inside.share_of
+    found = Slots(expert_of, share_of, fleet.capacity)
+    objective, bound = balance_and_bound(found, single, load, shares)
+    return Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
+
+
+def balance_and_bound(slots: Slots, single: Single, load: np.ndarray, shares: Shares) -> tuple[float, float]:
+    """Mean hottest device over the ideal, and its bound over all placements; load: [W, L, E]."""
+    fleet = single.fleet
+    ideal = np.maximum(load.sum(axis=2), 1e-300) / fleet.speed.sum()
+    hottest = np.stack([slots.hottest(window, fleet.speed) for window in load])
+    least = np.stack([hottest_bound(w, fleet.speed, fleet.capacity, fleet.hosts, single.groups, shares) for w in load])
+    busy = load.sum(axis=2) > 0
+    return (
+        float(np.where(busy, hottest / ideal, 1.0).mean()),
+        float(np.where(busy, least / ideal, 1.0).mean()),
+    )
+
+
+def _hosts(
+    single: Single,
+    trace: Trace,
+    load: np.ndarray,
+    steps: int | None,
+    time_limit: float,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    stop: Event | None,
+) -> np.ndarray:
+    """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
+    fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
+    room = np.bincount(fleet.hosts, fleet.capacity)
+    counts = _proportional(experts, room)
+    over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
+    stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
+    affinity = stage.affinity(trace)
+    if single.groups > 1:
+        check_groups(single.groups, experts, hosts)
+        return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop).assignment
+    greedy = mean_balance(baselines.greedy(trace.expert_counts, over), load, over.speed)
+    return anneal(
+        affinity,
+        load,
+        over.capacity,
+        over.speed,
+        over.hosts,
+        device_weight=single.weights[1],
+        host_weight=single.weights[1],
+        balance_cap=1 + (greedy - 1) * (1 + HOST_BALANCE_ROOM),
+        steps=steps,
+        seed=single.seed,
+        time_limit=time_limit,
+        on_event=on_event,
+        stop=stop,
+    ).assignment
+
+
+def _proportional(experts: int, room: np.ndarray) -> np.ndarray:
+    """[X] experts per host in proportion to its slots, largest remainders first, never more than fit."""
+    if room.sum() < experts:
+        raise InfeasibleError(
+            f"{experts} experts in {int(room.sum())} slots: {experts - int(room.sum())} slots missing"
+        )
+    exact = experts * room / room.sum()
+    counts = np.floor(exact).astype(np.int64)
+    for host in np.argsort(counts - exact, kind="stable")[: experts - counts.sum()]:
+        counts[host] += 1
+    return counts

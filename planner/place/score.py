@@ -1,0 +1,75 @@
+"""Scores of a placement on a trace: balance, crossings between layers, fan-out."""
+
+# T tokens, L layers, E experts, K top-k, G devices
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...spec.placement import PlacementDevice, PlacementLayer, Score
+from ...spec.trace import Trace
+
+SEED = 0  # of the draws of copies
+
+
+def score(layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], trace: Trace) -> Score:
+    """Score on every token of ``trace``, or on its counts.
+
+    Devices count with their speeds in the balance. Which copy of a replicated expert serves a token is drawn by the
+    shares, each choice by itself (seeded); boundaries are scored only where every expert has one copy.
+    """
+    speed = np.array([device.speed for device in devices])
+    names = sorted({device.host for device in devices})
+    host_of = np.array([names.index(device.host) for device in devices])
+    shares = [layer.share_matrix(trace.num_experts) for layer in layers]
+    balance = np.array([_balance(counts @ s, speed) for counts, s in zip(trace.expert_counts, shares, strict=True)])
+    mean, largest = float(balance.mean()), float(balance.max())
+    if trace.counts_only:
+        return Score(tokens=float(trace.expert_counts[0].sum()), balance_mean=mean, balance_max=largest)
+
+    single = all((s > 0).sum() == trace.num_experts for s in shares)
+    chosen = _copies(trace, shares, single)
+    fan_device = [_distinct(chosen[:, layer], len(devices)) for layer in range(trace.layers)]
+    fan_host = [_distinct(host_of[chosen[:, layer]], len(names)) for layer in range(trace.layers)]
+    first = chosen[:, :, 0]
+    crossed = single and trace.layers > 1
+    return Score(
+        tokens=trace.tokens,
+        balance_mean=mean,
+        balance_max=largest,
+        boundary_cross_device=_crossed(first) if crossed else None,
+        boundary_cross_host=_crossed(host_of[first]) if crossed else None,
+        fanout_device=float(np.mean(fan_device)),
+        fanout_host=float(np.mean(fan_host)),
+    )
+
+
+def _balance(load: np.ndarray, speed: np.ndarray) -> float:
+    """The hottest device's time over the ideal; 1 without load."""
+    return float((load / speed).max() / (load.sum() / speed.sum())) if load.sum() > 0 else 1.0
+
+
+def _copies(trace: Trace, shares: Sequence[np.ndarray], single: bool) -> np.ndarray:
+    """[T, L, K] device that serves each choice."""
+    rng = np.random.default_rng(SEED)
+    chosen = np.empty(trace.expert_ids.shape, np.int64)
+    for layer, matrix in enumerate(shares):
+        ids = trace.expert_ids[:, layer]
+        if single:
+            chosen[:, layer] = (matrix > 0).argmax(axis=1)[ids]
+        else:
+            draw = rng.random(ids.shape)
+            chosen[:, layer] = (matrix.cumsum(axis=1)[ids] > draw[..., None]).argmax(axis=-1)
+    return chosen
+
+
+def _distinct(places: np.ndarray, count: int) -> float:
+    """Mean number of distinct places in the rows of [T, K]."""
+    hit = np.zeros((len(places), count), bool)
+    np.put_along_axis(hit, places, True, axis=1)
+    return float(hit.sum(axis=1).mean())
+
+
+def _crossed(place: np.ndarray) -> float:
+    """Share of (token, boundary) whose places [T, L] differ."""
+    return float((place[:, 1:] != place[:, :-1]).mean())

@@ -1,0 +1,362 @@
+"""Place: a trace in, a placement out, with its scores, its bound and what was assumed."""
+
+# L layers, E experts, G devices
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from ...solvers.affinity_bound import affinity_bounds
+from ...solvers.replication import replicate
+from ...solvers.result import Solution, SolverError
+from ...solvers.shares import optimal_shares
+from ...solvers.slots import Slots
+from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.model import Model
+from ...spec.placement import (
+    Movement,
+    Moves,
+    Objective,
+    Placement,
+    PlacementDevice,
+    PlacementLayer,
+    PlacementSolver,
+    Scores,
+    Shares,
+    TraceSource,
+)
+from ...spec.trace import Trace
+from . import baselines
+from .fleet import Fleet
+from .replan import copies_to_load, within_moves
+from .replicated import balance_and_bound, place_copies
+from .sample import transitions, windows
+from .score import score
+from .single import HOST_WEIGHT, Single, check_groups, device_of
+
+BOUND_TIME = 0.2  # of the time limit goes to bounds
+SAFE_TIME = 0.2  # and to trials of the balance cap
+TRIAL_STEPS = 1500  # per layer and expert
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to place for, as ``moeplan place`` takes it.
+
+    slots: copies per layer in all; by default one of every expert. fit: part of the trace, as fractions.
+    balance_cap: on the mean balance of the fitted part; by default what keeps EPLB's balance on tokens to come.
+    """
+
+    devices: tuple[PlacementDevice, ...]
+    slots: int
+    fit: tuple[float, float] = (0.0, 1.0)
+    objective: Objective = "latency"
+    movement: Movement = "coherent"
+    shares: Shares = "even"
+    equal_slots: bool = False
+    groups: int = 1
+    balance_cap: float | None = None
+    previous: Placement | None = None
+    max_moves: int | None = None
+    time_limit: float = 20.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A placement with its proof, before it becomes a document."""
+
+    slots: Slots
+    solver: PlacementSolver
+    cap: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def place(
+    trace: Trace,
+    request: Request,
+    *,
+    trace_path: str = "",
+    previous_path: str = "",
+    model: Model | None = None,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    stop: Event | None = None,
+) -> Placement:
+    """Solve, score and say how sure the answer is. Raises ``MoeplanError`` where the request cannot be met."""
+    fitted = trace.part(*request.fit)
+    fleet = Fleet.of(request.devices)
+    notes = check(trace, fitted, request, fleet)
+    objective = "balance" if trace.counts_only else request.objective
+    try:
+        answer = _answer(fitted, request, fleet, objective, on_event, stop)
+    except SolverError as error:
+        raise InfeasibleError(str(error)) from None
+    layers = document_layers(answer.slots)
+    scored = {"placement": layers, **baseline_layers(fitted, request, fleet)}
+    moves = None
+    if request.previous is not None:
+        copies = copies_to_load(request.previous, layers)
+        size = None if model is None else model.expert_bytes()
+        moved = None if size is None else copies * size
+        moves = Moves(previous=previous_path, copies=copies, limit=request.max_moves, bytes=moved)
+    return Placement(
+        model=model.name if model else trace.model,
+        num_experts=trace.num_experts,
+        devices=request.devices,
+        layers=layers,
+        objective=objective,
+        movement=request.movement,
+        share_rule=request.shares,
+        groups=request.groups,
+        balance_cap=answer.cap,
+        solver=answer.solver,
+        scores={name: scores(placed, request.devices, trace, request.fit) for name, placed in scored.items()},
+        trace=TraceSource(
+            path=trace_path,
+            digest=trace.digest(),
+            fit=request.fit,
+            tokens=fitted.tokens,
+            counts_only=trace.counts_only,
+        ),
+        moves=moves,
+        notes=(*notes, *answer.notes),
+        seed=request.seed,
+    )
+
+
+def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
+    """What is worth saying about the input; raises where it cannot be used."""
+    experts, room = trace.num_experts, int(fleet.capacity.sum())
+    if request.slots < experts or room < experts:
+        raise InfeasibleError(f"{experts} experts need {experts} slots, got {min(request.slots, room)}: raise --slots")
+    if request.groups > 1:
+        check_groups(request.groups, experts, len(fleet.names))
+    if request.max_moves is not None and request.previous is None:
+        raise MoeplanError("--max-moves needs --previous: moves are counted from an old placement")
+    if request.previous is not None:
+        _check_previous(request, trace)
+    if request.balance_cap is not None and request.balance_cap < 1:
+        raise MoeplanError(f"--balance-cap {request.balance_cap:g}: the hottest device over the mean is at least 1")
+    notes = []
+    if trace.counts_only:
+        notes.append("the trace has counts only: balance is planned, affinity between layers is unknown")
+        if request.objective != "balance":
+            notes.append(f"objective {request.objective} needs expert_ids per token: balance was planned instead")
+    else:
+        needed = tokens_needed(experts)
+        if fitted.tokens * trace.top_k < experts:
+            raise MoeplanError(
+                f"{fitted.tokens} tokens cannot say how {experts} experts are used: record about {needed} tokens"
+            )
+        if fitted.tokens < needed:
+            notes.append(
+                f"{fitted.tokens} tokens are few to trust for {experts} experts: about {needed} are needed; expect the "
+                "held-out scores to be worse than the fitted ones"
+            )
+    return notes
+
+
+def tokens_needed(experts: int) -> int:
+    """Tokens after which affinity hardly changes: about 1,000 for 8 experts and 3,000 for 64 (ExFlow)."""
+    return round(1000 + (experts - 8) * 2000 / 56)
+
+
+def _check_previous(request: Request, trace: Trace) -> None:
+    old = request.previous
+    assert old is not None
+    got, want = (len(old.layers), old.num_experts), (trace.layers, trace.num_experts)
+    if got != want:
+        raise MoeplanError(f"--previous has {got[0]} layers x {got[1]} experts, the trace {want[0]} x {want[1]}")
+    if len(old.devices) != len(request.devices):
+        raise MoeplanError(f"--previous is for {len(old.devices)} devices, not {len(request.devices)}")
+
+
+def _answer(
+    fitted: Trace,
+    request: Request,
+    fleet: Fleet,
+    objective: Objective,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    stop: Event | None,
+) -> Answer:
+    single = Single(fleet, request.movement, request.groups, seed=request.seed)
+    if objective == "balance" or request.slots > fitted.num_experts:
+        return _with_copies(fitted, request, single, objective, on_event, stop)
+    return _single_copies(fitted, request, single, objective, on_event, stop)
+
+
+def _with_copies(
+    fitted: Trace,
+    request: Request,
+    single: Single,
+    objective: Objective,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    stop: Event | None,
+) -> Answer:
+    fleet, load = single.fleet, windows(fitted)
+    began = time.perf_counter()
+    if objective == "balance":
+        found = replicate(
+            load,
+            fleet.speed,
+            fleet.capacity,
+            fleet.hosts,
+            groups=request.groups,
+            shares=request.shares,
+            full=request.equal_slots,
+            seed=request.seed,
+            time_limit=request.time_limit,
+        )
+    else:
+        found = place_copies(
+            single,
+            fitted,
+            shares=request.shares,
+            full=request.equal_slots,
+            time_limit=request.time_limit,
+            on_event=on_event,
+            stop=stop,
+        )
+    slots = found.assignment
+    if request.previous is not None:
+        slots = within_moves(request.previous, slots, load, fleet.speed, request.max_moves)
+        if request.shares == "optimal":
+            slots = optimal_shares(slots, load.sum(axis=0), fleet.speed)
+    value, bound = balance_and_bound(slots, single, load, request.shares)
+    words = "mean over layers and windows of the hottest device's time over the ideal"
+    bounds = {"balance": bound}
+    return Answer(slots, _record(found, value, bound, bounds, words, time.perf_counter() - began))
+
+
+def _single_copies(
+    fitted: Trace,
+    request: Request,
+    single: Single,
+    objective: Objective,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    stop: Event | None,
+) -> Answer:
+    began = time.perf_counter()
+    fleet, limit = single.fleet, request.time_limit
+    if request.previous is not None:
+        old = Slots.from_lists([layer.slots for layer in request.previous.layers], None, fleet.capacity)
+        if not request.previous.single_copy:
+            raise MoeplanError("--previous has replicas: give as many --slots as it has")
+        single = Single(
+            fleet, request.movement, request.groups, device_of(old), request.max_moves, single.weights, request.seed
+        )
+    load, cap = windows(fitted), request.balance_cap
+    notes: list[str] = []
+    if objective == "locality":
+        cap = None
+    elif cap is not None:
+        load = load.sum(axis=0)[None]
+    elif fitted.tokens >= 2:
+        if on_event:
+            on_event({"what": "finding a balance that holds on tokens to come"})
+        size = fitted.layers * fitted.num_experts
+        cap = single.safe_cap(fitted, TRIAL_STEPS * size)
+    left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
+    found = single.solve(
+        single.affinity(fitted),
+        load,
+        cap=float("inf") if cap is None else cap,
+        time_limit=max(left, 1.0),
+        on_event=on_event,
+        stop=stop,
+    )
+    slots = Slots.from_device_of(found.assignment, fleet.capacity)
+    value, bounds, words = movement(fitted, single, found.assignment, limit * BOUND_TIME)
+    best = max(bounds.values(), default=0.0)
+    solver = _record(found, value, best, bounds, words, time.perf_counter() - began)
+    return Answer(slots, solver, cap, tuple(notes))
+
+
+def movement(
+    trace: Trace, single: Single, placed: np.ndarray, time_limit: float
+) -> tuple[float, dict[str, float], str]:
+    """Token movement of placed [L, E], its lower bounds, and what it is in words."""
+    inside, between = single.weights
+    hosts, fleet = single.fleet.hosts, single.fleet
+    if single.movement == "coherent" and trace.layers > 1:
+        counts = transitions(trace) / (trace.tokens * (trace.layers - 1))
+        apart = placed[:-1, :, None] != placed[1:, None, :]
+        far = hosts[placed][:-1, :, None] != hosts[placed][1:, None, :]
+        value = float((counts * (inside * apart + (between - inside) * far)).sum())
+        bounds = affinity_bounds(counts, fleet.capacity, hosts, inside, between, time_limit=time_limit)
+        words = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, on the fitted part"
+        return value, bounds, words
+    layers = document_layers(Slots.from_device_of(placed, fleet.capacity))
+    devices = tuple(
+        PlacementDevice(host=fleet.names[h], speed=float(s), capacity=int(c))
+        for h, s, c in zip(fleet.hosts, fleet.speed, fleet.capacity, strict=True)
+    )
+    found = score(layers, devices, trace)
+    assert found.fanout_device is not None
+    assert found.fanout_host is not None
+    value = inside * found.fanout_device + (between - inside) * found.fanout_host
+    room = np.bincount(fleet.hosts, fleet.capacity)
+    least = inside * -(-trace.top_k // int(fleet.capacity.max())) + (between - inside) * -(
+        -trace.top_k // int(room.max())
+    )
+    words = f"{inside:g} x fanout_device + {between - inside:g} x fanout_host, on the fitted part"
+    return value, {"slots": float(least)}, words
+
+
+def _record(
+    found: Solution, value: float, bound: float, bounds: dict[str, float], words: str, seconds: float
+) -> PlacementSolver:
+    proven = bound >= value * (1 - 1e-9)
+    status = "optimal" if proven else "feasible" if found.status == "optimal" else found.status
+    gap = 0.0 if proven else (value - bound) / value
+    return PlacementSolver(
+        status=status,
+        objective=value,
+        bound=min(bound, value),
+        gap=max(gap, 0.0),
+        seconds=seconds,
+        minimised=words,
+        bounds=bounds,
+    )
+
+
+def document_layers(slots: Slots) -> tuple[PlacementLayer, ...]:
+    """The document's form; shares only where a layer's copies do not take even ones."""
+    even = Slots.even(slots.expert_of, slots.capacity).share_of
+    found = []
+    for (held, taken), mine, usual in zip(slots.to_lists(), slots.share_of, even, strict=True):
+        shares = None if np.allclose(mine, usual, atol=1e-9) else tuple(tuple(s) for s in taken)
+        found.append(PlacementLayer(slots=tuple(tuple(e) for e in held), shares=shares))
+    return tuple(found)
+
+
+def baseline_layers(fitted: Trace, request: Request, fleet: Fleet) -> dict[str, tuple[PlacementLayer, ...]]:
+    """What a user would do instead: linear, and EPLB with as many slots; left out where it does not fit."""
+    linear = baselines.linear_slots(fitted.layers, fitted.num_experts, fleet)
+    eplb = baselines.eplb_slots(fitted.expert_counts, request.slots, request.groups, fleet)
+    named = {"linear": linear, "eplb": eplb}
+    return {name: document_layers(slots) for name, slots in named.items() if slots is not None}
+
+
+def scores(
+    layers: tuple[PlacementLayer, ...],
+    devices: Sequence[PlacementDevice],
+    trace: Trace,
+    fit: tuple[float, float],
+) -> Scores:
+    """On the fitted part, and on the rest where there is one."""
+    low, high = fit
+    rest = None
+    if not trace.counts_only and (low, high) != (0, 1):
+        rest = trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
+    return Scores(
+        fit=score(layers, devices, trace.part(low, high)),
+        held_out=None if rest is None else score(layers, devices, rest),
+    )
+
+
+__all__ = ["HOST_WEIGHT", "Answer", "Request", "check", "place"]

@@ -1,0 +1,100 @@
+"""``moeplan place``: from recorded routing to an expert placement."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...planner.place.fleet import even_fleet
+from ...planner.place.page import scores_table, verdict
+from ...planner.place.solve import Request
+from ...planner.place.solve import place as solve
+from ...spec.catalogue import load_model
+from ...spec.errors import MoeplanError
+from ...spec.placement import Movement, Objective, Placement, Shares
+from ...spec.trace import Trace
+from ..console import err, out, print_json, progress, stop_on_interrupt
+
+
+def place(
+    trace: Annotated[Path, typer.Option(help="Recorded routing (.npz); `moeplan trace import` makes one.")],
+    fit: Annotated[str, typer.Option(help="Part of the trace to fit, FROM:TO; the rest scores it.")] = "0:1",
+    devices: Annotated[int, typer.Option(min=1, help="Equal devices.")] = 8,
+    hosts: Annotated[int, typer.Option(min=1, help="Hosts that the devices stand on, consecutively.")] = 1,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Copies per layer in all; by default one per expert.")
+    ] = None,
+    equal_slots: Annotated[
+        bool, typer.Option("--equal-slots", help="As many experts on every device, as serving engines demand.")
+    ] = False,
+    shares: Annotated[Shares, typer.Option(help="How copies divide an expert's tokens: even or optimal.")] = "even",
+    groups: Annotated[int, typer.Option(min=1, help="Expert groups that must each stay on one host.")] = 1,
+    objective: Annotated[
+        Objective, typer.Option(help="latency (locality at EPLB's balance), locality or balance.")
+    ] = "latency",
+    movement: Annotated[
+        Movement, typer.Option(help="What travels: coherent (tokens stay with experts) or ep (out and back).")
+    ] = "coherent",
+    balance_cap: Annotated[
+        float | None, typer.Option(help="Largest mean balance of the fitted part; by default EPLB's, made safe.")
+    ] = None,
+    previous: Annotated[Path | None, typer.Option(help="Start from this placement.")] = None,
+    max_moves: Annotated[int | None, typer.Option(min=0, help="Experts that may change device against it.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Names the model; moves are then in bytes.")
+    ] = None,
+    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 20.0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The placement.")] = Path("place.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the placement instead of tables.")] = False,
+) -> None:
+    """Place experts on devices so that tokens travel little and no device runs hot, with a proven bound.
+
+    Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
+    """
+    recorded = Trace.read(trace)
+    count = slots or recorded.num_experts
+    request = Request(
+        even_fleet(devices, hosts, count, equal_slots),
+        count,
+        fit=parse_part(fit),
+        objective=objective,
+        movement=movement,
+        shares=shares,
+        equal_slots=equal_slots,
+        groups=groups,
+        balance_cap=balance_cap,
+        previous=Placement.read(previous) if previous else None,
+        max_moves=max_moves,
+        time_limit=time_limit,
+        seed=seed,
+    )
+    named = load_model(model) if model else None
+    with progress("placing") as show, stop_on_interrupt() as stop:
+        placement = solve(
+            recorded,
+            request,
+            trace_path=str(trace),
+            previous_path=str(previous or ""),
+            model=named,
+            on_event=show,
+            stop=stop,
+        )
+    placement.write(output)
+    if as_json:
+        print_json(placement.model_dump(mode="json"))
+        return
+    out.print(scores_table(placement))
+    for note in placement.notes:
+        err.print(f"[yellow]note:[/] {note}", highlight=False)
+    out.print(verdict(placement), highlight=False)
+    out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
+
+
+def parse_part(text: str) -> tuple[float, float]:
+    """``0:0.5`` as two fractions."""
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise MoeplanError(f"--fit {text}: expected FROM:TO as fractions of the trace, such as 0:0.5") from None
+    return low, high
