@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..spec.errors import MoeplanError
-from .commands import export, models, place, profile, run, solve, trace
+from .commands import compare, explain, export, models, place, profile, run, solve, trace
 from .console import err
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app.command(name="profile")(profile.profile)
 app.command(name="solve")(solve.solve)
 app.command(name="run")(run.run)
 app.command(name="place")(place.place)
+app.command(name="explain")(explain.explain)
+app.command(name="compare")(compare.compare)
 app.command(name="export")(export.export)
 app.command(name="models")(models.models)
 app.add_typer(trace.app, name="trace")

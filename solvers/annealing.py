@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .annealing_kernel import FREE, fill_near, walk
-from .balance import check_cap, checked, finish_of, longest_first, mean_balance, over_ideal
+from .annealing_kernel import FREE, fill_finish, fill_near, walk
+from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
 STEPS_PER_EXPERT, MOST_STEPS = 40_000, 100_000_000  # proposals of each chain
@@ -233,6 +233,7 @@ class _Chain:
         self.price = p.price or self.layer_traffic
         self.load = np.ascontiguousarray(p.load.transpose(1, 2, 0), np.float32)
         self.inverse_speed = (1.0 / p.speed).astype(np.float32)
+        self.finish = np.zeros((layers, len(p.slots), len(p.load)), np.float32)
         self.device_of_slot = np.repeat(np.arange(len(p.slots)), p.slots)
         self.slots, self.slot_of = _seats(self.placed, p.slots)
         self.near = np.zeros((layers, len(p.slots), experts), np.float32)
@@ -274,9 +275,8 @@ class _Chain:
 
     def balance(self) -> float:
         """Mean hottest finish; 0 where balance does not count."""
-        p = self.problem
-        hottest = [finish_of(self.placed, sample, p.speed).max(axis=1) for sample in p.load]
-        return float(np.mean(hottest)) if hottest else 0.0
+        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
+        return float(self.finish.max(axis=1).mean()) if self.finish.size else 0.0
 
     def steer(self, balance: float) -> None:
         """Raise the price above the cap, lower it below."""
@@ -287,9 +287,7 @@ class _Chain:
 
     def _walk(self, warm: float, cold: float, limit: float, hard: bool, steps: int) -> float:
         p = self.problem
-        finish = np.zeros((len(self.placed), len(p.slots), len(p.load)), np.float32)
-        for s, sample in enumerate(p.load):
-            finish[:, :, s] = finish_of(self.placed, sample, p.speed)
+        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
         gained, self.moved = walk(
             p.between,
             self.near,
@@ -301,8 +299,8 @@ class _Chain:
             p.host,
             self.load,
             self.inverse_speed,
-            finish,
-            np.ascontiguousarray(finish.max(axis=1)),
+            self.finish,
+            self.finish.max(axis=1),
             p.previous,
             p.weights[0] * p.unit,
             p.weights[1] * p.unit,

@@ -31,6 +31,18 @@ def fill_near(between, placed, near):
 
 
 @numba.njit(cache=True, nogil=True)
+def fill_finish(load, placed, inverse_speed, finish):
+    """finish: [L, G, S] out, load over speed of each device; load: [L, E, S]; placed: [L, E]; inverse_speed: [G]."""
+    finish[:] = 0
+    layers, experts, samples = load.shape
+    for layer in range(layers):
+        for e in range(experts):
+            g = placed[layer, e]
+            for s in range(samples):
+                finish[layer, g, s] += load[layer, e, s] * inverse_speed[g]
+
+
+@numba.njit(cache=True, nogil=True)
 def _uniform(state):
     """The next number in (0, 1] of xorshift64*; state: [1] uint64, never 0."""
     x = state[0]

@@ -93,6 +93,9 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, capfd: pyte
         ["trace", "stats"],
         ["trace", "import"],
         ["export"],
+        ["place"],
+        ["explain"],
+        ["compare"],
     ],
 )
 def test_every_command_has_help_with_an_example(

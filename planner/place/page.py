@@ -6,29 +6,36 @@ from ...spec.placement import Placement, Score
 
 COLUMNS = {
     "balance": "balance_mean",
-    "worst layer": "balance_max",
-    "cross host": "boundary_cross_host",
-    "cross device": "boundary_cross_device",
-    "hosts/token": "fanout_host",
-    "devices/token": "fanout_device",
+    "worst": "balance_max",
+    "x host": "boundary_cross_host",
+    "x device": "boundary_cross_device",
+    "hosts": "fanout_host",
+    "devices": "fanout_device",
+    "ms": "step_seconds",
 }
-NAMES = {"placement": "this placement", "linear": "linear", "eplb": "EPLB"}
+LEGEND = (
+    "balance: hottest device over ideal, mean and worst layer; x: share of tokens that cross at a boundary of layers; "
+    "hosts, devices: that hold a token's experts; ms: predicted"
+)
+NAMES = {"placement": "this", "linear": "linear", "eplb": "EPLB"}
 
 
 def scores_table(placement: Placement) -> Table:
     """Every placement on the fitted part, and on the rest of the trace where there is one."""
-    table = Table(title="scores: 1 is perfect balance; crossings are shares of tokens at a boundary of layers")
+    table = Table(title="scores", caption=LEGEND)
     table.add_column("placement")
     table.add_column("scored on")
-    for title in COLUMNS:
+    everything = [part for both in placement.scores.values() for part in (both.fit, both.held_out) if part]
+    shown = {title: f for title, f in COLUMNS.items() if any(getattr(part, f) is not None for part in everything)}
+    for title in shown:
         table.add_column(title, justify="right")
     for part in ("fit", "held_out"):
         for name, both in placement.scores.items():
             found: Score | None = getattr(both, part)
             if found is not None:
                 style = "bold" if name == "placement" else ""
-                where = "fitted part" if part == "fit" else "the rest"
-                table.add_row(NAMES.get(name, name), where, *(_cell(found, f) for f in COLUMNS.values()), style=style)
+                where = "fit" if part == "fit" else "held out"
+                table.add_row(NAMES.get(name, name), where, *(_cell(found, f) for f in shown.values()), style=style)
         table.add_section()
     return table
 
@@ -48,4 +55,6 @@ def verdict(placement: Placement) -> str:
 
 def _cell(score: Score, field: str) -> str:
     value = getattr(score, field)
-    return "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
+    return f"{1e3 * value:.2f}" if field == "step_seconds" else f"{value:.3f}"

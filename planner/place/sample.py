@@ -24,7 +24,7 @@ def transitions(trace: Trace) -> np.ndarray:
     """[L-1, E, E] tokens whose first expert is a in one layer and b in the next."""
     first, experts = trace.expert_ids[:, :, 0].astype(np.int64), trace.num_experts
     pairs = first[:, :-1] * experts + first[:, 1:]
-    return np.stack([np.bincount(row, minlength=experts**2) for row in pairs.T]).reshape(-1, experts, experts) * 1.0
+    return np.array([np.bincount(row, minlength=experts**2) for row in pairs.T], float).reshape(-1, experts, experts)
 
 
 def coherent_affinity(trace: Trace) -> Affinity:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...solvers.annealing import Affinity, anneal
 from ...solvers.balance import mean_balance
-from ...solvers.result import Solution
+from ...solvers.result import NotFound, Solution
 from ...spec.errors import MoeplanError
 from ...spec.placement import Movement
 from ...spec.trace import Trace
@@ -61,7 +61,8 @@ class Single:
         fleet, began = self.fleet, time.perf_counter()
         start = None
         if self.groups > 1 and self.previous is None:
-            start = self._by_group(affinity, load, cap, steps, time_limit / GROUP_STAGE, stop)
+            cool = cap < math.inf or price > 0
+            start = self._by_group(affinity, load, cool, steps, time_limit / GROUP_STAGE, stop)
         left = time_limit - (time.perf_counter() - began)
         return anneal(
             affinity,
@@ -85,22 +86,25 @@ class Single:
             stop=stop,
         )
 
-    def safe_cap(self, trace: Trace, steps: int) -> float:
+    def safe_cap(self, trace: Trace, steps: int, time_limit: float = math.inf) -> float:
         """A cap on the mean balance over the windows that keeps EPLB's balance on tokens to come.
 
         Annealing uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it
         has not seen. By how much, two trials say: fitted on one half of the trace, both scored on the other (cross
         fitting); the cap is EPLB's balance over the windows less that difference.
         """
-
         free = replace(self, previous=None, max_moves=None)
+        turn = time_limit / 3  # each search that waits for another
 
         def excess(fold: tuple[Trace, Trace]) -> float:
             fitted, rest = fold
             baseline = self._baseline(fitted)
             load = windows(fitted)
-            cap = free._within_reach(load, mean_balance(baseline, load, self.fleet.speed), steps)
-            found = free.solve(self.affinity(fitted), load, cap=cap, steps=steps, chains=1)
+            cap = free._within_reach(load, mean_balance(baseline, load, self.fleet.speed), steps, turn)
+            try:
+                found = free.solve(self.affinity(fitted), load, cap=cap, steps=steps, chains=1, time_limit=turn)
+            except NotFound:  # too little time for a trial
+                return 0.0
             unseen = [mean_balance(p, windows(rest, 1), self.fleet.speed) for p in (found.assignment, baseline)]
             return unseen[0] - unseen[1]
 
@@ -108,13 +112,17 @@ class Single:
         with ThreadPoolExecutor(FOLDS) as pool:
             excesses = list(pool.map(excess, (halves, halves[::-1])))
         usual = mean_balance(self._baseline(trace), windows(trace), self.fleet.speed)
-        return free._within_reach(windows(trace), usual, steps, usual - max(0.0, float(np.mean(excesses))))
+        cap = usual - max(0.0, float(np.mean(excesses)))
+        return self._within_reach(windows(trace), usual, steps, turn, cap)
 
-    def _within_reach(self, load: np.ndarray, usual: float, steps: int, cap: float | None = None) -> float:
+    def _within_reach(
+        self, load: np.ndarray, usual: float, steps: int, time_limit: float, cap: float | None = None
+    ) -> float:
         """The cap (``usual`` by default), raised where hardly any placement keeps it; load: [W, L, E]."""
         layers, experts = load.shape[1:]
         nothing = Affinity.of(np.zeros((layers - 1, experts, experts)))
-        coolest = self.solve(nothing, load, price=1.0, steps=max(1, steps // 4), chains=1).assignment
+        few = max(1, steps // 4)
+        coolest = self.solve(nothing, load, price=1.0, steps=few, chains=1, time_limit=time_limit).assignment
         least = mean_balance(coolest, load, self.fleet.speed)
         return max(usual if cap is None else cap, least + LEAST_ROOM * abs(usual - least))
 
@@ -128,7 +136,7 @@ class Single:
         self,
         affinity: Affinity,
         load: np.ndarray,
-        cap: float,
+        cool: bool,
         steps: int | None,
         time_limit: float,
         stop: Event | None,
@@ -152,7 +160,7 @@ class Single:
             np.bincount(fleet.hosts, fleet.speed),
             np.arange(hosts),
             balance_cap=math.inf,
-            price=0.0 if cap == math.inf else float(between.sum() + within.sum()) / layers,
+            price=(float(between.sum() + within.sum()) / layers or 1.0) if cool else 0.0,
             steps=None if steps is None else max(1, steps // GROUP_STAGE),
             seed=self.seed,
             time_limit=time_limit,

@@ -3,7 +3,7 @@
 # L layers, E experts, G devices
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -25,6 +25,7 @@ from ...spec.placement import (
     PlacementDevice,
     PlacementLayer,
     PlacementSolver,
+    Score,
     Scores,
     Shares,
     TraceSource,
@@ -32,11 +33,13 @@ from ...spec.placement import (
 from ...spec.trace import Trace
 from . import baselines
 from .fleet import Fleet
+from .layers import document_layers
 from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
 from .sample import transitions, windows
 from .score import score
-from .single import HOST_WEIGHT, Single, check_groups, device_of
+from .single import Single, check_groups, device_of
+from .timed import Timing, place_for_time
 
 BOUND_TIME = 0.2  # of the time limit goes to bounds
 SAFE_TIME = 0.2  # and to trials of the balance cap
@@ -49,6 +52,7 @@ class Request:
 
     slots: copies per layer in all; by default one of every expert. fit: part of the trace, as fractions.
     balance_cap: on the mean balance of the fitted part; by default what keeps EPLB's balance on tokens to come.
+    timing: makes predicted time the objective.
     """
 
     devices: tuple[PlacementDevice, ...]
@@ -64,6 +68,7 @@ class Request:
     max_moves: int | None = None
     time_limit: float = 20.0
     seed: int = 0
+    timing: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def place(
         groups=request.groups,
         balance_cap=answer.cap,
         solver=answer.solver,
-        scores={name: scores(placed, request.devices, trace, request.fit) for name, placed in scored.items()},
+        scores={name: scores(placed, request, trace) for name, placed in scored.items()},
         trace=TraceSource(
             path=trace_path,
             digest=trace.digest(),
@@ -183,10 +188,59 @@ def _answer(
     on_event: Callable[[dict[str, Any]], None] | None,
     stop: Event | None,
 ) -> Answer:
+    if request.timing is not None:
+        return _for_time(fitted, request, fleet, request.timing, on_event, stop)
     single = Single(fleet, request.movement, request.groups, seed=request.seed)
     if objective == "balance" or request.slots > fitted.num_experts:
         return _with_copies(fitted, request, single, objective, on_event, stop)
     return _single_copies(fitted, request, single, objective, on_event, stop)
+
+
+def _for_time(
+    fitted: Trace,
+    request: Request,
+    fleet: Fleet,
+    timing: Timing,
+    on_event: Callable[[dict[str, Any]], None] | None,
+    stop: Event | None,
+) -> Answer:
+    copies = request.slots > fitted.num_experts
+    if request.balance_cap is not None or (copies and request.previous is not None):
+        what = "--balance-cap" if request.balance_cap is not None else "--previous with replicas"
+        raise MoeplanError(f"{what} does not go with --cluster: predicted time is the objective there")
+    old = _previous(request, fleet)
+    weights = timing.weights(fitted)
+    single = Single(fleet, "ep", request.groups, old, request.max_moves, weights, request.seed)
+    load, limit = fitted.expert_counts, request.time_limit
+    candidates: list[Slots | None] = []
+    if old is not None:
+        candidates = [Slots.from_device_of(old, fleet.capacity)]
+    elif request.groups == 1:
+        candidates = [
+            baselines.linear_slots(fitted.layers, fitted.num_experts, fleet),
+            baselines.eplb_slots(load, request.slots, request.groups, fleet),
+            Slots.from_device_of(baselines.greedy(load, fleet), fleet.capacity),
+        ]
+    if copies:
+        limit /= 2
+        found = place_copies(
+            single, fitted, shares=request.shares, full=request.equal_slots, time_limit=limit, stop=stop
+        )
+        candidates.append(found.assignment)
+    known = [slots for slots in candidates if slots is not None]
+    found = place_for_time(single, fitted, timing, known, time_limit=limit, on_event=on_event, stop=stop)
+    words = f"predicted seconds of dispatch, experts and combine of a step {timing.workload}"
+    bounds = {"all devices busy at their best rate": found.bound}
+    return Answer(found.assignment, _record(found, found.objective, found.bound, bounds, words, found.seconds))
+
+
+def _previous(request: Request, fleet: Fleet) -> np.ndarray | None:
+    """[L, E] devices of the previous placement."""
+    if request.previous is None:
+        return None
+    if not request.previous.single_copy:
+        raise MoeplanError("--previous has replicas: give as many --slots as it has")
+    return device_of(Slots.from_lists([layer.slots for layer in request.previous.layers], None, fleet.capacity))
 
 
 def _with_copies(
@@ -242,13 +296,9 @@ def _single_copies(
 ) -> Answer:
     began = time.perf_counter()
     fleet, limit = single.fleet, request.time_limit
-    if request.previous is not None:
-        old = Slots.from_lists([layer.slots for layer in request.previous.layers], None, fleet.capacity)
-        if not request.previous.single_copy:
-            raise MoeplanError("--previous has replicas: give as many --slots as it has")
-        single = Single(
-            fleet, request.movement, request.groups, device_of(old), request.max_moves, single.weights, request.seed
-        )
+    old = _previous(request, fleet)
+    if old is not None:
+        single = Single(fleet, request.movement, request.groups, old, request.max_moves, single.weights, request.seed)
     load, cap = windows(fitted), request.balance_cap
     notes: list[str] = []
     if objective == "locality":
@@ -324,16 +374,6 @@ def _record(
     )
 
 
-def document_layers(slots: Slots) -> tuple[PlacementLayer, ...]:
-    """The document's form; shares only where a layer's copies do not take even ones."""
-    even = Slots.even(slots.expert_of, slots.capacity).share_of
-    found = []
-    for (held, taken), mine, usual in zip(slots.to_lists(), slots.share_of, even, strict=True):
-        shares = None if np.allclose(mine, usual, atol=1e-9) else tuple(tuple(s) for s in taken)
-        found.append(PlacementLayer(slots=tuple(tuple(e) for e in held), shares=shares))
-    return tuple(found)
-
-
 def baseline_layers(fitted: Trace, request: Request, fleet: Fleet) -> dict[str, tuple[PlacementLayer, ...]]:
     """What a user would do instead: linear, and EPLB with as many slots; left out where it does not fit."""
     linear = baselines.linear_slots(fitted.layers, fitted.num_experts, fleet)
@@ -342,21 +382,16 @@ def baseline_layers(fitted: Trace, request: Request, fleet: Fleet) -> dict[str, 
     return {name: document_layers(slots) for name, slots in named.items() if slots is not None}
 
 
-def scores(
-    layers: tuple[PlacementLayer, ...],
-    devices: Sequence[PlacementDevice],
-    trace: Trace,
-    fit: tuple[float, float],
-) -> Scores:
+def scores(layers: tuple[PlacementLayer, ...], request: Request, trace: Trace) -> Scores:
     """On the fitted part, and on the rest where there is one."""
-    low, high = fit
+
+    def on(part: Trace) -> Score:
+        found = score(layers, request.devices, part)
+        timing = request.timing
+        return found if timing is None else found.model_copy(update={"step_seconds": timing.seconds(layers, part)})
+
+    low, high = request.fit
     rest = None
     if not trace.counts_only and (low, high) != (0, 1):
         rest = trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
-    return Scores(
-        fit=score(layers, devices, trace.part(low, high)),
-        held_out=None if rest is None else score(layers, devices, rest),
-    )
-
-
-__all__ = ["HOST_WEIGHT", "Answer", "Request", "check", "place"]
+    return Scores(fit=on(trace.part(low, high)), held_out=None if rest is None else on(rest))

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -31,8 +31,8 @@ def compare(
     first, second = read_placement(a), read_placement(b)
     found = between(first, second, _trace(first, second, trace))
     if as_json:
-        names = {"A": str(a), "B": str(b)}
-        print_json({"files": names, **found.to_dict()})
+        documents = {"a": _summary(a, first), "b": _summary(b, second)}
+        print_json({"documents": documents, **found.to_dict()})
         return
     out.print(_documents(a, first, b, second), _scores(found), _moves(second, found))
     for sentence in found.verdict:
@@ -59,6 +59,13 @@ def _documents(a: Path, first: Placement, b: Path, second: Placement) -> Table:
     for row in zip(*(_described(p) for p in (first, second)), strict=True):
         table.add_row(row[0][0], Text(row[0][1]), Text(row[1][1]))
     return table
+
+
+def _summary(path: Path, p: Placement) -> dict[str, Any]:
+    """What a reader of the JSON needs to know of a document beside its scores."""
+    fields = {"model", "num_experts", "objective", "movement", "share_rule", "groups", "balance_cap", "solver", "trace"}
+    sizes = {"layers": len(p.layers), "devices": len(p.devices), "slots": sum(d.capacity for d in p.devices)}
+    return {"file": str(path), **sizes, **p.model_dump(mode="json", include=fields)}
 
 
 def _described(p: Placement) -> list[tuple[str, str]]:

@@ -9,18 +9,29 @@ from ...planner.place.fleet import even_fleet
 from ...planner.place.page import scores_table, verdict
 from ...planner.place.solve import Request
 from ...planner.place.solve import place as solve
+from ...planner.place.timed import Timing
 from ...spec.catalogue import load_model
+from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
+from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
+from ...spec.workload import Workload
 from ..console import err, out, print_json, progress, stop_on_interrupt
 
 
 def place(
     trace: Annotated[Path, typer.Option(help="Recorded routing (.npz); `moeplan trace import` makes one.")],
     fit: Annotated[str, typer.Option(help="Part of the trace to fit, FROM:TO; the rest scores it.")] = "0:1",
-    devices: Annotated[int, typer.Option(min=1, help="Equal devices.")] = 8,
+    devices: Annotated[int, typer.Option(min=1, help="Equal devices, where no cluster is given.")] = 8,
     hosts: Annotated[int, typer.Option(min=1, help="Hosts that the devices stand on, consecutively.")] = 1,
+    cluster: Annotated[
+        Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
+    ] = None,
+    workload: Annotated[
+        str, typer.Option(help="With --cluster: prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")
+    ] = "prefill:2048",
+    dtype: Annotated[DType | None, typer.Option(help="With --cluster: by default the model's own.")] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, help="Copies per layer in all; by default one per expert.")
     ] = None,
@@ -54,8 +65,17 @@ def place(
     """
     recorded = Trace.read(trace)
     count = slots or recorded.num_experts
+    named = load_model(model) if model else None
+    timing = None
+    if cluster is not None:
+        if named is None:
+            raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
+        timing = Timing(Cluster.read(cluster), named, Workload.from_text(workload), dtype or named.dtype, seed)
+        fleet = timing.devices(recorded, count, equal_slots)
+    else:
+        fleet = even_fleet(devices, hosts, count, equal_slots)
     request = Request(
-        even_fleet(devices, hosts, count, equal_slots),
+        fleet,
         count,
         fit=parse_part(fit),
         objective=objective,
@@ -68,8 +88,8 @@ def place(
         max_moves=max_moves,
         time_limit=time_limit,
         seed=seed,
+        timing=timing,
     )
-    named = load_model(model) if model else None
     with progress("placing") as show, stop_on_interrupt() as stop:
         placement = solve(
             recorded,

@@ -1,0 +1,192 @@
+"""Placement for predicted time: measured speeds, memory and links decide, and the prediction has the last word.
+
+What is timed is what a placement changes in a step under ``ep``: per layer, dispatch, the slowest device's experts,
+combine; attention and all else stay as they are.
+
+Annealing needs costs that add up: a token's pair of experts apart costs what its row takes over the measured link, the
+balance of a layer costs the ideal time of its experts. Both are approximations of what contention and curves do, so
+placements for several prices of balance are predicted in full, beside EPLB and linear, and the fastest is taken.
+"""
+
+# T tokens, L layers, E experts, G devices
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from ...solvers.result import Solution
+from ...solvers.slots import Slots
+from ...spec.cluster import Cluster
+from ...spec.errors import InfeasibleError
+from ...spec.model import DType, Model
+from ...spec.operators import expert_shape
+from ...spec.placement import PlacementDevice, PlacementLayer
+from ...spec.plan import LayerPlan
+from ...spec.routing import check_shape, traced_routing
+from ...spec.trace import Trace
+from ...spec.workload import Workload
+from ..costs import Costs
+from ..layout import Layout
+from ..memory import replicated_weights
+from ..splits import even, expert_speeds
+from ..strategies.ep import dispatched
+from ..strategies.layer import Layer
+from .fleet import even_fleet
+from .layers import document_layers
+from .sample import windows
+from .single import Single
+
+PROBE_BYTES = 1 << 20  # message at which links are compared
+PRICES = (0.3, 1.0, 3.0)  # times the ideal time of a layer's experts
+USED_MEMORY = 0.9  # of a device's memory may be weights; the rest is for activations and keys and values
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """Predicts what placements cost on a measured cluster, for steps drawn from a trace."""
+
+    cluster: Cluster
+    model: Model
+    workload: Workload
+    dtype: DType
+    seed: int = 0
+
+    @cached_property
+    def costs(self) -> Costs:
+        return Costs(self.cluster, self.model, self.dtype)
+
+    def devices(self, trace: Trace, slots: int, equal_slots: bool) -> tuple[PlacementDevice, ...]:
+        """Hosts as measured; speed on the experts of an average layer; slots that the memory holds beside the rest.
+
+        With more ``slots`` than experts the devices have so many in all, as even as memory allows.
+        """
+        check_shape(trace, self.model)
+        counts = self._counts(trace)
+        speed = expert_speeds(self.costs, self.model, counts)
+        expert = sum(self.model.expert_bytes(i, self.dtype) for i in range(trace.layers))
+        rest = replicated_weights(
+            self.model.layers, self.model.vocab_size, self.model.tie_embeddings, 1, self.costs.element_bytes
+        )
+        room = [int((USED_MEMORY * d.memory_bytes - rest) // expert) for d in self.cluster.devices]
+        capacity = np.clip(room, 0, trace.num_experts)
+        if equal_slots:
+            even_fleet(len(room), 1, slots, equal_slots)  # names the engines' rule where it is broken
+            capacity = np.where(capacity >= slots // len(room), slots // len(room), 0)
+        elif slots > trace.num_experts:
+            capacity = _as_even_as_possible(capacity, slots)
+        if capacity.sum() < slots or capacity.min() < 1:
+            lacking = max(0, slots - int(capacity.sum()))
+            raise InfeasibleError(
+                f"the memory of the devices holds {capacity.tolist()} experts of every layer, {slots} are wanted"
+                + (f": {lacking} slots, {lacking * expert / 2**30:.1f} GiB are missing" if lacking else "")
+            )
+        return tuple(
+            PlacementDevice(host=d.host, speed=float(s), capacity=int(c))
+            for d, s, c in zip(self.cluster.devices, speed, capacity, strict=True)
+        )
+
+    def seconds(self, layers: Sequence[PlacementLayer], trace: Trace) -> float:
+        """Predicted seconds of dispatch, experts and combine over all layers of a step drawn from ``trace``."""
+        total = 0.0
+        group = tuple(range(self.costs.devices))
+        for layer, placed in zip(self._step(trace), layers, strict=True):
+            plan = LayerPlan(strategy="ep", slots=placed.slots, shares=placed.shares)
+            rows, counts = dispatched(layer, plan)
+            out = self.costs.all_to_all(group, rows * layer.row_bytes)
+            back = self.costs.all_to_all(group, rows.T * layer.activation_bytes)
+            experts = [float(self.costs.expert_ffn(g, layer.block, layer.moe.ffn_size, counts[g])) for g in group]
+            total += max(out.seconds) + max(experts) + max(back.seconds)
+        return total
+
+    def bound(self, trace: Trace) -> float:
+        """No placement is predicted faster: all devices busy at the best rate of their curves, exchanges for nothing.
+
+        A device takes at least its least seconds per row, over the whole curve, for each row; curves are linear
+        between measured points, so that the least is at a point or in the last slope.
+        """
+        block = self.model.moe_block()
+        assert block.moe is not None
+        rate = 0.0
+        for g in range(self.costs.devices):
+            table = self.costs.table(g, "expert_ffn", expert_shape(block))
+            axes = dict(zip((axis.name for axis in table.axes), table.values, strict=True))
+            experts = np.append(axes["experts"], block.moe.num_experts)[:, None]
+            tokens = np.append(axes["tokens"], 1e3 * axes["tokens"][-1])[None, :]
+            seconds, _ = table.read(ffn=block.moe.ffn_size, experts=experts, tokens=tokens)
+            rate += 1 / float((seconds / (experts * tokens)).min())
+        return float(self._counts(trace).sum()) / rate
+
+    def weights(self, trace: Trace) -> tuple[float, float]:
+        """Seconds of a whole layer's exchange per mean row of a token inside a host, and between hosts."""
+        layer = self._step(trace)[0]
+        hosts = np.array(self.costs.hosts)
+        per_byte: dict[bool, list[float]] = {False: [], True: []}
+        for link in self.cluster.links:
+            seconds = link.curve.at(bytes=PROBE_BYTES).seconds / PROBE_BYTES
+            per_byte[bool(hosts[link.source] != hosts[link.target])].append(seconds)
+        moved = (layer.row_bytes + layer.activation_bytes) * self.workload.tokens
+        inside = moved * float(np.mean(per_byte[False] or per_byte[True] or [0.0])) / len(hosts)
+        # Devices of a host share its uplink.
+        between = moved * float(np.mean(per_byte[True] or [0.0])) / len(set(hosts.tolist()))
+        return inside, max(inside, between)
+
+    def _step(self, trace: Trace) -> list[Layer]:
+        """One layer per mixture-of-experts layer, with the same tokens for every placement."""
+        layout = Layout.of(self.workload, 1, even(self.workload.sequences, self.costs.devices))
+        ids = traced_routing(trace, self.workload, self.seed).expert_ids
+        blocks = [self.model.layers[i] for i in self.model.moe_layers]
+        return [Layer(self.costs, block, layout, ids[:, i].astype(np.int64)) for i, block in enumerate(blocks)]
+
+    def _counts(self, trace: Trace) -> np.ndarray:
+        """[L, E] token-expert pairs of a step, as the whole trace has them on average."""
+        return trace.expert_counts * (self.workload.tokens / trace.tokens)
+
+
+def _as_even_as_possible(room: np.ndarray, slots: int) -> np.ndarray:
+    """[G] at most ``room`` each, ``slots`` in all where they fit: one more at a time for the device with fewest."""
+    capacity = np.zeros_like(room)
+    for _ in range(min(slots, int(room.sum()))):
+        capacity[np.where(capacity < room, capacity, slots + 1).argmin()] += 1
+    return capacity
+
+
+def place_for_time(
+    single: Single,
+    trace: Trace,
+    timing: Timing,
+    candidates: Sequence[Slots],
+    *,
+    steps: int | None = None,
+    time_limit: float,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    stop: Event | None = None,
+) -> Solution[Slots]:
+    """The fastest predicted of ``candidates`` and of single copies annealed at several prices of balance.
+
+    single: carries the weights of ``Timing.weights``. Objective and bound in seconds.
+    """
+    began = time.perf_counter()
+    affinity, load = single.affinity(trace), windows(trace)
+    ideal = timing.bound(trace) / trace.layers
+    tried = list(candidates)
+    for i, price in enumerate(PRICES):
+        left = (time_limit - (time.perf_counter() - began)) / (len(PRICES) - i)
+        found = single.solve(
+            affinity,
+            load,
+            price=price * ideal,
+            steps=steps,
+            time_limit=max(left, 0.5),
+            on_event=on_event,
+            stop=stop,
+        )
+        tried.append(Slots.from_device_of(found.assignment, single.fleet.capacity))
+    seconds = [timing.seconds(document_layers(slots), trace) for slots in tried]
+    best = int(np.argmin(seconds))
+    bound = min(timing.bound(trace), seconds[best])
+    return Solution.from_heuristic(tried[best], seconds[best], bound, time.perf_counter() - began)

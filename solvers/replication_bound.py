@@ -1,0 +1,139 @@
+"""Lower bounds on the hottest device with replication: no placement that keeps the rules of ``replication`` is cooler.
+
+    (1) mean:     the load of a set of devices over their speed, all of them equally busy       ``_peak``
+    (2) copies:   an expert with c copies puts at least load * relief[c] on one of its devices;
+                  the slots allow only so many copies                                           ``_peak``, ``relief``
+    (3) hosts:    whole groups of experts go to hosts, as many to each: the best of all such
+                  divisions, each host judged by (1) and (2) on its own                         ``division_bounds``
+
+relief[c], even shares: c copies on the fastest devices end at load / (c * speed of the slowest of them), and fewer may
+be better: the least over 1..c of 1 / (c * speed[c]), fastest first. Optimal shares: 1 / (speed[1] + .. + speed[c]).
+Giving the next copy to the largest load * relief minimises that largest value, as relief never grows.
+
+Where the divisions are too many to look at, (3) is replaced by: (1) and (2) on the whole, and each group on the
+strongest host.
+"""
+
+# L layers, E experts, G devices, X hosts, K groups, S sets of K / X groups, P divisions of the groups over the hosts
+
+from functools import lru_cache
+from itertools import combinations
+from math import comb, factorial
+from typing import Literal
+
+import numpy as np
+from numba import njit
+
+Shares = Literal["even", "optimal"]
+MAX_DIVISIONS = 20_000
+
+
+def hottest_bound(
+    load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, hosts: np.ndarray, groups: int, shares: Shares
+) -> np.ndarray:
+    """[L] lower bounds on the hottest load over speed; load: [L, E], the rest as in ``replication.replicate``."""
+    if groups == 1:
+        return np.array([_host_peak(row, speed, capacity, shares) for row in load])
+    options = divisions(groups, *host_kinds(speed, capacity, hosts))
+    if options is not None:
+        sets, chosen = options
+        cost = [division_bounds(row, speed, capacity, hosts, groups, shares, sets, chosen) for row in load]
+        return np.array([c.min() for c in cost])
+    whole = np.array([_host_peak(row, speed, capacity, shares) for row in load])
+    members = [hosts == h for h in range(hosts.max() + 1)]
+    by_group = load.reshape(len(load), groups, -1)
+    alone = [
+        [min(_host_peak(group, speed[m], capacity[m], shares) for m in members) for group in row] for row in by_group
+    ]
+    return np.maximum(whole, np.max(alone, axis=1))
+
+
+def relief(speed: np.ndarray, capacity: np.ndarray, shares: Shares) -> np.ndarray:
+    """[G'] least load over speed of the busiest of 1, 2, .. copies, per unit of load, on devices that have slots."""
+    fastest = np.sort(speed[capacity > 0])[::-1]
+    if shares == "optimal":
+        return 1 / np.cumsum(fastest)
+    return np.minimum.accumulate(1 / (np.arange(1, len(fastest) + 1) * fastest))
+
+
+def host_kinds(speed: np.ndarray, capacity: np.ndarray, hosts: np.ndarray) -> tuple[int, bool]:
+    """(number of hosts, whether all are alike in their devices)."""
+    kinds = {tuple(sorted(zip(speed[m], capacity[m], strict=True))) for m in (hosts == h for h in np.unique(hosts))}
+    return len(np.unique(hosts)), len(kinds) == 1
+
+
+@lru_cache(maxsize=8)
+def divisions(groups: int, hosts: int, alike: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """All ways to give every host groups / hosts of the groups, or None where they are more than ``MAX_DIVISIONS``.
+
+    Returns sets [S, K] bool (groups of each set) and chosen [P, X] (the set of each host). Where hosts are alike,
+    divisions that differ by the names of hosts only are listed once.
+    """
+    size = groups // hosts
+    count = factorial(groups) // factorial(size) ** hosts // (factorial(hosts) if alike else 1)
+    if count > MAX_DIVISIONS:
+        return None
+    members = list(combinations(range(groups), size))
+    number = {m: i for i, m in enumerate(members)}
+    found: list[list[int]] = []
+
+    def extend(left: tuple[int, ...], before: list[int]) -> None:
+        if not left:
+            found.append(before)
+            return
+        for m in combinations(left, size):
+            if alike and m[0] != left[0]:
+                break
+            extend(tuple(k for k in left if k not in m), [*before, number[m]])
+
+    extend(tuple(range(groups)), [])
+    sets = np.zeros((comb(groups, size), groups), bool)
+    for i, m in enumerate(members):
+        sets[i, list(m)] = True
+    return sets, np.array(found)
+
+
+def division_bounds(
+    load: np.ndarray,
+    speed: np.ndarray,
+    capacity: np.ndarray,
+    hosts: np.ndarray,
+    groups: int,
+    shares: Shares,
+    sets: np.ndarray,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """[P] bounds on one layer's hottest device under each division; load: [E]; ``inf`` where slots are missing."""
+    by_group = load.reshape(groups, -1)
+    alike = host_kinds(speed, capacity, hosts)[1]
+    cost = np.empty((chosen.shape[1], len(sets)))
+    for h in range(len(cost)):
+        member = hosts == h
+        if h and alike:
+            cost[h] = cost[0]
+            continue
+        cost[h] = [_host_peak(by_group[s].ravel(), speed[member], capacity[member], shares) for s in sets]
+    return cost[np.arange(len(cost)), chosen].max(axis=1)
+
+
+def _host_peak(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, shares: Shares) -> float:
+    """(1) and (2) for experts that may use these devices and no others; load: [experts]."""
+    slots = int(np.minimum(capacity, len(load)).sum())
+    if slots < len(load):
+        return np.inf
+    return float(_peak(np.ascontiguousarray(load), relief(speed, capacity, shares), slots, speed[capacity > 0].sum()))
+
+
+@njit(cache=True, nogil=True)
+def _peak(load: np.ndarray, relief: np.ndarray, slots: int, speed: float) -> float:
+    """The larger of the mean and the least largest load * relief[copies] in so many slots."""
+    copies = np.ones(len(load), np.int64)
+    worst = load * relief[0]
+    mean = load.sum() / speed
+    for _ in range(slots - len(load)):
+        e = worst.argmax()
+        if worst[e] <= mean or copies[e] == len(relief):
+            break
+        worst[e] = load[e] * relief[copies[e]]
+        copies[e] += 1
+    return max(mean, worst.max())

@@ -1,0 +1,403 @@
+"""Annealing of one layer's copies: the compiled inner loop of ``replication``.
+
+A state is the expert of every slot. Two changes, always between slots of one zone (a host where groups of experts must
+stay on one, else everything):
+
+    swap      two devices exchange a copy
+    replace   a slot takes a copy of what another slot holds, instead of its own expert, which must have another copy;
+              an empty slot is taken, or a slot is emptied, in the same way
+
+Copies take even shares here. What is annealed is sum over windows w and devices g of weight[w] * (finish[w, g] /
+target[w]) ** power: smooth, local to the devices that a change touches, and led by the hottest. Half of the changes
+start at the hottest device of some window. The state returned is the one with the least mean over windows of the
+hottest device.
+"""
+
+# W windows, E experts, G devices, R slots, Z zones
+
+import numpy as np
+from numba import njit
+
+from .shares import layer_shares
+from .slots import EMPTY
+
+THRESHOLD = 2.0  # of ``improve_shares`` at its start, relative to what is left above the target
+HOT, COLD = 10.0, 1e-7  # temperatures, relative to the energy of one device at its target
+
+
+@njit(cache=True, nogil=True)
+def greedy(
+    load: np.ndarray,
+    speed: np.ndarray,
+    first: np.ndarray,
+    zone_of_expert: np.ndarray,
+    zone_of_device: np.ndarray,
+    relief: np.ndarray,
+    full: bool,
+) -> np.ndarray:
+    """[R] a first placement: copies to the largest load * relief, then heaviest copies to where they end earliest.
+
+    load: [E]; first: [G + 1] first slot of each device; relief: [Z, G] (``inf``: no more copies).
+    """
+    experts, devices, slots = len(load), len(speed), first[-1]
+    spare = np.zeros(len(relief), np.int64)
+    for g in range(devices):
+        spare[zone_of_device[g]] += first[g + 1] - first[g]
+    for e in range(experts):
+        spare[zone_of_expert[e]] -= 1
+    copies = np.ones(experts, np.int64)
+    for z in range(len(relief)):
+        while spare[z] > 0:
+            best, chosen = -1.0, -1
+            for e in range(experts):
+                if zone_of_expert[e] == z and copies[e] < relief.shape[1] and np.isfinite(relief[z, copies[e]]):
+                    value = load[e] * relief[z, copies[e] - 1]
+                    if value > best:
+                        best, chosen = value, e
+            if chosen < 0:
+                break
+            copies[chosen] += 1
+            spare[z] -= 1
+
+    at = np.full(slots, EMPTY, np.int64)
+    held = np.zeros(devices, np.int64)
+    carried = np.zeros(devices)
+    for e in np.argsort(-load / copies, kind="mergesort"):
+        wanted = copies[e]
+        for c in range(wanted):
+            best, chosen = np.inf, -1
+            for g in range(devices):
+                if zone_of_device[g] != zone_of_expert[e] or first[g] + held[g] == first[g + 1]:
+                    continue
+                twice = False
+                for r in range(first[g], first[g] + held[g]):
+                    twice = twice or at[r] == e
+                end = (carried[g] + load[e] / wanted) / speed[g]
+                if not twice and end < best:
+                    best, chosen = end, g
+            if chosen < 0:  # only devices that hold the expert have room: do without this copy
+                copies[e] = c
+                break
+            at[first[chosen] + held[chosen]] = e
+            held[chosen] += 1
+            carried[chosen] += load[e] / wanted
+    if full:
+        fill(at, load, copies, first, zone_of_expert, zone_of_device)
+    return at
+
+
+@njit(cache=True, nogil=True)
+def fill(
+    at: np.ndarray,
+    load: np.ndarray,
+    copies: np.ndarray,
+    first: np.ndarray,
+    zone_of_expert: np.ndarray,
+    zone_of_device: np.ndarray,
+) -> None:
+    """Put into every empty slot the expert with the lightest further copy; at [R] and copies [E] change in place."""
+    for g in range(len(first) - 1):
+        for r in range(first[g], first[g + 1]):
+            if at[r] != EMPTY:
+                continue
+            best, chosen = np.inf, -1
+            for e in range(len(load)):
+                if zone_of_expert[e] == zone_of_device[g] and load[e] / (copies[e] + 1) < best:
+                    twice = False
+                    for q in range(first[g], first[g + 1]):
+                        twice = twice or at[q] == e
+                    if not twice:
+                        best, chosen = load[e] / (copies[e] + 1), e
+            if chosen >= 0:
+                at[r] = chosen
+                copies[chosen] += 1
+
+
+@njit(cache=True, nogil=True)
+def _raise(tree: np.ndarray, leaf: int, value: float) -> None:
+    """Set a leaf of a tree of maxima; tree: [2 * size], the root at 1."""
+    tree[leaf] = value
+    leaf //= 2
+    while leaf:
+        larger = max(tree[2 * leaf], tree[2 * leaf + 1])
+        if tree[leaf] == larger:
+            break
+        tree[leaf] = larger
+        leaf //= 2
+
+
+@njit(cache=True, nogil=True)
+def _energy(finish: float, inverse: float, squarings: int) -> float:
+    x = finish * inverse
+    for _ in range(squarings):
+        x *= x
+    return x
+
+
+@njit(cache=True, nogil=True)
+def anneal(
+    at: np.ndarray,
+    load: np.ndarray,
+    speed: np.ndarray,
+    first: np.ndarray,
+    zone_of_device: np.ndarray,
+    target: np.ndarray,
+    full: bool,
+    squarings: int,
+    steps: int,
+    seed: int,
+) -> tuple[np.ndarray, float]:
+    """Anneal for ``steps`` changes, or until the target is met; returns the best ([R] experts, objective).
+
+    at: [R] experts, kept as they are; load: [W, E]; speed: [G]; first: [G + 1]; target: [W] lower bounds on the
+    hottest device, positive; full: slots may not be empty (``at`` must not have empty slots then); squarings: the power
+    is 2 ** squarings.
+    """
+    np.random.seed(seed)
+    windows, experts = load.shape
+    devices, slots = len(speed), len(at)
+    at = at.copy()
+    device = np.empty(slots, np.int64)
+    for g in range(devices):
+        device[first[g] : first[g + 1]] = g
+    zones = zone_of_device.max() + 1
+    zone_first = np.zeros(zones + 1, np.int64)
+    for r in range(slots):
+        zone_first[zone_of_device[device[r]] + 1] += 1
+    for z in range(zones):
+        zone_first[z + 1] += zone_first[z]
+    zone_slot = np.empty(slots, np.int64)
+    filled = zone_first[:-1].copy()
+    for r in range(slots):
+        z = zone_of_device[device[r]]
+        zone_slot[filled[z]] = r
+        filled[z] += 1
+
+    # Copies of an expert are chained through their slots
+    head = np.full(experts, EMPTY, np.int64)
+    after, before = np.full(slots, EMPTY, np.int64), np.full(slots, EMPTY, np.int64)
+    copies = np.zeros(experts, np.int64)
+    for r in range(slots):
+        if at[r] != EMPTY:
+            _link(head, after, before, at[r], r)
+            copies[at[r]] += 1
+    size = 1
+    while size < devices:
+        size *= 2
+    tree = np.zeros((windows, 2 * size))
+    for r in range(slots):
+        if at[r] != EMPTY:
+            for w in range(windows):
+                tree[w, size + device[r]] += load[w, at[r]] / copies[at[r]] / speed[device[r]]
+    for w in range(windows):
+        for i in range(size - 1, 0, -1):
+            tree[w, i] = max(tree[w, 2 * i], tree[w, 2 * i + 1])
+    weight = target / target.sum()
+    inverse = 1 / target
+    goal = target.sum()
+    value = tree[:, 1].sum()
+    best, best_at = value, at.copy()
+
+    touched = np.empty(devices, np.int64)
+    place = np.full(devices, -1, np.int64)  # of a device in touched
+    change = np.zeros((devices, windows))
+    cooling = (COLD / HOT) ** (1 / max(steps, 1))
+    temperature = HOT
+    for _ in range(steps):
+        temperature *= cooling
+        if best <= goal * (1 + 1e-12):
+            break
+        if np.random.random() < 0.5:
+            w = np.random.randint(windows) if windows > 1 else 0
+            i = 1
+            while i < size:
+                i = 2 * i if tree[w, 2 * i] >= tree[w, 2 * i + 1] else 2 * i + 1
+            g = i - size
+            r = first[g] + np.random.randint(first[g + 1] - first[g])
+        else:
+            r = np.random.randint(slots)
+        z = zone_of_device[device[r]]
+        q = zone_slot[zone_first[z] + np.random.randint(zone_first[z + 1] - zone_first[z])]
+        kind = np.random.randint(4)
+        if kind == 3:
+            r, q = q, r
+        g, h, a, b = device[r], device[q], at[r], at[q]
+        if a == b or g == h:
+            continue
+        replace = kind >= 2
+        if replace and ((a != EMPTY and copies[a] == 1) or (b == EMPTY and full)):
+            continue
+        twice = False
+        if b != EMPTY:
+            for i in range(first[g], first[g + 1]):
+                twice = twice or at[i] == b
+        if not replace and a != EMPTY:
+            for i in range(first[h], first[h + 1]):
+                twice = twice or at[i] == a
+        if twice:
+            continue
+
+        count = 2
+        touched[0], touched[1] = g, h
+        place[g], place[h] = 0, 1
+        change[:2] = 0.0
+        if not replace:
+            for w in range(windows):
+                moved = 0.0
+                if a != EMPTY:
+                    moved += load[w, a] / copies[a]
+                if b != EMPTY:
+                    moved -= load[w, b] / copies[b]
+                change[0, w] = -moved
+                change[1, w] = moved
+        else:
+            if a != EMPTY:
+                for w in range(windows):
+                    change[0, w] -= load[w, a] / copies[a]
+                i = head[a]
+                while i != EMPTY:
+                    if i != r:
+                        k = device[i]
+                        if place[k] < 0:
+                            place[k] = count
+                            touched[count] = k
+                            change[count] = 0.0
+                            count += 1
+                        for w in range(windows):
+                            change[place[k], w] += load[w, a] / (copies[a] - 1) - load[w, a] / copies[a]
+                    i = after[i]
+            if b != EMPTY:
+                for w in range(windows):
+                    change[0, w] += load[w, b] / (copies[b] + 1)
+                i = head[b]
+                while i != EMPTY:
+                    k = device[i]
+                    if place[k] < 0:
+                        place[k] = count
+                        touched[count] = k
+                        change[count] = 0.0
+                        count += 1
+                    for w in range(windows):
+                        change[place[k], w] += load[w, b] / (copies[b] + 1) - load[w, b] / copies[b]
+                    i = after[i]
+        energy = 0.0
+        for i in range(count):
+            k = touched[i]
+            place[k] = -1
+            for w in range(windows):
+                now = tree[w, size + k]
+                then = now + change[i, w] / speed[k]
+                energy += weight[w] * (_energy(then, inverse[w], squarings) - _energy(now, inverse[w], squarings))
+        if energy > 0 and energy > -temperature * np.log(1 - np.random.random()):
+            continue
+
+        for i in range(count):
+            k = touched[i]
+            for w in range(windows):
+                _raise(tree[w], size + k, tree[w, size + k] + change[i, w] / speed[k])
+        if a != EMPTY:
+            _unlink(head, after, before, a, r)
+        if replace:
+            if a != EMPTY:
+                copies[a] -= 1
+            if b != EMPTY:
+                copies[b] += 1
+        else:
+            if b != EMPTY:
+                _unlink(head, after, before, b, q)
+            at[q] = a
+            if a != EMPTY:
+                _link(head, after, before, a, q)
+        at[r] = b
+        if b != EMPTY:
+            _link(head, after, before, b, r)
+        value = tree[:, 1].sum()
+        if value < best * (1 - 1e-12):
+            best = value
+            best_at[:] = at
+    return best_at, best / windows
+
+
+@njit(cache=True, nogil=True)
+def _link(head: np.ndarray, after: np.ndarray, before: np.ndarray, expert: int, slot: int) -> None:
+    after[slot], before[slot] = head[expert], EMPTY
+    if head[expert] != EMPTY:
+        before[head[expert]] = slot
+    head[expert] = slot
+
+
+@njit(cache=True, nogil=True)
+def _unlink(head: np.ndarray, after: np.ndarray, before: np.ndarray, expert: int, slot: int) -> None:
+    if before[slot] == EMPTY:
+        head[expert] = after[slot]
+    else:
+        after[before[slot]] = after[slot]
+    if after[slot] != EMPTY:
+        before[after[slot]] = before[slot]
+
+
+@njit(cache=True, nogil=True)
+def improve_shares(
+    at: np.ndarray,
+    load: np.ndarray,
+    speed: np.ndarray,
+    first: np.ndarray,
+    zone_of_device: np.ndarray,
+    target: float,
+    tries: int,
+    seed: int,
+) -> np.ndarray:
+    """[R] experts: changes that lower the hottest device under optimal shares; at most ``tries``.
+
+    Every change involves a device that the proof of the present optimum names: no other can lower it. One that makes
+    it hotter by less than a threshold, which falls to 0, is kept for the time being (threshold accepting). Returns the
+    best. at: [R], load: [E], first: [G + 1]; ends when ``target`` is met.
+    """
+    np.random.seed(seed)
+    slots = len(at)
+    at = at.copy()
+    device = np.empty(slots, np.int64)
+    copies = np.zeros(len(load), np.int64)
+    for g in range(len(speed)):
+        device[first[g] : first[g + 1]] = g
+    for r in range(slots):
+        if at[r] != EMPTY:
+            copies[at[r]] += 1
+    _, value, proof = layer_shares(at, device, load, speed)
+    best, best_at = value, at.copy()
+    threshold = THRESHOLD * (value - target)
+    for i in range(tries):
+        allowed = threshold * (1 - i / tries) ** 2 + value * 1e-12
+        if value <= target * (1 + 1e-9):
+            break
+        r, q = np.random.randint(slots), np.random.randint(slots)
+        g, h, a, b = device[r], device[q], at[r], at[q]
+        replace = np.random.random() < 0.5
+        if zone_of_device[g] != zone_of_device[h] or a == b or g == h or not (proof[g] or proof[h]):
+            continue
+        if b == EMPTY or (a == EMPTY and not replace) or (replace and a != EMPTY and copies[a] == 1):
+            continue
+        twice = False
+        for s in range(first[g], first[g + 1]):
+            twice = twice or at[s] == b
+        if not replace:
+            for s in range(first[h], first[h + 1]):
+                twice = twice or at[s] == a
+        if twice:
+            continue
+        at[r] = b
+        if not replace:
+            at[q] = a
+        _, then, named = layer_shares(at, device, load, speed)
+        if then <= value + allowed:
+            value, proof = then, named
+            if value < best * (1 - 1e-12):
+                best = value
+                best_at[:] = at
+            if replace:
+                copies[b] += 1
+                if a != EMPTY:
+                    copies[a] -= 1
+        else:
+            at[r], at[q] = a, b
+    return best_at
