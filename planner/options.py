@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ..solvers import placement
+from ..solvers import balance
+from ..solvers.annealing import Affinity, anneal
+from ..solvers.annealing import pairs as expert_pairs
 from ..solvers.result import SolverError
 from ..spec.model import Model, Moe
 from ..spec.plan import LayerPlan, Strategy
@@ -20,8 +22,8 @@ from . import splits
 from .costs import Costs
 
 Slots = tuple[tuple[int, ...], ...]
-BALANCE_SLACK = 1.05  # the alternating placement may be this much less balanced than the greedy one
-SWEEPS = 4  # work budget of the alternating placement: passes over the layers
+BALANCE_SLACK = 1.05  # the local placement may be this much less balanced than the greedy one
+STEPS_PER_EXPERT = 2_000  # work budget of the local placement
 PROBE_BYTES = 65536  # message by which crossing a host is weighed against crossing a device
 
 
@@ -78,14 +80,15 @@ class Options:
         if strategy == "sharded":
             return LayerPlan(strategy=strategy, slots=((),) * devices, split=splits.even(self.moe.ffn_size, devices))
         parts = degree if strategy == "ep" else devices
-        return LayerPlan(strategy=strategy, slots=_slots(placement.linear(experts, parts), parts) * (devices // parts))
+        return LayerPlan(strategy=strategy, slots=_slots(balance.linear(experts, parts), parts) * (devices // parts))
 
     def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
-        """Per method one plan per class: linear, greedy balance by load, the same by measured speed, alternating.
+        """Per method one plan per class: linear, greedy balance by load, the same by measured speed, and
+        ``local``: experts that tokens need together are placed together.
 
         degree: consecutive devices that together hold all experts; with fewer than all devices every group of them
         holds the same. Where room is too little for any balancing, only ``linear`` is there; without ``thorough``
-        ``alternating`` is left out.
+        ``local`` is left out.
         """
         sizes = [self.model.expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
         slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
@@ -103,26 +106,27 @@ class Options:
         """Per method [classes, experts] device among ``degree``; capacity: [degree] experts that one can hold."""
         costs, experts = self.costs, self.moe.num_experts
         load = np.stack([self.counts[list(members)].sum(0) for members in self.classes.members]).astype(float)
-        found = {"linear": np.tile(placement.linear(experts, degree), (len(load), 1))}
+        found = {"linear": np.tile(balance.linear(experts, degree), (len(load), 1))}
         if degree == 1 or capacity.sum() < experts:
             return found
         speed = splits.expert_speeds(costs, self.model, self.counts).reshape(-1, degree).mean(0)
-        found["greedy"] = placement.greedy_balance(load, np.ones(degree), capacity).assignment
+        found["greedy"] = balance.greedy_balance(load, np.ones(degree), capacity).assignment
         if self.even:
             return found
-        found["weighted"] = placement.greedy_balance(load, speed, capacity).assignment
+        found["weighted"] = balance.greedy_balance(load, speed, capacity).assignment
         with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
             if thorough:
-                found["alternating"] = placement.alternating(
-                    self._transitions(),
+                cap = BALANCE_SLACK * balance.mean_balance(found["weighted"], load[None], speed)
+                found["local"] = anneal(
+                    self._together(),
                     load,
                     capacity,
                     speed,
-                    BALANCE_SLACK * placement.balance(found["weighted"], load, speed),
                     np.array(costs.hosts[:degree]),
                     host_weight=self._host_weight(),
+                    balance_cap=cap,
+                    steps=STEPS_PER_EXPERT * load.size,
                     seed=self.seed,
-                    sweeps=SWEEPS,
                 ).assignment
         return found
 
@@ -155,15 +159,12 @@ class Options:
             found.append([LayerPlan(strategy="gathered", slots=slots) for slots in options])
         return found
 
-    def _transitions(self) -> np.ndarray:
-        """[classes - 1, experts, experts] tokens whose first choice goes from one class's layer to the next class's."""
-        first, experts = self.routing.expert_ids[:, :, 0], self.moe.num_experts
-        owner = {ordinal: c for c, members in enumerate(self.classes.members) for ordinal in members}
-        counts = np.zeros((len(self.classes.members) - 1, experts, experts))
-        for j in range(first.shape[1] - 1):
-            if owner[j + 1] == owner[j] + 1:
-                np.add.at(counts[owner[j]], (first[:, j], first[:, j + 1]), 1)
-        return counts
+    def _together(self) -> Affinity:
+        """What the de-duplicated fan-out of ``ep`` costs: tokens that need both experts, per class."""
+        experts = self.moe.num_experts
+        by_layer = expert_pairs(self.routing.expert_ids, experts)
+        together = np.stack([by_layer[list(members)].sum(0) for members in self.classes.members])
+        return Affinity.of(np.zeros((len(together) - 1, experts, experts)), together)
 
     def _host_weight(self) -> float:
         """How many times longer a message between hosts takes than one inside a host; 1 on a single host."""

@@ -211,7 +211,7 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
     within = {
-        "ep": "ep (linear, greedy, speed-weighted and alternating placement)",
+        "ep": "ep (linear, greedy, speed-weighted and local placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }

@@ -1,27 +1,28 @@
 """Proven lower bounds on token movement: how few tokens any placement lets change devices between layers.
 
-The problem is that of ``placement`` without its balance cap (a bound without it holds with it too): single copies,
-slots #{e: d[l, e] = g} <= capacity[g], minimise sum_l sum_{a,b} transitions[l][a, b] * weight(d[l, a], d[l+1, b]).
+The problem is that of ``affinity_exact``: single copies, slots #{e: d[l, e] = g} <= capacity[g], optionally a limit on
+every device's load over speed; minimise sum_l sum_{a,b} transitions[l][a, b] * weight(d[l, a], d[l+1, b]).
 
 weight is ``device_weight`` between the devices of a host and ``host_weight``, no less, between hosts:
 
     movement = device_weight * (tokens that change devices) + (host_weight - device_weight) * (tokens that change hosts)
 
 Both terms are the same problem, with devices or with hosts as *places*; each is bounded by itself, and the bounds add.
-For places of ``capacity`` slots:
 
     slots          an expert shares its place with at most max(capacity) experts of the next layer, and of the one
-                   before: all but its heaviest successors (predecessors) leave.
+                   before: all but its heaviest successors (predecessors) leave.             ``_least_by_slots``
     matching       the same for all experts at once: the pairs that share a place are a b-matching, of no more pairs in
-                   all than the fullest places allow; the heaviest one is a linear program.
+                   all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
     spectral       Donath and Hoffman's eigenvalue bound with the best diagonal, all layers at once.
     semidefinite   the spectral bound's matrix with entries in 0..1.
+    triangle       the same, with sharing a place transitive, and with the limit.
 
-The last two take every place for as large as the largest, and are in ``affinity_semidefinite``. The linear relaxation
-of the integer program itself proves nothing: by symmetry, all experts evenly on all devices move nothing.
+The last three are relaxations of one run, in ``affinity_semidefinite``. They take every place for as large and as fast
+as the largest and fastest; what the limit adds is in the last one only. The linear relaxation of ExFlow's integer
+program proves nothing: by symmetry, all experts evenly on all devices move nothing.
 """
 
-# B boundaries (L - 1), E experts, G devices, P places
+# B boundaries (L - 1), L layers, E experts, G devices, P places
 
 import math
 import time
@@ -31,8 +32,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, kron, vstack
 
+from .affinity_problem import AffinityProblem, Level
+from .affinity_rows import LoadRows
 from .affinity_semidefinite import least_leaving
-from .result import Infeasible
 
 DEFAULT_STEPS = 200
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
@@ -45,44 +47,43 @@ def affinity_bounds(
     device_weight: float = 1.0,
     host_weight: float = 1.0,
     *,
+    load: ArrayLike | None = None,
+    speed: ArrayLike | None = None,
+    limit: ArrayLike | None = None,
     steps: int = DEFAULT_STEPS,
     time_limit: float = math.inf,
 ) -> dict[str, float]:
-    """Every bound by name, in the unit of the movement; all of them hold, the largest is the one to quote.
+    """Every bound by name, in the unit of the movement; all of them hold, ``best_bound`` picks the one to quote.
 
     transitions: [B, E, E] tokens from expert a of a layer to expert b of the next; capacity: [G] slots per layer;
     hosts: [G] number of each device's host; 0 <= device_weight <= host_weight.
-    steps: work budget of each iterative bound at each level; 0 leaves them out. time_limit: seconds, a ceiling: what
-    is started late ends with a weaker bound, or is left out; ``slots`` is always there.
+    load: [L, E]; speed: [G] (default 1); limit: [L] largest load over speed of any device (default none).
+    steps: work budget of the relaxations for devices, and again for hosts; 0 leaves them out. A step is an eigenvalue
+    problem of 2 E slots for each boundary. time_limit: seconds, a ceiling: what has not started by then is left out
+    (``slots`` never is), and a relaxation cut short has a weaker bound.
 
     Raises ``Infeasible`` when slots are missing.
     """
     started = time.perf_counter()
-    counts, slots, host = _checked(transitions, capacity, hosts)
-    if not 0 <= device_weight <= host_weight < math.inf:
-        raise ValueError(f"weights must be 0 <= device_weight <= host_weight, got {device_weight} and {host_weight}")
+    problem = AffinityProblem.checked(
+        transitions, capacity, hosts, device_weight, host_weight, load=load, speed=speed, limit=limit
+    )
     if steps < 0 or not time_limit > 0:
         raise ValueError(f"steps must be at least 0 and time_limit positive, got {steps} and {time_limit}")
-    experts = counts.shape[1]
-    levels = [(device_weight, slots), (host_weight - device_weight, np.bincount(host, slots).astype(np.int64))]
-    # A place needs no more slots than there are experts; a level without weight or with one place costs nothing.
-    levels = [(weight, np.minimum(places[places > 0], experts)) for weight, places in levels]
-    levels = [(weight, places) for weight, places in levels if weight > 0 and len(places) > 1]
-
-    bounds = {"slots": sum(weight * _least_by_slots(counts, places) for weight, places in levels)}
+    levels, counts = problem.levels, problem.transitions
+    slots = [_slots(problem, level) for level in levels]
+    sized = list(zip(levels, slots, strict=True))
+    bounds = {"slots": sum(level.weight * _least_by_slots(counts, room) for level, room in sized)}
     if time.perf_counter() - started < time_limit:
-        bounds["matching"] = sum(weight * _least_by_matching(counts, places) for weight, places in levels)
-    for name, entries in (("spectral", False), ("semidefinite", True)):
-        if steps == 0 or time.perf_counter() - started >= time_limit:
-            break
-        bounds[name] = 0.0
-        for i, (weight, places) in enumerate(levels):
+        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room) for level, room in sized)
+    if steps > 0 and time.perf_counter() - started < time_limit:
+        for number, (level, room) in enumerate(sized):
             now = time.perf_counter()
-            share = 1 / ((2 if name == "spectral" else 1) * (len(levels) - i))
-            deadline = now + share * (started + time_limit - now)
-            bounds[name] += weight * least_leaving(
-                counts, len(places), int(places.max()), steps=steps, deadline=deadline, entries=entries
-            )
+            deadline = now + (started + time_limit - now) / (len(sized) - number)
+            largest = int(room.max())
+            rows = _load_rows(problem, level, len(room) * largest)
+            for name, least in least_leaving(counts, len(room), largest, rows, steps=steps, deadline=deadline).items():
+                bounds[name] = bounds.get(name, 0.0) + level.weight * least
     safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bound) - safety, 0.0) for name, bound in bounds.items()}
 
@@ -93,25 +94,24 @@ def best_bound(bounds: dict[str, float]) -> tuple[str, float]:
     return name, bounds[name]
 
 
-def _checked(
-    transitions: ArrayLike, capacity: ArrayLike, hosts: ArrayLike
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    counts, slots, host = np.asarray(transitions, float), np.asarray(capacity), np.asarray(hosts)
-    square = counts.ndim == 3 and counts.shape[1] == counts.shape[2] > 0
-    if not square or not np.isfinite(counts).all() or (counts < 0).any():
-        raise ValueError(f"transitions must be finite, non-negative [L - 1, E, E], got {list(counts.shape)}")
-    if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu" or (slots < 0).any():
-        raise ValueError(f"capacity must hold a whole number of slots for each device, got {capacity!r}")
-    if host.shape != slots.shape or host.dtype.kind not in "iu" or (host < 0).any():
-        raise ValueError(f"hosts must hold a host number for each of {len(slots)} devices, got {hosts!r}")
-    experts, room = counts.shape[1], int(slots.sum())
-    if room < experts:
-        raise Infeasible(
-            f"{experts} experts need {experts - room} more slots: the devices hold {room}",
-            unit="slots",
-            missing=experts - room,
-        )
-    return counts, slots.astype(np.int64), host.astype(np.int64)
+def _slots(problem: AffinityProblem, level: Level) -> np.ndarray:
+    """[P] slots of the places that have any; none needs more than there are experts."""
+    room = np.array([problem.capacity[list(place)].sum() for place in level.places])
+    return np.minimum(room[room > 0], problem.experts)
+
+
+def _load_rows(problem: AffinityProblem, level: Level, size: int) -> list[LoadRows]:
+    """The limit on the fastest place, with ``size`` experts a layer; none where it never binds."""
+    places = [place for place in level.places if problem.capacity[list(place)].any()]
+    speed = max(float(problem.speed[list(place)].sum()) for place in places)
+    mean = problem.load.sum(axis=1) / len(places)
+    room = np.where(mean > 0, problem.limit * speed / np.where(mean > 0, mean, 1.0), np.inf)
+    room = np.minimum(room, len(places))  # all of the load on one place
+    if (room >= len(places)).all() or problem.layers == 1:
+        return []
+    load = np.zeros((problem.layers, size))
+    load[:, : problem.experts] = problem.load / np.where(mean > 0, mean, 1.0)[:, None]
+    return [LoadRows(load, room)]
 
 
 def _least_by_slots(transitions: np.ndarray, capacity: np.ndarray) -> float:

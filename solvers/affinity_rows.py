@@ -66,6 +66,34 @@ class Triangles:
         return tax, float(self.price @ (self.sign * (2 * shift - 1) - shift))
 
 
+class LoadRows:
+    """(3), for every expert of a window and both of its layers.
+
+    load [L, E], scaled so that a place carries 1 in the mean of a layer; room [L], in that unit.
+    """
+
+    def __init__(self, load: np.ndarray, room: np.ndarray) -> None:
+        self.load = np.stack([load[:-1], load[1:]], axis=1)  # [B, 2, E]
+        self.excess = np.stack([room[:-1], room[1:]], axis=1) - 1.0  # [B, 2] over the mean
+        windows, _, experts = self.load.shape
+        self.price = np.zeros((windows, 2 * experts, 2))
+        # An entry a, b is in the rows of a and of b, and in two windows inside a layer.
+        own = self.load.reshape(windows, 2 * experts, 1) * self.load.sum(axis=2)[:, None, :]
+        self.sharing = 2 * (own + (self.load**2).sum(axis=2)[:, None, :])
+
+    def separate(self, windows: np.ndarray) -> None:
+        """All rows are always there."""
+
+    def ascend(self, windows: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+        count, size, _ = windows.shape
+        carried = np.einsum("kisb,ksb->kis", windows.reshape(count, size, 2, size // 2), self.load)
+        violation = carried - self.excess[:, None, :]
+        step = 2 * STEP * penalty / np.where(self.sharing > 0, self.sharing, 1.0)
+        self.price = np.maximum(self.price + step * violation, 0.0)
+        half = 0.5 * np.einsum("kis,ksb->kisb", self.price, self.load).reshape(count, size, size)
+        return half + half.transpose(0, 2, 1), -float(np.einsum("kis,ks->", self.price, self.excess))
+
+
 def _violated(shared: np.ndarray, kind: int) -> np.ndarray:
     """[N, 3] the rows of one window that Y violates most, of each pair a, b the worst."""
     third, excess = _worst_third(shared, kind)
@@ -87,7 +115,7 @@ def _worst_third(shared, kind):
             if a == b or (kind < 0 and b < a):
                 continue
             for c in range(count):
-                if c == a or c == b or (kind < 0 and c < b):
+                if c in (a, b) or (kind < 0 and c < b):
                     continue
                 violation = kind * (shared[a, b] + shared[a, c] - 1.0) - shared[b, c]
                 if violation > excess[a, b]:

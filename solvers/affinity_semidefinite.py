@@ -37,8 +37,8 @@ from .affinity_rows import Rows, Triangles
 
 CHECK = 20  # steps between two evaluations of the bound
 PATIENCE = 1e-4  # a relaxation ends once STALLS checks in a row gain less than this part of the bound
-STALLS = 2
-PHASES = (("spectral", 0.15), ("semidefinite", 0.35), ("triangle", 1.0))  # name, part of the steps at which it ends
+STALLS = 6
+PHASES = (("spectral", 0.1), ("semidefinite", 0.3), ("triangle", 1.0))  # name, part of the steps at which it ends
 RELAXATION = 1.6  # the usual over-relaxation of ADMM
 PENALTY = 0.3  # the first, for costs scaled to 1 per expert
 IMBALANCE = 3.0  # ratio of the two residuals beyond which the penalty changes
@@ -64,16 +64,17 @@ def least_leaving(
     counts[:, :experts, :experts] = scale * transitions
     run = _Relaxation(counts, places, slots, [Triangles(boundaries, size, places), *rows])
 
-    best, reached, done = 0.0, {}, 0
+    best, done, late = -np.inf, 0, False
+    reached: dict[str, float] = {}
     for name, end in PHASES:
         run.entries, run.tightened = name != "spectral", name == "triangle"
         stalls = 0
-        while True:
+        while not late:
             late = time.perf_counter() >= deadline
             last = late or done >= round(end * steps)
             if last or done % CHECK == 0:
                 bound = total * (1 - 1 / places) + run.least() / scale
-                stalls = 0 if bound > best * (1 + PATIENCE) else stalls + 1
+                stalls = 0 if bound > best + PATIENCE * abs(best) else stalls + 1
                 best = max(best, bound)
                 if last or stalls > STALLS:
                     break
@@ -81,8 +82,7 @@ def least_leaving(
                 run.separate()
             run.step()
             done += 1
-        done = round(end * steps)
-        reached[name] = best
+        reached[name] = max(best, 0.0)
     return reached
 
 
@@ -128,7 +128,7 @@ class _Relaxation:
         self.moved = self.penalty * float(np.linalg.norm(after - entries))
         if self.tightened:
             taxes = [rows.ascend(after, self.penalty / len(self.rows)) for rows in self.rows]
-            self._charge(sum(tax for tax, _ in taxes), sum(constant for _, constant in taxes))
+            self._charge(np.add.reduce([tax for tax, _ in taxes]), sum(constant for _, constant in taxes))
 
     def separate(self) -> None:
         if self.tightened:

@@ -100,6 +100,18 @@ class Affinity:
         return np.round(table / unit).astype(np.float32), unit
 
 
+def pairs(expert_ids: np.ndarray, num_experts: int) -> np.ndarray:
+    """[L, E, E] tokens that chose both experts, symmetric with an empty diagonal; expert_ids: [T, L, K]."""
+    layers, top_k = expert_ids.shape[1:]
+    found = np.zeros((layers, num_experts**2))
+    for layer in range(layers):
+        ids = expert_ids[:, layer].astype(np.int64)
+        for first in range(top_k):
+            cells = ids[:, first, None] * num_experts + np.delete(ids, first, axis=1)
+            found[layer] += np.bincount(cells.ravel(), minlength=num_experts**2)
+    return found.reshape(layers, num_experts, num_experts)
+
+
 def anneal(
     affinity: Affinity,
     load: ArrayLike,

@@ -13,6 +13,9 @@ import numba
 import numpy as np
 
 FREE = -1  # a slot without expert
+PART = np.uint64(2**21 - 1)
+UNIT = 2.0**-53
+HOPELESS = 37.0  # times the temperature: no random number of 53 bits accepts more
 
 
 @numba.njit(cache=True, nogil=True)
@@ -43,17 +46,17 @@ def fill_finish(load, placed, inverse_speed, finish):
 
 
 @numba.njit(cache=True, nogil=True)
-def _uniform(state):
-    """The next number in (0, 1] of xorshift64*; state: [1] uint64, never 0."""
+def _random(state):
+    """The next 64 bits of xorshift64*; state: [1] uint64, never 0."""
     x = state[0]
     x ^= x >> np.uint64(12)
     x ^= x << np.uint64(25)
     x ^= x >> np.uint64(27)
     state[0] = x
-    return ((x * np.uint64(2685821657736338717) >> np.uint64(11)) + np.uint64(1)) * (1.0 / 9007199254740992.0)
+    return x * np.uint64(2685821657736338717)
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz"})
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan"})
 def walk(
     between,
     near,
@@ -92,6 +95,7 @@ def walk(
     room = slots.shape[1]
     devices, samples = finish.shape[1], finish.shape[2]
     after = np.empty(samples, np.float32)
+    tokens = np.empty(experts, np.float32)
     total = 0.0
     if samples > 0:
         for layer in range(layers):
@@ -102,9 +106,10 @@ def walk(
     temperature = warm
     for _ in range(steps):
         temperature *= cooling
-        layer = int(_uniform(state) * layers * 0.9999999999)
-        a = int(_uniform(state) * experts * 0.9999999999)
-        target = int(_uniform(state) * room * 0.9999999999)
+        bits = _random(state)  # 21 of them for each choice
+        layer = int((bits >> np.uint64(43)) * np.uint64(layers) >> np.uint64(21))
+        a = int((bits >> np.uint64(22) & PART) * np.uint64(experts) >> np.uint64(21))
+        target = int((bits & PART) * np.uint64(room) >> np.uint64(21))
         here, there = placed[layer, a], device_of_slot[target]
         if here == there:
             continue
@@ -123,7 +128,18 @@ def walk(
                 stays += near_host[layer, there_host, b] - near_host[layer, here_host, b]
                 stays += 2 * between[layer, 1, a, b]
             energy += host_cost * stays
-        allowed = -temperature * math.log(_uniform(state))
+        most = energy
+        before = np.float32(0.0)
+        if samples > 0:
+            # The hottest device can at best become as cool as the ideal one.
+            for s in range(samples):
+                before += hottest[layer, s]
+            most -= price * (before / samples - 1.0)
+        if most > HOPELESS * temperature:
+            continue
+        allowed = -temperature * math.log(((_random(state) >> np.uint64(11)) + np.uint64(1)) * UNIT)
+        if most > allowed:
+            continue
 
         change = 0
         if max_moves >= 0:
@@ -134,12 +150,6 @@ def walk(
                 continue
 
         if samples > 0:
-            # The hottest device can at best become as cool as the ideal one: a cheap refusal of most proposals.
-            before = 0.0
-            for s in range(samples):
-                before += hottest[layer, s]
-            if energy - price * (before / samples - 1.0) > allowed:
-                continue
             for s in range(samples):
                 shift = load[layer, a, s]
                 if b != FREE:
@@ -167,8 +177,6 @@ def walk(
                 finish[layer, here, s] -= shift * inverse_speed[here]
                 finish[layer, there, s] += shift * inverse_speed[there]
                 hottest[layer, s] = after[s]
-        elif energy > allowed:
-            continue
 
         gained += energy
         moved += change
@@ -181,13 +189,16 @@ def walk(
             other = layer + side - 1
             if other < 0 or other >= layers:
                 continue
+            if b != FREE:
+                for e in range(experts):
+                    tokens[e] = between[layer, side, a, e] - between[layer, side, b, e]
+            else:
+                tokens[:] = between[layer, side, a]
             for e in range(experts):
-                tokens = between[layer, side, a, e]
-                if b != FREE:
-                    tokens -= between[layer, side, b, e]
-                near[other, here, e] -= tokens
-                near[other, there, e] += tokens
-                if here_host != there_host:
-                    near_host[other, here_host, e] -= tokens
-                    near_host[other, there_host, e] += tokens
+                near[other, here, e] -= tokens[e]
+                near[other, there, e] += tokens[e]
+            if here_host != there_host:
+                for e in range(experts):
+                    near_host[other, here_host, e] -= tokens[e]
+                    near_host[other, there_host, e] += tokens[e]
     return gained, moved

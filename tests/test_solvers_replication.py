@@ -11,8 +11,8 @@ from moeplan.solvers.replication import checked, replicate
 from moeplan.solvers.replication_assignment import Assignment
 from moeplan.solvers.replication_bound import hottest_bound
 from moeplan.solvers.replication_exact import replicate_exactly
-from moeplan.solvers.shares import optimal_shares
-from moeplan.solvers.slots import EMPTY, Slots
+from moeplan.solvers.shares import layer_shares
+from moeplan.solvers.slots import EMPTY
 
 README = np.array(
     [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]
@@ -53,10 +53,12 @@ def brute_force(load, speed, capacity, hosts, groups, shares, full=False):
             pairs = {(e * groups // experts, hosts[g]) for g, held in enumerate(placed) for e in held}
             if len(pairs) != groups or (np.bincount([h for _, h in pairs], minlength=count) != groups // count).any():
                 continue
-        slots = Slots.from_lists([placed], None, np.minimum(capacity, experts))
+        at = np.array([e for held in placed for e in held])
+        device = np.repeat(np.arange(len(placed)), [len(held) for held in placed])
         if shares == "optimal":
-            slots = optimal_shares(slots, load[None], speed)
-        best = min(best, slots.hottest(load[None], speed)[0])
+            best = min(best, layer_shares(at, device, load, speed)[1])
+        else:
+            best = min(best, (np.bincount(device, (load / np.bincount(at))[at], len(speed)) / speed).max())
     return best
 
 

@@ -4,6 +4,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -47,9 +48,10 @@ def place_copies(
     """
     began, fleet = time.perf_counter(), single.fleet
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
-    host_of = np.zeros((trace.layers, experts), np.int64)
+    host_of, late = np.zeros((trace.layers, experts), np.int64), False
     if hosts > 1:
-        host_of = _hosts(single, trace, load, steps, HOST_STAGE * time_limit, on_event, stop)
+        onto = _hosts(single, trace, load, steps, HOST_STAGE * time_limit, on_event, stop)
+        host_of, late = onto.assignment, onto.status == "time_limit"
     share = max(1.0, (time_limit - (time.perf_counter() - began)) / hosts)
     expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
     share_of = np.zeros(expert_of.shape)
@@ -67,13 +69,15 @@ def place_copies(
             full=full,
             seed=single.seed,
             time_limit=share,
-        ).assignment
-        held = inside.expert_of
+        )
+        late |= inside.status == "time_limit"
+        held = inside.assignment.expert_of
         expert_of[:, seats] = np.where(held == EMPTY, EMPTY, np.take_along_axis(here, np.maximum(held, 0), axis=1))
-        share_of[:, seats] = inside.share_of
+        share_of[:, seats] = inside.assignment.share_of
     found = Slots(expert_of, share_of, fleet.capacity)
     objective, bound = balance_and_bound(found, single, load, shares)
-    return Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
+    solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
+    return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution
 
 
 def balance_and_bound(slots: Slots, single: Single, load: np.ndarray, shares: Shares) -> tuple[float, float]:
@@ -97,7 +101,7 @@ def _hosts(
     time_limit: float,
     on_event: Callable[[dict[str, Any]], None] | None,
     stop: Event | None,
-) -> np.ndarray:
+) -> Solution[np.ndarray]:
     """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
     fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
     room = np.bincount(fleet.hosts, fleet.capacity)
@@ -107,7 +111,7 @@ def _hosts(
     affinity = stage.affinity(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
-        return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop).assignment
+        return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop)
     greedy = mean_balance(baselines.greedy(trace.expert_counts, over), load, over.speed)
     return anneal(
         affinity,
@@ -123,7 +127,7 @@ def _hosts(
         time_limit=time_limit,
         on_event=on_event,
         stop=stop,
-    ).assignment
+    )
 
 
 def _proportional(experts: int, room: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from ...solvers.annealing import Affinity
+from ...solvers.annealing import Affinity, pairs
 from ...spec.trace import Trace
 
 WINDOWS = 16
@@ -39,16 +39,8 @@ def coherent_affinity(trace: Trace) -> Affinity:
 
 def fan_out_affinity(trace: Trace) -> Affinity:
     """Pairs of a token's experts, per token and other expert: what keeps the de-duplicated fan-out low."""
-    layers, experts, top_k = trace.layers, trace.num_experts, trace.top_k
-    together = np.zeros((layers, experts, experts))
-    for first in range(top_k):
-        for second in range(top_k):
-            if first != second:
-                for layer in range(layers):
-                    pair = trace.expert_ids[:, layer, [first, second]].astype(np.int64)
-                    cells = np.bincount(pair[:, 0] * experts + pair[:, 1], minlength=experts**2)
-                    together[layer] += cells.reshape(experts, experts)
-    return Affinity.of(np.zeros((layers - 1, experts, experts)), together / (trace.tokens * max(top_k - 1, 1)))
+    together = pairs(trace.expert_ids, trace.num_experts) / (trace.tokens * max(trace.top_k - 1, 1))
+    return Affinity.of(np.zeros((trace.layers - 1, *together.shape[1:])), together)
 
 
 def _counts(ids: np.ndarray, experts: int) -> np.ndarray:

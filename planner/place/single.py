@@ -86,6 +86,14 @@ class Single:
             stop=stop,
         )
 
+    def start(self, trace: Trace) -> np.ndarray:
+        """[L, E] devices where a search begins: the previous placement, or a greedy one that keeps groups together."""
+        if self.previous is not None:
+            return self.previous
+        if self.groups > 1:
+            return self._by_group(self.affinity(trace), windows(trace), True, 1, math.inf, None)
+        return baselines.greedy(trace.expert_counts, self.fleet)
+
     def safe_cap(self, trace: Trace, steps: int, time_limit: float = math.inf) -> float:
         """A cap on the mean balance over the windows that keeps EPLB's balance on tokens to come.
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ...solvers.affinity_bound import affinity_bounds
+from ...solvers.balance import mean_balance
 from ...solvers.replication import replicate
-from ...solvers.result import Solution, SolverError
+from ...solvers.result import NotFound, Solution, SolverError
 from ...solvers.shares import optimal_shares
 from ...solvers.slots import Slots
-from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.errors import DocumentError, InfeasibleError, MoeplanError
 from ...spec.model import Model
 from ...spec.placement import (
     Movement,
@@ -44,6 +45,7 @@ from .timed import Timing, place_for_time
 BOUND_TIME = 0.2  # of the time limit goes to bounds
 SAFE_TIME = 0.2  # and to trials of the balance cap
 TRIAL_STEPS = 1500  # per layer and expert
+LEAST_TIME = 0.5  # of the search, in seconds
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Request:
 
     slots: copies per layer in all; by default one of every expert. fit: part of the trace, as fractions.
     balance_cap: on the mean balance of the fitted part; by default what keeps EPLB's balance on tokens to come.
+    steps: proposals of each chain of the search, the work budget; by default in proportion to the experts.
     timing: makes predicted time the objective.
     """
 
@@ -66,6 +69,7 @@ class Request:
     balance_cap: float | None = None
     previous: Placement | None = None
     max_moves: int | None = None
+    steps: int | None = None
     time_limit: float = 20.0
     seed: int = 0
     timing: Timing | None = None
@@ -178,6 +182,19 @@ def _check_previous(request: Request, trace: Trace) -> None:
         raise MoeplanError(f"--previous has {got[0]} layers x {got[1]} experts, the trace {want[0]} x {want[1]}")
     if len(old.devices) != len(request.devices):
         raise MoeplanError(f"--previous is for {len(old.devices)} devices, not {len(request.devices)}")
+    for i, layer in enumerate(old.layers):
+        for d, (experts, device) in enumerate(zip(layer.slots, request.devices, strict=True)):
+            if len(experts) > device.capacity:
+                raise MoeplanError(
+                    f"--previous has {len(experts)} experts on device {d} in layer {i}, and there are "
+                    f"{device.capacity} slots: give as many --slots as it has"
+                )
+    if request.groups > 1:
+        size, host = trace.num_experts // request.groups, Fleet.of(request.devices).hosts
+        for i, layer in enumerate(old.layers):
+            places = {(e // size, int(host[d])) for d, experts in enumerate(layer.slots) for e in experts}
+            if len(places) > request.groups:
+                raise MoeplanError(f"--previous splits expert groups over hosts in layer {i}: place without it")
 
 
 def _answer(
@@ -190,10 +207,16 @@ def _answer(
 ) -> Answer:
     if request.timing is not None:
         return _for_time(fitted, request, fleet, request.timing, on_event, stop)
-    single = Single(fleet, request.movement, request.groups, seed=request.seed)
     if objective == "balance" or request.slots > fitted.num_experts:
+        single = Single(fleet, request.movement, request.groups, seed=request.seed)
         return _with_copies(fitted, request, single, objective, on_event, stop)
-    return _single_copies(fitted, request, single, objective, on_event, stop)
+    return _single_copies(fitted, request, single_of(request, fleet), objective, on_event, stop)
+
+
+def single_of(request: Request, fleet: Fleet) -> Single:
+    """The request for single copies, from its previous placement where it has one."""
+    old = _previous(request, fleet)
+    return Single(fleet, request.movement, request.groups, old, request.max_moves, seed=request.seed)
 
 
 def _for_time(
@@ -271,6 +294,7 @@ def _with_copies(
             fitted,
             shares=request.shares,
             full=request.equal_slots,
+            steps=request.steps,
             time_limit=request.time_limit,
             on_event=on_event,
             stop=stop,
@@ -281,9 +305,23 @@ def _with_copies(
         if request.shares == "optimal":
             slots = optimal_shares(slots, load.sum(axis=0), fleet.speed)
     value, bound = balance_and_bound(slots, single, load, request.shares)
+    if request.balance_cap is not None:
+        _check_cap(slots, single, load.sum(axis=0), request)
     words = "mean over layers and windows of the hottest device's time over the ideal"
     bounds = {"balance": bound}
     return Answer(slots, _record(found, value, bound, bounds, words, time.perf_counter() - began))
+
+
+def _check_cap(slots: Slots, single: Single, counts: np.ndarray, request: Request) -> None:
+    """Raise where slots are hotter than the cap asked for, with the bound where that proves why; counts: [L, E]."""
+    cap, (reached, least) = request.balance_cap, balance_and_bound(slots, single, counts[None], request.shares)
+    assert cap is not None
+    if least > cap * (1 + 1e-9):
+        raise InfeasibleError(
+            f"no placement has a mean balance of {cap:.4g} or less: it is proven to be at least {least:.4g}"
+        )
+    if reached > cap * (1 + 1e-9):
+        raise InfeasibleError(f"found no placement with a balance of {cap:.4g} or less: allow {reached:.4g}, the best")
 
 
 def _single_copies(
@@ -296,29 +334,35 @@ def _single_copies(
 ) -> Answer:
     began = time.perf_counter()
     fleet, limit = single.fleet, request.time_limit
-    old = _previous(request, fleet)
-    if old is not None:
-        single = Single(fleet, request.movement, request.groups, old, request.max_moves, single.weights, request.seed)
     load, cap = windows(fitted), request.balance_cap
     notes: list[str] = []
-    if objective == "locality":
-        cap = None
-    elif cap is not None:
+    if cap is not None:
         load = load.sum(axis=0)[None]
-    elif fitted.tokens >= 2:
+    elif objective == "latency" and fitted.tokens >= 2:
         if on_event:
             on_event({"what": "finding a balance that holds on tokens to come"})
         size = fitted.layers * fitted.num_experts
-        cap = single.safe_cap(fitted, TRIAL_STEPS * size)
+        cap = single.safe_cap(fitted, TRIAL_STEPS * size, limit * SAFE_TIME)
     left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
-    found = single.solve(
-        single.affinity(fitted),
-        load,
-        cap=float("inf") if cap is None else cap,
-        time_limit=max(left, 1.0),
-        on_event=on_event,
-        stop=stop,
-    )
+    try:
+        found = single.solve(
+            single.affinity(fitted),
+            load,
+            cap=float("inf") if cap is None else cap,
+            steps=request.steps,
+            time_limit=max(left, LEAST_TIME),
+            on_event=on_event,
+            stop=stop,
+        )
+    except NotFound:
+        if request.balance_cap is not None:
+            raise
+        assert cap is not None
+        placed = single.start(fitted)
+        found = Solution(placed, 0.0, 0.0, "time_limit", 0.0)
+        kept = mean_balance(placed, load, fleet.speed)
+        notes.append(f"no placement with a balance of {cap:.3f} was found in time: this is where the search began")
+        cap = kept
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
     value, bounds, words = movement(fitted, single, found.assignment, limit * BOUND_TIME)
     best = max(bounds.values(), default=0.0)
@@ -390,8 +434,16 @@ def scores(layers: tuple[PlacementLayer, ...], request: Request, trace: Trace) -
         timing = request.timing
         return found if timing is None else found.model_copy(update={"step_seconds": timing.seconds(layers, part)})
 
-    low, high = request.fit
-    rest = None
-    if not trace.counts_only and (low, high) != (0, 1):
-        rest = trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
-    return Scores(fit=on(trace.part(low, high)), held_out=None if rest is None else on(rest))
+    rest = _rest(trace, request.fit)
+    return Scores(fit=on(trace.part(*request.fit)), held_out=None if rest is None else on(rest))
+
+
+def _rest(trace: Trace, fit: tuple[float, float]) -> Trace | None:
+    """What follows the fitted part, or is before it; None where nothing is left."""
+    low, high = fit
+    if trace.counts_only or (low, high) == (0, 1):
+        return None
+    try:
+        return trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
+    except DocumentError:  # the nearest end of a sequence is the end of the trace
+        return None

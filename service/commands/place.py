@@ -7,6 +7,10 @@ import typer
 
 from ...planner.place.fleet import even_fleet
 from ...planner.place.page import scores_table, verdict
+from ...planner.place.pareto import check_front
+from ...planner.place.pareto import pareto as front_of
+from ...planner.place.pareto_page import draw
+from ...planner.place.pareto_page import page as front_page
 from ...planner.place.solve import Request
 from ...planner.place.solve import place as solve
 from ...planner.place.timed import Timing
@@ -56,8 +60,14 @@ def place(
     ] = None,
     time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 20.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
+    pareto: Annotated[
+        Path | None,
+        typer.Option(help="Show what balance buys and draw it (.png); up to the time limit once more."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The placement.")] = Path("place.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the placement instead of tables.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the placement, with `pareto` if asked, instead of tables.")
+    ] = False,
 ) -> None:
     """Place experts on devices so that tokens travel little and no device runs hot, with a proven bound.
 
@@ -90,6 +100,9 @@ def place(
         seed=seed,
         timing=timing,
     )
+    if pareto is not None:
+        check_front(recorded, request)
+    front = None
     with progress("placing") as show, stop_on_interrupt() as stop:
         placement = solve(
             recorded,
@@ -100,14 +113,21 @@ def place(
             on_event=show,
             stop=stop,
         )
-    placement.write(output)
+        placement.write(output)
+        if pareto is not None:
+            front = front_of(recorded, request, placement, on_event=show, stop=stop)
+            draw(front, pareto)
     if as_json:
-        print_json(placement.model_dump(mode="json"))
+        shown = placement.model_dump(mode="json")
+        print_json(shown if front is None else shown | {"pareto": front.to_dict()})
         return
     out.print(scores_table(placement))
     for note in placement.notes:
         err.print(f"[yellow]note:[/] {note}", highlight=False)
     out.print(verdict(placement), highlight=False)
+    if front is not None:
+        out.print(front_page(front))
+        out.print(f"drew {pareto}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
 
 

@@ -1,0 +1,206 @@
+"""Placement on recorded routing, fitted on the first half of each trace and scored on the second.
+
+    python benchmarks/placement.py TRACE.npz ... [--referee SCORER.py] [--baseline EPLB.json]
+
+Every placement comes from the command line, `moeplan place`, with its default time limit; scores come from an
+independent scorer where one is given, else from moeplan's own. Parts:
+
+- locality at EPLB's balance for (devices, hosts) = (4, 2), (8, 2), (16, 4), beside EPLB and linear;
+- locality alone, and 12.5 % spare slots, at (8, 2);
+- unequal devices: one host half as fast, one device with half the memory, on a synthetic cluster (analytic curves).
+
+Prints the tables and writes them, with hardware and command, to benchmarks/results/placement.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from moeplan.planner.memory import replicated_weights
+from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.score import score
+from moeplan.planner.place.solve import Request, baseline_layers
+from moeplan.spec import Placement, Trace
+from moeplan.spec.catalogue import load_model
+
+ROOT = Path(__file__).parents[1]
+SHAPES = ((4, 2), (8, 2), (16, 4))
+MODELS = {(26, 64): "deepseek-v2-lite", (24, 32): "gpt-oss-20b"}  # by layers and experts
+FIELDS = ("balance_mean", "boundary_cross_host", "boundary_cross_device", "fanout_host")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("traces", nargs="+", type=Path)
+    parser.add_argument("--referee", type=Path, help="independent scorer, called as SCORER PLACE.json TRACE.npz")
+    parser.add_argument("--baseline", type=Path, help="its scores for EPLB: {scores: {'folder/name devices,hosts': …}}")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "placement.md")
+    args = parser.parse_args()
+    known = json.loads(args.baseline.read_text())["scores"] if args.baseline else {}
+    console = Console(width=150)
+    report = Report(console, args.referee, known)
+    for part in (report.balanced, report.local, report.spare, report.unequal):
+        part(args.traces)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    head = f"# Placement\n\n{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores. "
+    command = " ".join(["python benchmarks/placement.py", *map(str, sys.argv[1:])])
+    args.output.write_text(head + f"Command: `{command}`\n\n" + "\n".join(report.lines) + "\n")
+
+
+class Report:
+    """Places, scores, and collects the lines of the tables."""
+
+    def __init__(self, console: Console, referee: Path | None, known: dict[str, Any]) -> None:
+        self.console, self.referee, self.known = console, referee, known
+        self.lines: list[str] = []
+        self.folder = Path(tempfile.mkdtemp(prefix="placement-"))
+
+    def balanced(self, traces: list[Path]) -> None:
+        self._head(
+            "Locality at EPLB's balance, single copies (held out)",
+            "case | balance | EPLB | linear | x host | of EPLB | x device | of EPLB | fan-out host | gap | s",
+        )
+        ratios = []
+        for trace in traces:
+            for devices, hosts in SHAPES:
+                placement, mine, seconds = self._place(trace, devices, hosts)
+                usual = self._usual(trace, devices, hosts, "eplb")
+                linear = self._usual(trace, devices, hosts, "linear")
+                far, near = (mine[f] / usual[f] for f in ("boundary_cross_host", "boundary_cross_device"))
+                ratios.append((mine["balance_mean"] - usual["balance_mean"], far, near))
+                self._row(
+                    f"{name(trace)} ({devices}, {hosts}) | {mine['balance_mean']:.3f} | {usual['balance_mean']:.3f} | "
+                    f"{linear['balance_mean']:.3f} | {mine['boundary_cross_host']:.3f} | {far:.2f} | "
+                    f"{mine['boundary_cross_device']:.3f} | {near:.2f} | {mine['fanout_host']:.2f} of "
+                    f"{usual['fanout_host']:.2f} | {placement.solver.gap:.0%} | {seconds:.0f}"
+                )
+        over, far, near = np.array(ratios).T
+        self._say(
+            f"Mean over {len(ratios)} cases: crossings between hosts {far.mean():.3f}, between devices "
+            f"{near.mean():.3f} of EPLB's; largest {far.max():.2f} and {near.max():.2f}. Balance above EPLB's: mean "
+            f"{over.mean():+.3f}, worst {over.max():+.3f}; {int((over > 0.02).sum())} cases by more than 0.02."
+        )
+
+    def local(self, traces: list[Path]) -> None:
+        self._head("Locality alone at (8, 2) (held out)", "trace | x device | x host | balance | gap | s")
+        for trace in traces:
+            placement, mine, seconds = self._place(trace, 8, 2, "--objective", "locality")
+            self._row(
+                f"{name(trace)} | {mine['boundary_cross_device']:.3f} | {mine['boundary_cross_host']:.3f} | "
+                f"{mine['balance_mean']:.3f} | {placement.solver.gap:.0%} | {seconds:.0f}"
+            )
+
+    def spare(self, traces: list[Path]) -> None:
+        self._head(
+            "12.5 % spare slots at (8, 2) (held out)",
+            "trace | balance | EPLB | fan-out host | EPLB | gap of balance | s",
+        )
+        for trace in traces:
+            slots = Trace.read(trace).num_experts * 9 // 8
+            more = ("--slots", str(slots), "--equal-slots", "--shares", "optimal")
+            placement, mine, seconds = self._place(trace, 8, 2, *more)
+            usual = self._usual(trace, 8, 2, "eplb", slots)
+            self._row(
+                f"{name(trace)} | {mine['balance_mean']:.3f} | {usual['balance_mean']:.3f} | "
+                f"{mine['fanout_host']:.3f} | {usual['fanout_host']:.3f} | {placement.solver.gap:.1%} | {seconds:.0f}"
+            )
+
+    def unequal(self, traces: list[Path]) -> None:
+        self._head(
+            "One host half as fast, one device with half the memory (8, 2), predicted ms per step of 2,048 tokens",
+            "trace | this | EPLB | less | linear | gap | s",
+        )
+        for trace in traces:
+            read = Trace.read(trace)
+            model = MODELS.get((read.layers, read.num_experts))
+            if model is None:
+                self._row(f"{name(trace)} | no catalogue model with {read.layers} x {read.num_experts} | | | | | ")
+                continue
+            cluster = self._unequal_cluster(model, read)
+            placement, _, seconds = self._place(trace, 8, 2, "--cluster", str(cluster), "--model", model)
+            rest = {n: s.held_out for n, s in placement.scores.items() if s.held_out}
+            held = {n: 1e3 * s.step_seconds for n, s in rest.items() if s.step_seconds}
+            less, gap = 1 - held["placement"] / held["eplb"], placement.solver.gap
+            self._row(
+                f"{name(trace)} | {held['placement']:.0f} | {held['eplb']:.0f} | {less:.1%} | {held["linear"]:.0f} | {gap:.0%} | {seconds:.0f}"
+            )
+
+    def _unequal_cluster(self, name: str, trace: Trace) -> Path:
+        """Devices with room for twice their even share of the experts, the first for just that share."""
+        sys.path.insert(0, str(ROOT / "tests"))  # the analytic curves that the tests use
+        from synthetic import cluster
+
+        model = load_model(name)
+        expert = sum(model.expert_bytes(i) for i in range(trace.layers))
+        rest = replicated_weights(model.layers, model.vocab_size, model.tie_embeddings, 1, 2)
+        share = trace.num_experts / 8 * expert * 1.02
+        memory = [(rest + share) / 0.9, *[(rest + 2 * share) / 0.9] * 7]
+        built = cluster(model, ((1, 1, 1, 1), (0.5, 0.5, 0.5, 0.5)), memory=memory, dtype=model.dtype)
+        return built.write(self.folder / f"{name}.json")
+
+    def _place(self, trace: Path, devices: int, hosts: int, *more: str) -> tuple[Placement, dict[str, float], float]:
+        target = self.folder / "place.json"
+        options = ["--trace", str(trace), "--fit", "0:0.5", "--devices", str(devices), "--hosts", str(hosts)]
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "moeplan", "place", *options, *more, "-o", str(target)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"moeplan place failed on {trace}:\n{done.stderr}")
+        seconds = time.perf_counter() - began
+        placement = Placement.read(target)
+        return placement, self._scores(target, trace), seconds
+
+    def _scores(self, place: Path, trace: Path) -> dict[str, float]:
+        if self.referee is None:
+            placement = Placement.read(place)
+            return score(placement.layers, placement.devices, Trace.read(trace).part(0.5, 1)).model_dump()
+        done = subprocess.run(
+            [sys.executable, str(self.referee), str(place), str(trace)], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout)
+
+    def _usual(self, trace: Path, devices: int, hosts: int, which: str, slots: int | None = None) -> dict[str, float]:
+        """Scores of a baseline: as published for it, where they are given, else of our own implementation."""
+        key = f"{name(trace)} {devices},{hosts}"
+        if which == "eplb" and slots is None and key in self.known:
+            return self.known[key]
+        read = Trace.read(trace)
+        count = slots or read.num_experts
+        request = Request(even_fleet(devices, hosts, count, False), count, fit=(0.0, 0.5))
+        layers = baseline_layers(read.part(0, 0.5), request, Fleet.of(request.devices))[which]
+        return score(layers, request.devices, read.part(0.5, 1)).model_dump()
+
+    def _head(self, title: str, columns: str) -> None:
+        self._say(f"\n## {title}\n")
+        self._row(columns)
+        self._row(" | ".join(["---"] * len(columns.split(" | "))))
+
+    def _row(self, text: str) -> None:
+        self._say(f"| {text} |")
+
+    def _say(self, text: str) -> None:
+        self.lines.append(text)
+        self.console.print(text, highlight=False, markup=False)
+
+
+def name(trace: Path) -> str:
+    return f"{trace.parent.name}/{trace.stem}"
+
+
+if __name__ == "__main__":
+    main()
