@@ -37,6 +37,7 @@ from .affinity_rows import LoadRows
 from .affinity_semidefinite import least_leaving
 
 DEFAULT_STEPS = 200
+MATCHING_SHARE = 0.2  # of the time limit; where it ends, ``matching`` goes on with what ``slots`` says
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
 
 
@@ -73,9 +74,10 @@ def affinity_bounds(
     levels, counts = problem.levels, problem.transitions
     slots = [_slots(problem, level) for level in levels]
     sized = list(zip(levels, slots, strict=True))
-    bounds = {"slots": sum(level.weight * _least_by_slots(counts, room) for level, room in sized)}
+    bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, room).sum()) for level, room in sized)}
     if time.perf_counter() - started < time_limit:
-        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room) for level, room in sized)
+        until = started + MATCHING_SHARE * time_limit
+        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     if steps > 0 and time.perf_counter() - started < time_limit:
         for number, (level, room) in enumerate(sized):
             now = time.perf_counter()
@@ -114,15 +116,17 @@ def _load_rows(problem: AffinityProblem, level: Level, size: int) -> list[LoadRo
     return [LoadRows(load, room)]
 
 
-def _least_by_slots(transitions: np.ndarray, capacity: np.ndarray) -> float:
+def _least_by_slots(transitions: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """[B]"""
     slots = int(capacity.max())
     after = np.sort(transitions, axis=2)[:, :, ::-1][:, :, slots:].sum(axis=(1, 2))
     before = np.sort(transitions, axis=1)[:, ::-1, :][:, slots:, :].sum(axis=(1, 2))
-    return float(np.maximum(after, before).sum())
+    return np.maximum(after, before)
 
 
-def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray) -> float:
+def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: float) -> float:
     """The linear program relaxes pairs to 0..1; its dual solution, made exactly feasible, is the proof."""
+    leaving = _least_by_slots(transitions, capacity)
     experts, slots = transitions.shape[1], int(capacity.max())
     # sum_p n[p] n'[p] <= sum_p n[p]^2 (or n'), which is largest with the largest places full.
     free, pairs = experts, 0
@@ -132,15 +136,17 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray) -> float:
     unit, ones = eye_array(experts), csr_array(np.ones((1, experts)))
     rows = vstack([kron(unit, ones), kron(ones, unit), csr_array(np.ones((1, experts**2)))]).tocsr()
     limits = np.concatenate([np.full(2 * experts, float(slots)), [float(pairs)]])
-    staying = 0.0
-    for counts in transitions:
+    for boundary, counts in enumerate(transitions):
         total = float(counts.sum())
         if total == 0.0:
             continue
+        if time.perf_counter() >= deadline:
+            break
         weight = counts.ravel() / total
         result = linprog(-weight, A_ub=rows, b_ub=limits, bounds=(0, 1), method="highs")
         if result.status != 0:
             raise AssertionError(f"b-matching: {result.message}")
         price = np.maximum(-result.ineqlin.marginals, 0.0)
-        staying += total * min(1.0, float(limits @ price + np.maximum(weight - rows.T @ price, 0.0).sum()))
-    return float(transitions.sum()) - staying
+        staying = float(limits @ price + np.maximum(weight - rows.T @ price, 0.0).sum())
+        leaving[boundary] = max(leaving[boundary], total * (1 - staying))
+    return float(leaving.sum())

@@ -95,7 +95,6 @@ def walk(
     room = slots.shape[1]
     devices, samples = finish.shape[1], finish.shape[2]
     after = np.empty(samples, np.float32)
-    tokens = np.empty(experts, np.float32)
     total = 0.0
     if samples > 0:
         for layer in range(layers):
@@ -107,9 +106,9 @@ def walk(
     for _ in range(steps):
         temperature *= cooling
         bits = _random(state)  # 21 of them for each choice
-        layer = int((bits >> np.uint64(43)) * np.uint64(layers) >> np.uint64(21))
-        a = int((bits >> np.uint64(22) & PART) * np.uint64(experts) >> np.uint64(21))
-        target = int((bits & PART) * np.uint64(room) >> np.uint64(21))
+        layer = np.int64((bits >> np.uint64(43)) * np.uint64(layers) >> np.uint64(21))
+        a = np.int64((bits >> np.uint64(22) & PART) * np.uint64(experts) >> np.uint64(21))
+        target = np.int64((bits & PART) * np.uint64(room) >> np.uint64(21))
         here, there = placed[layer, a], device_of_slot[target]
         if here == there:
             continue
@@ -141,6 +140,7 @@ def walk(
         if most > allowed:
             continue
 
+        partner, kept = (b, np.float32(1.0)) if b != FREE else (a, np.float32(0.0))
         change = 0
         if max_moves >= 0:
             change = int(placed[layer, a] == previous[layer, a]) - int(there == previous[layer, a])
@@ -151,9 +151,7 @@ def walk(
 
         if samples > 0:
             for s in range(samples):
-                shift = load[layer, a, s]
-                if b != FREE:
-                    shift -= load[layer, b, s]
+                shift = load[layer, a, s] - kept * load[layer, partner, s]
                 cooler = finish[layer, here, s] - shift * inverse_speed[here]
                 hotter = finish[layer, there, s] + shift * inverse_speed[there]
                 after[s] = max(cooler, hotter)
@@ -171,9 +169,7 @@ def walk(
                 continue
             total += rise
             for s in range(samples):
-                shift = load[layer, a, s]
-                if b != FREE:
-                    shift -= load[layer, b, s]
+                shift = load[layer, a, s] - kept * load[layer, partner, s]
                 finish[layer, here, s] -= shift * inverse_speed[here]
                 finish[layer, there, s] += shift * inverse_speed[there]
                 hottest[layer, s] = after[s]
@@ -189,16 +185,13 @@ def walk(
             other = layer + side - 1
             if other < 0 or other >= layers:
                 continue
-            if b != FREE:
-                for e in range(experts):
-                    tokens[e] = between[layer, side, a, e] - between[layer, side, b, e]
-            else:
-                tokens[:] = between[layer, side, a]
             for e in range(experts):
-                near[other, here, e] -= tokens[e]
-                near[other, there, e] += tokens[e]
+                tokens = between[layer, side, a, e] - kept * between[layer, side, partner, e]
+                near[other, here, e] -= tokens
+                near[other, there, e] += tokens
             if here_host != there_host:
                 for e in range(experts):
-                    near_host[other, here_host, e] -= tokens[e]
-                    near_host[other, there_host, e] += tokens[e]
+                    tokens = between[layer, side, a, e] - kept * between[layer, side, partner, e]
+                    near_host[other, here_host, e] -= tokens
+                    near_host[other, there_host, e] += tokens
     return gained, moved

@@ -310,7 +310,7 @@ def _search(
         copies = np.bincount(at[at != EMPTY], minlength=load.shape[1])
         fill(at, load.mean(axis=0), copies, first, zone_of_expert, zone_of_device)
         if len(load) == 1:
-            tries = steps // 20  # a solve of the shares costs about as much as 20 changes
+            tries = steps // (20 + len(at) // 10)  # what a solve of the shares costs, in changes
             at = improve_shares(at, load[0], problem.speed, first, zone_of_device, target[0], tries, seed)
     placed = Slots.even(at[None], problem.capacity)
     if free_shares:

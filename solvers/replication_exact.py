@@ -78,7 +78,9 @@ def replicate_exactly(
     question = _Question(row, problem, solver, seed)
     try:
         ask = value
-        while bound < value * (1 - TOLERANCE / 10):
+        while bound < value * (1 - 2 * TOLERANCE):
+            if time.perf_counter() - began > time_limit:
+                raise NotFound("the time limit ended the proof")
             ask = max(min(ask, value - max(step / 2, value * TOLERANCE)), bound)
             at = question.answer(ask, left())
             if at is None:

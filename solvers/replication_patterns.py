@@ -103,9 +103,9 @@ def feasible(
     taken = dict.fromkeys((kind for kind, _, _ in use), 0)
     for kind, pattern, variable in use:
         for _ in range(round(variable.varValue)):
-            g = kind.devices[taken[kind]]
+            device = kind.devices[taken[kind]]
             taken[kind] += 1
-            at[first[g] : first[g] + len(pattern)] = [e for e, _ in pattern]
+            at[first[device] : first[device] + len(pattern)] = [e for e, _ in pattern]
     return at
 
 

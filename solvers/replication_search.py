@@ -4,8 +4,8 @@ A state is the expert of every slot. Two changes, always between slots of one zo
 stay on one, else everything):
 
     swap      two devices exchange a copy
-    replace   a slot takes a copy of what another slot holds, instead of its own expert, which must have another copy;
-              an empty slot is taken, or a slot is emptied, in the same way
+    replace   a slot takes a copy of what another slot holds, or nothing, instead of its own copy: of an expert that has
+              another, or none
 
 Copies take even shares here. What is annealed is sum over windows w and devices g of weight[w] * (finish[w, g] /
 target[w]) ** power: smooth, local to the devices that a change touches, and led by the hottest. Half of the changes
@@ -218,10 +218,12 @@ def anneal(
             r = np.random.randint(slots)
         z = zone_of_device[device[r]]
         q = zone_slot[zone_first[z] + np.random.randint(zone_first[z + 1] - zone_first[z])]
-        kind = np.random.randint(4)
+        kind = np.random.randint(4 if full else 5)
         if kind == 3:
             r, q = q, r
         g, h, a, b = device[r], device[q], at[r], at[q]
+        if kind == 4:
+            b = EMPTY
         if a == b or g == h:
             continue
         replace = kind >= 2

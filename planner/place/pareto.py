@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.annealing import MOST_STEPS, STEPS_PER_EXPERT, Affinity
+from ...solvers.annealing import CHAINS, MOST_STEPS, STEPS_PER_EXPERT, Affinity
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
@@ -114,7 +114,9 @@ def pareto(
             on_event({"done": done, "of": points, "what": "front: what balance buys"})
         left = (request.time_limit - (time.perf_counter() - began)) / (points - done)
         limit = max(left, LEAST_TIME)
-        return single.solve(what, load, cap=cap, price=price, steps=steps, time_limit=limit, stop=stop).assignment
+        return single.solve(
+            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=CHAINS, stop=stop
+        ).assignment
 
     def point(name: str, placed: np.ndarray, cap: float | None = None) -> Point:
         layers = document_layers(Slots.from_device_of(placed, fleet.capacity))

@@ -62,7 +62,7 @@ class Single:
         start = None
         if self.groups > 1 and self.previous is None:
             cool = cap < math.inf or price > 0
-            start = self._by_group(affinity, load, cool, steps, time_limit / GROUP_STAGE, stop)
+            start = self._by_group(affinity, load, cool, steps, chains, time_limit / GROUP_STAGE, stop)
         left = time_limit - (time.perf_counter() - began)
         return anneal(
             affinity,
@@ -91,7 +91,7 @@ class Single:
         if self.previous is not None:
             return self.previous
         if self.groups > 1:
-            return self._by_group(self.affinity(trace), windows(trace), True, 1, math.inf, None)
+            return self._by_group(self.affinity(trace), windows(trace), True, 1, 1, math.inf, None)
         return baselines.greedy(trace.expert_counts, self.fleet)
 
     def safe_cap(self, trace: Trace, steps: int, time_limit: float = math.inf) -> float:
@@ -146,6 +146,7 @@ class Single:
         load: np.ndarray,
         cool: bool,
         steps: int | None,
+        chains: int | None,
         time_limit: float,
         stop: Event | None,
     ) -> np.ndarray:
@@ -170,6 +171,7 @@ class Single:
             balance_cap=math.inf,
             price=(float(between.sum() + within.sum()) / layers or 1.0) if cool else 0.0,
             steps=None if steps is None else max(1, steps // GROUP_STAGE),
+            chains=chains,
             seed=self.seed,
             time_limit=time_limit,
             stop=stop,

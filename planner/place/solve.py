@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ...solvers.affinity_bound import affinity_bounds
 from ...solvers.balance import mean_balance
@@ -101,7 +102,9 @@ def place(
     notes = check(trace, fitted, request, fleet)
     objective = "balance" if trace.counts_only else request.objective
     try:
-        answer = _answer(fitted, request, fleet, objective, on_event, stop)
+        # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
+        with threadpool_limits(1, user_api="blas"):
+            answer = _answer(fitted, request, fleet, objective, on_event, stop)
     except SolverError as error:
         raise InfeasibleError(str(error)) from None
     layers = document_layers(answer.slots)

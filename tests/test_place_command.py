@@ -1,0 +1,153 @@
+"""The command ``moeplan place``: what it writes and prints, and bad input as a person would give it."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moeplan.service import cli
+from moeplan.spec.placement import Placement
+from moeplan.spec.trace import Trace
+from moeplan.tests.routings import random_trace, topics_trace
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def moeplan(capfd: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in a folder with a trace: exit code, standard output, standard error without line breaks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    topics_trace(0, 3, 8)[0].write("t.npz")
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moeplan", "place", *map(str, args)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capfd.readouterr()
+        assert isinstance(stopped.value.code, int)
+        return stopped.value.code, captured.out, " ".join(captured.err.split())
+
+    return run
+
+
+USUAL = ("--trace", "t.npz", "--devices", "4", "--hosts", "2", "--time-limit", "1")
+
+
+def test_it_writes_a_placement_and_says_how_good_it_is(moeplan):
+    code, out, err = moeplan(*USUAL, "--fit", "0:0.5")
+    assert code == 0
+    assert "EPLB" in out
+    assert "held out" in out
+    assert "wrote place.json" in out
+    assert "200 tokens are few to trust for 8 experts: about 1000 are needed" in err
+    found = Placement.read("place.json")
+    assert found.trace.path == "t.npz"
+    assert found.trace.fit == (0.0, 0.5)
+    assert found.trace.digest == Trace.read("t.npz").digest()
+    assert set(found.scores) == {"placement", "linear", "eplb"}
+
+
+def test_json_is_the_placement_alone(moeplan):
+    code, out, _ = moeplan(
+        *USUAL, "--objective", "balance", "--slots", "12", "--equal-slots", "-o", "a/b.json", "--json"
+    )
+    assert code == 0
+    shown, written = json.loads(out), json.loads(Path("a/b.json").read_text())
+    assert shown == {k: v for k, v in written.items() if k not in ("kind", "version")}
+    assert {len(device) for layer in shown["layers"] for device in layer["slots"]} == {3}
+
+
+def test_moves_against_a_previous_placement_are_counted(moeplan):
+    moeplan(*USUAL, "--objective", "balance", "-o", "old.json")
+    code, out, _ = moeplan(*USUAL, "--previous", "old.json", "--max-moves", "4", "--model", "mixtral")
+    assert code == 0
+    assert "Against old.json," in out
+    moves = Placement.read("place.json").moves
+    assert moves is not None
+    assert moves.copies <= moves.limit == 4
+    assert moves.bytes is not None
+
+
+def test_counts_serve_balance_and_say_so(moeplan):
+    Trace.of_counts(random_trace(0, 2, 8).expert_counts).write("t.npz")
+    code, out, err = moeplan(*USUAL)
+    assert code == 0
+    assert "the trace has counts only: balance is planned, affinity between layers is unknown" in err
+    assert "objective latency needs expert_ids per token: balance was planned instead" in err
+    assert "x host" not in out
+
+
+@pytest.mark.parametrize("slots", [None, 72])
+def test_out_of_time_is_marked(moeplan, slots):
+    random_trace(0, 8, 48, 400).write("t.npz")
+    code, out, _ = moeplan(*USUAL, *(("--slots", slots) if slots else ()))
+    assert code == 0
+    assert "The search was cut short; more time may help." in " ".join(out.split())
+    assert Placement.read("place.json").solver.status == "time_limit"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--slots", "10", "--equal-slots"),
+            r"10 slots do not divide over 4 devices.*SGLang \(physical experts % ep_size\).*use --slots 12 \(or 8\)",
+        ),
+        (("--slots", "6"), "8 experts need 8 slots, got 6: raise --slots"),
+        (("--slots", "2"), "2 slots on 4 devices: every device needs one"),
+        (("--balance-cap", "1.000001", "--devices", "3"), r"it is proven to be at least 1\.\d+"),
+        (("--balance-cap", "0.5"), "the hottest device over the mean is at least 1"),
+        (("--max-moves", "3"), "--max-moves needs --previous"),
+        (("--previous", "missing.json"), "missing.json: no such file; make one with `moeplan place`"),
+        (("--groups", "3"), "experts % groups == 0 is broken: 8 experts in 3 groups"),
+        (("--groups", "4", "--hosts", "3"), "groups % hosts == 0 is broken: 4 groups on 3 hosts"),
+        (("--hosts", "5"), "need at least 1 device and 1 to 4 hosts, got 4 and 5"),
+        (("--fit", "half"), "--fit half: expected FROM:TO as fractions of the trace, such as 0:0.5"),
+        (("--fit", "0:nan"), "expected 0 <= from < to <= 1"),
+        (("--fit", "0:0.0001"), "holds no tokens"),
+        (("--fit", "0:0.006"), "2 tokens cannot say how 8 experts are used: record about 1000 tokens"),
+        (("--trace", "none.npz"), "none.npz: no such file"),
+        (("--objective", "speed"), "'speed' is not one of 'latency', 'locality'"),
+        (("--time-limit", "0"), "greater than or equal to 1"),
+        (("--model", "gpt-5"), "gpt-5"),
+        (("--pareto", "f.png", "--slots", "12"), "--pareto is for single copies"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_refused_in_words(moeplan, options, message):
+    code, out, err = moeplan(*USUAL, *options)
+    assert code == 2
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert not out
+    assert not Path("place.json").exists()
+
+
+def test_a_previous_placement_of_another_shape_is_refused(moeplan):
+    moeplan(*USUAL, "--objective", "balance", "-o", "old.json")
+    topics_trace(0, 2, 8)[0].write("other.npz")
+    code, _, err = moeplan(*USUAL, "--trace", "other.npz", "--previous", "old.json")
+    assert (code, "--previous has 3 layers x 8 experts, the trace 2 x 8" in err) == (2, True)
+    code, _, err = moeplan(*USUAL, "--devices", "2", "--previous", "old.json")
+    assert (code, "--previous is for 4 devices, not 2" in err) == (2, True)
+
+
+def test_pareto_draws_and_joins_the_json_but_not_the_file(moeplan):
+    code, out, _ = moeplan(*USUAL, "--fit", "0:0.5", "--pareto", "front.png", "--json")
+    assert code == 0
+    shown: dict[str, Any] = json.loads(out)
+    front = shown.pop("pareto")
+    assert shown == {
+        k: v for k, v in json.loads(Path("place.json").read_text()).items() if k not in ("kind", "version")
+    }
+    assert {point["name"] for point in front["points"]} >= {"placement", "linear", "eplb"}
+    assert front["part"] == "held_out"
+    from matplotlib.image import imread
+
+    assert np.ptp(imread("front.png")) > 0.5
