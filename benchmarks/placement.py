@@ -7,7 +7,8 @@ independent scorer where one is given, else from moeplan's own. Parts:
 
 - locality at EPLB's balance for (devices, hosts) = (4, 2), (8, 2), (16, 4), beside EPLB and linear;
 - locality alone, and 12.5 % spare slots, at (8, 2);
-- unequal devices: one host half as fast, one device with half the memory, on a synthetic cluster (analytic curves).
+- unequal devices: one host half as fast, one device with half the memory, on a synthetic cluster (analytic curves);
+- DeepSeek-V3's size, 58 x 256 on 32 devices of 4 hosts, single copies and 288 slots, on a synthetic trace of topics.
 
 Prints the tables and writes them, with hardware and command, to benchmarks/results/placement.md.
 """
@@ -52,6 +53,7 @@ def main() -> None:
     report = Report(console, args.referee, known)
     for part in (report.balanced, report.local, report.spare, report.unequal):
         part(args.traces)
+    report.large()
     args.output.parent.mkdir(parents=True, exist_ok=True)
     head = f"# Placement\n\n{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores. "
     command = " ".join(["python benchmarks/placement.py", *map(str, sys.argv[1:])])
@@ -132,9 +134,21 @@ class Report:
             rest = {n: s.held_out for n, s in placement.scores.items() if s.held_out}
             held = {n: 1e3 * s.step_seconds for n, s in rest.items() if s.step_seconds}
             less, gap = 1 - held["placement"] / held["eplb"], placement.solver.gap
-            self._row(
-                f"{name(trace)} | {held['placement']:.0f} | {held['eplb']:.0f} | {less:.1%} | {held["linear"]:.0f} | {gap:.0%} | {seconds:.0f}"
-            )
+            ours, theirs, linear = (f"{held[n]:.0f}" for n in ("placement", "eplb", "linear"))
+            self._row(f"{name(trace)} | {ours} | {theirs} | {less:.1%} | {linear} | {gap:.0%} | {seconds:.0f}")
+
+    def large(self) -> None:
+        self._head(
+            "DeepSeek-V3's size: 58 x 256, top-8, 32 devices of 4 hosts, synthetic trace, 60 s (held out)",
+            "slots | balance | EPLB | x host | EPLB | x device | EPLB | fan-out host | EPLB | s",
+        )
+        trace = topics(58, 256, 8, tokens=20_000).write(self.folder / "large.npz")
+        for slots in (256, 288):
+            more = ("--slots", str(slots), "--equal-slots", "--time-limit", "60")
+            _, mine, seconds = self._place(trace, 32, 4, *more)
+            usual = self._usual(trace, 32, 4, "eplb", slots)
+            cells = ["-" if found.get(f) is None else f"{found[f]:.3f}" for f in FIELDS for found in (mine, usual)]
+            self._row(f"{slots} | {' | '.join(cells)} | {seconds:.0f}")
 
     def _unequal_cluster(self, name: str, trace: Trace) -> Path:
         """Devices with room for twice their even share of the experts, the first for just that share."""
@@ -196,6 +210,18 @@ class Report:
     def _say(self, text: str) -> None:
         self.lines.append(text)
         self.console.print(text, highlight=False, markup=False)
+
+
+def topics(layers: int, experts: int, top_k: int, *, tokens: int, count: int = 32, seed: int = 0) -> Trace:
+    """Sequences of one topic each; a topic prefers some experts of every layer, loads are heavy-tailed."""
+    rng = np.random.default_rng(seed)
+    liking = rng.normal(0.0, 0.7, (layers, experts)) + rng.normal(0.0, 1.5, (count, layers, experts))
+    length = 250
+    ids = np.empty((tokens, layers, top_k), np.int64)
+    for first in range(0, tokens, length):
+        noise = rng.gumbel(size=(min(length, tokens - first), layers, experts))
+        ids[first : first + length] = np.argsort(-(liking[rng.integers(count)] + noise), axis=2)[:, :, :top_k]
+    return Trace.of(ids, experts, seq_len=np.full(tokens // length, length), source="synthetic topics")
 
 
 def name(trace: Path) -> str:

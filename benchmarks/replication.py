@@ -28,7 +28,7 @@ from moeplan.solvers.replication_exact import replicate_exactly
 from moeplan.spec.document import write_atomically
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 HEADER = ("case", "rule", "method", "balance mean", "balance worst", "gap", "seconds")

@@ -41,9 +41,9 @@ from .result import NotFound, Solution, Status
 
 STEPS_PER_EXPERT, MOST_STEPS = 40_000, 100_000_000  # proposals of each chain
 CHAINS, SMALL = 2, 1024  # small problems (layers x experts) have high barriers and cheap steps: more chains
-EPOCHS = 240  # times that the price follows the balance
+FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST = 10_000  # steps of the first epoch under a time limit
-FINAL = 24  # epochs in which the cap is a rule
+FINAL = 0.1  # of the epochs the cap is a rule
 WARMEST = 4.0  # temperature over the mean traffic of an expert: nearly everything is accepted
 COLDEST = 0.016  # nearly nothing that costs is accepted
 FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
@@ -263,12 +263,14 @@ class _Chain:
     ) -> tuple[float, np.ndarray] | None:
         """The best placement that keeps the cap among the final epochs, with its energy; None where none did."""
         p, layers = self.problem, len(self.placed)
-        ratio = (COLDEST / WARMEST) ** (1 / (EPOCHS - FINAL))
+        epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
+        cooling = math.ceil(epochs * (1 - FINAL))
+        ratio = (COLDEST / WARMEST) ** (1 / cooling)
         energy, best = 0.0, None
-        began, done, planned = time.perf_counter(), 0, math.ceil(steps / EPOCHS)
-        for epoch in range(EPOCHS):
-            final = epoch >= EPOCHS - FINAL
-            count = self._affordable(planned, done, began, deadline, EPOCHS - epoch, stop)
+        began, done, planned = time.perf_counter(), 0, math.ceil(steps / epochs)
+        for epoch in range(epochs):
+            final = epoch >= cooling
+            count = self._affordable(planned, done, began, deadline, epochs - epoch, stop)
             warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
             cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
             limit = layers * p.cap
@@ -282,7 +284,7 @@ class _Chain:
             if final and balance <= p.cap and (best is None or value < best[0]):
                 best = value, self.placed.copy()
             if on_event:
-                on_event({"done": epoch + 1, "of": EPOCHS, "what": f"balance {balance:.3f}" if balance else ""})
+                on_event({"done": epoch + 1, "of": epochs, "what": f"balance {balance:.3f}" if balance else ""})
         return best
 
     def balance(self) -> float:

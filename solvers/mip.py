@@ -76,7 +76,7 @@ def solve(
     if problem.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         raise NotFound(f"{solver} found no solution within {time_limit:g} s: raise the time limit")
     proven = problem.sol_status == pulp.LpSolutionOptimal
-    bound = float(pulp.value(problem.objective)) if proven else -math.inf
+    bound = float(pulp.value(problem.objective) or 0.0) if proven else -math.inf
     if back_end.name == "HiGHS":
         bound = float(problem.solverModel.getInfo().mip_dual_bound)
     for variable, unit in units.items():

@@ -21,8 +21,9 @@ moved on while that proves to pay. Bounds: ``replication_bound``. Exact for smal
 
 # W windows, L layers, E experts, G devices, R slots, X hosts, K groups
 
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,14 +31,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .replication_bound import Shares, division_bounds, divisions, host_kinds, hottest_bound, relief
-from .replication_search import anneal, fill, greedy, improve_shares
+from .replication_greedy import fill, greedy
+from .replication_search import anneal, improve_shares
 from .result import Infeasible, Solution
 from .shares import optimal_shares
 from .slots import EMPTY, Slots
 
 STEPS = 100_000  # changes tried per layer
 SQUARINGS = (3, 5)  # powers 8, to order everything, and then 32, for the hottest alone
-THREADS = 2
 DIVISIONS_TRIED = 16  # per layer, the most promising first
 CLOSE = 1e-3  # a division whose result is this close to its bound ends the trials of others
 
@@ -74,8 +75,10 @@ def replicate(
     load: [L, E] tokens per expert, or [W, L, E] windows of them; speed: [G] relative; capacity: [G] slots per layer;
     hosts: [G] number of each device's host. groups: expert groups, of adjacent experts, that must each stay on one
     host (1: free). full: every slot holds a copy (where a device has more slots than there are experts, they end).
-    steps: work budget per layer. time_limit: seconds, a ceiling: layers begun after it keep their start.
-    start: begin there, and never return a layer hotter than it was; without it a greedy placement.
+    steps: work budget per layer and division of the groups. time_limit: seconds, a ceiling, looked at between rounds of
+    a layer: layers begun after it keep their start.
+    start: begin there, its shares made even where ``shares`` is, and never return a layer hotter than that; without it
+    a greedy placement.
 
     The objective is the sum over layers of the mean over windows of the hottest load over speed. Raises
     ``Infeasible`` when slots are missing or groups or experts do not divide, ``ValueError`` on malformed arrays.
@@ -87,21 +90,23 @@ def replicate(
     bound = np.stack(
         [hottest_bound(w, problem.speed, problem.capacity, problem.hosts, groups, shares) for w in problem.load]
     )
-    late = np.zeros(layers, bool)
+    cut = np.zeros(layers, bool)
 
     def solve(layer: int) -> tuple[np.ndarray, np.ndarray]:
-        late[layer] = time.perf_counter() - began > time_limit
-        budget = 0 if late[layer] else steps
-        first = (begin.expert_of[layer], begin.share_of[layer]) if begin is not None else None
-        return _solve_layer(problem, layer, bound[:, layer], budget, seed, first)
+        def late() -> bool:
+            cut[layer] |= time.perf_counter() - began > time_limit
+            return bool(cut[layer])
 
-    with ThreadPoolExecutor(THREADS) as pool:
+        first = (begin.expert_of[layer], begin.share_of[layer]) if begin is not None else None
+        return _solve_layer(problem, layer, bound[:, layer], steps, seed, first, late)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         solved = list(pool.map(solve, range(layers)))
     found = widened(np.stack([at for at, _ in solved]), np.stack([share for _, share in solved]), problem, capacity)
     objective = float(np.mean([found.hottest(w, problem.speed).sum() for w in problem.load]))
     seconds = time.perf_counter() - began
     solution = Solution.from_heuristic(found, objective, float(bound.mean(axis=0).sum()), seconds)
-    if late.any() and solution.status == "feasible":
+    if cut.any() and solution.status == "feasible":
         return Solution(found, objective, solution.bound, "time_limit", seconds)
     return solution
 
@@ -115,6 +120,7 @@ def checked(
     shares: Shares,
     full: bool,
 ) -> Problem:
+    """The problem, or an error that names what is wrong with it; arguments as in ``replicate``."""
     loads, speeds, slots, host = np.asarray(load, float), np.asarray(speed, float), np.asarray(capacity), hosts
     if loads.ndim not in (2, 3) or 0 in loads.shape or not np.isfinite(loads).all() or (loads < 0).any():
         raise ValueError(f"load must be finite, non-negative [layers, experts] per window, got {list(loads.shape)}")
@@ -174,6 +180,8 @@ def _checked_start(start: Slots, problem: Problem) -> Slots:
             size = np.bincount([h for _, h in pairs], minlength=host.max() + 1)
             if len(pairs) != problem.groups or len(set(size.tolist())) != 1:
                 raise ValueError(f"start, layer {layer}: its groups of experts are not whole and even over the hosts")
+    if problem.shares == "even":
+        fitted = Slots.even(fitted.expert_of, problem.capacity)
     if problem.full and (fitted.expert_of == EMPTY).any():
         raise ValueError("start has empty slots, and every slot must hold a copy")
     return fitted
@@ -186,6 +194,7 @@ def _solve_layer(
     steps: int,
     seed: int,
     start: tuple[np.ndarray, np.ndarray] | None,
+    late: Callable[[], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
     """(experts, shares), [R] each, of one layer; bound: [W]."""
     load = np.ascontiguousarray(problem.load[:, layer])
@@ -198,11 +207,11 @@ def _solve_layer(
             break
         key = int(np.random.SeedSequence([seed, layer, trial]).generate_state(1)[0])
         begin = start[0] if start is not None and trial == 0 else None
-        at, share = _search(problem, load, target, host_of, steps, key, begin)
+        at, share = _search(problem, load, target, host_of, steps, key, begin, late)
         value = _value(problem, load, at, share)
         if value < best_value or best is None:
             best, best_value = (at, share), value
-        if steps == 0:
+        if late():
             break
     assert best is not None
     return best
@@ -253,7 +262,7 @@ def _longest_group_first(by_group: np.ndarray, problem: Problem) -> np.ndarray:
     ends = np.zeros((len(by_group), hosts))
     host_of = np.empty(groups, np.int64)
     for k in np.argsort(-by_group.sum(axis=0), kind="stable"):
-        hottest = np.maximum(ends + by_group[:, k, None] / speed, 0).sum(axis=0)
+        hottest = (ends + by_group[:, k, None] / speed).sum(axis=0)
         h = int(np.where(room > 0, hottest, np.inf).argmin())
         host_of[k] = h
         room[h] -= 1
@@ -261,19 +270,26 @@ def _longest_group_first(by_group: np.ndarray, problem: Problem) -> np.ndarray:
     while True:
         hot = int(ends.sum(axis=0).argmax())
         best, swap = ends.max(axis=1).sum() * (1 - 1e-9), None
-        for i in np.flatnonzero(host_of == hot):
-            for j in np.flatnonzero(host_of != hot):
-                h = host_of[j]
-                moved = by_group[:, i] - by_group[:, j]
-                after = ends.copy()
-                after[:, hot] -= moved / speed[hot]
-                after[:, h] += moved / speed[h]
-                if after.max(axis=1).sum() < best:
-                    best, swap = after.max(axis=1).sum(), (i, j, after)
+        mine = np.flatnonzero(host_of == hot)
+        for other in np.flatnonzero(np.arange(hosts) != hot):
+            theirs = np.flatnonzero(host_of == other)
+            rest = np.delete(ends, [hot, other], axis=1).max(axis=1, initial=0.0)[:, None, None]
+            moved = by_group[:, mine, None] - by_group[:, None, theirs]  # [W, mine, theirs]
+            here, there = (
+                ends[:, hot, None, None] - moved / speed[hot],
+                ends[:, other, None, None] + moved / speed[other],
+            )
+            hottest = np.maximum(np.maximum(here, there), rest).sum(axis=0)
+            if hottest.min() < best:
+                best = hottest.min()
+                i, j = np.unravel_index(int(hottest.argmin()), hottest.shape)
+                swap = (mine[i], theirs[j], other, moved[:, i, j])
         if swap is None:
             return host_of
-        i, j, ends = swap
-        host_of[i], host_of[j] = host_of[j], host_of[i]
+        one, two, host, load = swap
+        host_of[one], host_of[two] = host, hot
+        ends[:, hot] -= load / speed[hot]
+        ends[:, host] += load / speed[host]
 
 
 def _search(
@@ -284,13 +300,13 @@ def _search(
     steps: int,
     seed: int,
     begin: np.ndarray | None,
+    late: Callable[[], bool],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Anneal one layer under one division of the groups; load: [W, E], target: [W], host_of: [K]."""
     zones = int(host_of.max()) + 1
     zone_of_expert = np.repeat(host_of, load.shape[1] // len(host_of))
     zone_of_device = problem.hosts if zones > 1 else np.zeros(len(problem.hosts), np.int64)
     first = np.concatenate([[0], np.cumsum(problem.capacity)])
-    free_shares = problem.shares == "optimal"
     if begin is None:
         gain = np.full((zones, len(problem.speed) + 1), np.inf)
         for z in range(zones):
@@ -300,20 +316,22 @@ def _search(
         begin = greedy(mean, problem.speed, first, zone_of_expert, zone_of_device, gain, problem.full)
     at, best = begin, np.inf
     for squarings in SQUARINGS:
+        if late():
+            break
         budget = steps // len(SQUARINGS)
         to, value = anneal(
             at, load, problem.speed, first, zone_of_device, target, problem.full, squarings, budget, seed
         )
         if value < best:
             at, best = to, value
-    if free_shares:  # further copies cost nothing then
+    if problem.shares == "optimal":  # further copies cost nothing then
         copies = np.bincount(at[at != EMPTY], minlength=load.shape[1])
         fill(at, load.mean(axis=0), copies, first, zone_of_expert, zone_of_device)
-        if len(load) == 1:
+        if len(load) == 1 and not late():
             tries = steps // (20 + len(at) // 10)  # what a solve of the shares costs, in changes
             at = improve_shares(at, load[0], problem.speed, first, zone_of_device, target[0], tries, seed)
     placed = Slots.even(at[None], problem.capacity)
-    if free_shares:
+    if problem.shares == "optimal":
         placed = optimal_shares(placed, load[:, None], problem.speed)
     return placed.expert_of[0], placed.share_of[0]
 

@@ -104,7 +104,7 @@ def division_bounds(
     chosen: np.ndarray,
 ) -> np.ndarray:
     """[P] bounds on one layer's hottest device under each division; load: [E]; ``inf`` where slots are missing."""
-    by_group = load.reshape(groups, -1)
+    by_group = np.ascontiguousarray(load.reshape(groups, -1))
     alike = host_kinds(speed, capacity, hosts)[1]
     cost = np.empty((chosen.shape[1], len(sets)))
     for h in range(len(cost)):
@@ -112,7 +112,9 @@ def division_bounds(
         if h and alike:
             cost[h] = cost[0]
             continue
-        cost[h] = [_host_peak(by_group[s].ravel(), speed[member], capacity[member], shares) for s in sets]
+        slots = int(np.minimum(capacity[member], sets[0].sum() * by_group.shape[1]).sum())
+        useful = relief(speed[member], capacity[member], shares)
+        cost[h] = _peaks(by_group, sets, useful, slots, speed[member & (capacity > 0)].sum())
     return cost[np.arange(len(cost)), chosen].max(axis=1)
 
 
@@ -122,6 +124,22 @@ def _host_peak(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, shares
     if slots < len(load):
         return np.inf
     return float(_peak(np.ascontiguousarray(load), relief(speed, capacity, shares), slots, speed[capacity > 0].sum()))
+
+
+@njit(cache=True, nogil=True)
+def _peaks(by_group: np.ndarray, sets: np.ndarray, relief: np.ndarray, slots: int, speed: float) -> np.ndarray:
+    """[S] ``_peak`` of the experts of each set of groups; by_group: [K, E / K], sets: [S, K]."""
+    peaks = np.empty(len(sets))
+    size, width = sets[0].sum(), by_group.shape[1]
+    load = np.empty(size * width)
+    for s in range(len(sets)):
+        filled = 0
+        for k in range(len(by_group)):
+            if sets[s, k]:
+                load[filled : filled + width] = by_group[k]
+                filled += width
+        peaks[s] = _peak(load, relief, slots, speed) if slots >= len(load) else np.inf
+    return peaks
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,8 @@ from rich.console import Console
 from moeplan.planner.place.fleet import even_fleet
 from moeplan.planner.place.pareto import MARKED, Front, beaten, caps, check_front, pareto
 from moeplan.planner.place.pareto_page import draw, page
-from moeplan.planner.place.solve import Request, place
+from moeplan.planner.place.request import Request
+from moeplan.planner.place.solve import place
 from moeplan.spec.errors import MoeplanError
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace

@@ -24,8 +24,9 @@ from ...spec.placement import Placement, Score, Scores
 from ...spec.trace import Trace
 from .fleet import Fleet
 from .layers import document_layers
+from .request import Request
 from .sample import windows
-from .solve import Request, scores, single_of
+from .solve import scores, single_of
 
 POINTS = 7  # with both ends
 MARKED = ("placement", "linear", "eplb")

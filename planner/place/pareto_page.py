@@ -87,7 +87,7 @@ def _line(axes: "Axes", front: Front, level: int, colour: str, label: str) -> No
     line = [xy for xy, p in zip(at, front.points, strict=True) if p.on_front]
     axes.plot(*zip(*line, strict=True), "-o", color=colour, markersize=5, label=label)
     for number, (xy, point) in enumerate(zip(at, front.points, strict=True), 1):
-        chosen = point.name == "placement"
+        chosen, left = point.name == "placement", point.name in ("placement", "coolest")
         if point.marked:
             axes.plot(
                 *xy, "*" if chosen else "s", color=colour, markersize=15 if chosen else 8, markeredgecolor="white"
@@ -95,9 +95,9 @@ def _line(axes: "Axes", front: Front, level: int, colour: str, label: str) -> No
         axes.annotate(
             f"{number} {NAMES[point.name]}" if point.marked else str(number),
             xy,
-            xytext=(-7, -13) if chosen else (6, 6),  # where the front, which falls, leaves room
+            xytext=(-7, -13) if left else (6, 6),  # where the front, which falls, leaves room
             textcoords="offset points",
-            horizontalalignment="right" if chosen else "left",
+            horizontalalignment="right" if left else "left",
             fontsize=9,
             color=colour,
             fontweight="bold" if point.marked else "normal",

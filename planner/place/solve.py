@@ -20,7 +20,6 @@ from ...solvers.slots import Slots
 from ...spec.errors import DocumentError, InfeasibleError, MoeplanError
 from ...spec.model import Model
 from ...spec.placement import (
-    Movement,
     Moves,
     Objective,
     Placement,
@@ -29,7 +28,6 @@ from ...spec.placement import (
     PlacementSolver,
     Score,
     Scores,
-    Shares,
     TraceSource,
 )
 from ...spec.trace import Trace
@@ -38,42 +36,16 @@ from .fleet import Fleet
 from .layers import document_layers
 from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
+from .request import Request, check
 from .sample import transitions, windows
 from .score import score
-from .single import Single, check_groups, device_of
+from .single import Single, device_of
 from .timed import Timing, place_for_time
 
 BOUND_TIME = 0.2  # of the time limit goes to bounds
 SAFE_TIME = 0.2  # and to trials of the balance cap
 TRIAL_STEPS = 1500  # per layer and expert
 LEAST_TIME = 0.5  # of the search, in seconds
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to place for, as ``moeplan place`` takes it.
-
-    slots: copies per layer in all; by default one of every expert. fit: part of the trace, as fractions.
-    balance_cap: on the mean balance of the fitted part; by default what keeps EPLB's balance on tokens to come.
-    steps: proposals of each chain of the search, the work budget; by default in proportion to the experts.
-    timing: makes predicted time the objective.
-    """
-
-    devices: tuple[PlacementDevice, ...]
-    slots: int
-    fit: tuple[float, float] = (0.0, 1.0)
-    objective: Objective = "latency"
-    movement: Movement = "coherent"
-    shares: Shares = "even"
-    equal_slots: bool = False
-    groups: int = 1
-    balance_cap: float | None = None
-    previous: Placement | None = None
-    max_moves: int | None = None
-    steps: int | None = None
-    time_limit: float = 20.0
-    seed: int = 0
-    timing: Timing | None = None
 
 
 @dataclass(frozen=True)
@@ -138,66 +110,6 @@ def place(
         notes=(*notes, *answer.notes),
         seed=request.seed,
     )
-
-
-def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
-    """What is worth saying about the input; raises where it cannot be used."""
-    experts, room = trace.num_experts, int(fleet.capacity.sum())
-    if request.slots < experts or room < experts:
-        raise InfeasibleError(f"{experts} experts need {experts} slots, got {min(request.slots, room)}: raise --slots")
-    if request.groups > 1:
-        check_groups(request.groups, experts, len(fleet.names))
-    if request.max_moves is not None and request.previous is None:
-        raise MoeplanError("--max-moves needs --previous: moves are counted from an old placement")
-    if request.previous is not None:
-        _check_previous(request, trace)
-    if request.balance_cap is not None and request.balance_cap < 1:
-        raise MoeplanError(f"--balance-cap {request.balance_cap:g}: the hottest device over the mean is at least 1")
-    notes = []
-    if trace.counts_only:
-        notes.append("the trace has counts only: balance is planned, affinity between layers is unknown")
-        if request.objective != "balance":
-            notes.append(f"objective {request.objective} needs expert_ids per token: balance was planned instead")
-    else:
-        needed = tokens_needed(experts)
-        if fitted.tokens * trace.top_k < experts:
-            raise MoeplanError(
-                f"{fitted.tokens} tokens cannot say how {experts} experts are used: record about {needed} tokens"
-            )
-        if fitted.tokens < needed:
-            notes.append(
-                f"{fitted.tokens} tokens are few to trust for {experts} experts: about {needed} are needed; expect the "
-                "held-out scores to be worse than the fitted ones"
-            )
-    return notes
-
-
-def tokens_needed(experts: int) -> int:
-    """Tokens after which affinity hardly changes: about 1,000 for 8 experts and 3,000 for 64 (ExFlow)."""
-    return round(1000 + (experts - 8) * 2000 / 56)
-
-
-def _check_previous(request: Request, trace: Trace) -> None:
-    old = request.previous
-    assert old is not None
-    got, want = (len(old.layers), old.num_experts), (trace.layers, trace.num_experts)
-    if got != want:
-        raise MoeplanError(f"--previous has {got[0]} layers x {got[1]} experts, the trace {want[0]} x {want[1]}")
-    if len(old.devices) != len(request.devices):
-        raise MoeplanError(f"--previous is for {len(old.devices)} devices, not {len(request.devices)}")
-    for i, layer in enumerate(old.layers):
-        for d, (experts, device) in enumerate(zip(layer.slots, request.devices, strict=True)):
-            if len(experts) > device.capacity:
-                raise MoeplanError(
-                    f"--previous has {len(experts)} experts on device {d} in layer {i}, and there are "
-                    f"{device.capacity} slots: give as many --slots as it has"
-                )
-    if request.groups > 1:
-        size, host = trace.num_experts // request.groups, Fleet.of(request.devices).hosts
-        for i, layer in enumerate(old.layers):
-            places = {(e // size, int(host[d])) for d, experts in enumerate(layer.slots) for e in experts}
-            if len(places) > request.groups:
-                raise MoeplanError(f"--previous splits expert groups over hosts in layer {i}: place without it")
 
 
 def _answer(

@@ -11,7 +11,7 @@ from ...planner.place.pareto import check_front
 from ...planner.place.pareto import pareto as front_of
 from ...planner.place.pareto_page import draw
 from ...planner.place.pareto_page import page as front_page
-from ...planner.place.solve import Request
+from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
 from ...planner.place.timed import Timing
 from ...spec.catalogue import load_model
