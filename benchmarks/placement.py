@@ -105,16 +105,16 @@ class Report:
 
     def spare(self, traces: list[Path]) -> None:
         self._head(
-            "12.5 % spare slots at (8, 2) (held out)",
-            "trace | balance | EPLB | fan-out host | EPLB | gap of balance | s",
+            "12.5 % spare slots at (8, 2), or the next multiple of the devices (held out)",
+            "trace | slots | balance | EPLB | fan-out host | EPLB | gap of balance | s",
         )
         for trace in traces:
-            slots = Trace.read(trace).num_experts * 9 // 8
+            slots = -(-Trace.read(trace).num_experts * 9 // 64) * 8  # a multiple of the devices, as EPLB needs
             more = ("--slots", str(slots), "--equal-slots", "--shares", "optimal")
             placement, mine, seconds = self._place(trace, 8, 2, *more)
             usual = self._usual(trace, 8, 2, "eplb", slots)
             self._row(
-                f"{name(trace)} | {mine['balance_mean']:.3f} | {usual['balance_mean']:.3f} | "
+                f"{name(trace)} | {slots} | {mine['balance_mean']:.3f} | {usual['balance_mean']:.3f} | "
                 f"{mine['fanout_host']:.3f} | {usual['fanout_host']:.3f} | {placement.solver.gap:.1%} | {seconds:.0f}"
             )
 

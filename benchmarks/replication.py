@@ -36,8 +36,8 @@ EXAMPLE = np.array(
     [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]
 )
 STEPS_PER_SLOT = 350  # changes tried per layer and slot: 100,000 at DeepSeek-V3's 288 slots
-# (devices, layers, experts, slots): one spare slot per device, then two slots per device. From 320 devices on, a model
-# of 256 experts has more slots than experts by half; at 4,096 a second model has one expert per device
+# (devices, layers, experts, slots): one spare slot per device up to 64 devices, then two slots per device. At 4,096
+# devices two layers are enough to time one; the second model there has one expert per device
 GROWTH = ((32, 58, 256, 288), (64, 58, 256, 320), (320, 58, 256, 640), (4096, 2, 256, 8192), (4096, 2, 4096, 8192))
 Row = tuple[str, str, str, str, str, str, str]
 
@@ -143,7 +143,7 @@ def picture(points: list[dict[str, Any]]) -> bytes:
         axes.set_xlabel("devices")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False)
+    right.legend(frameon=False, loc="upper left")
     figure.suptitle("256 experts, log-normal loads: 9, 5, 2 and 2 slots per device", fontsize=10)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=160)

@@ -39,13 +39,13 @@ from .annealing_kernel import FREE, fill_finish, fill_near, walk
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 40_000, 100_000_000  # proposals of each chain
+STEPS_PER_EXPERT, MOST_STEPS = 25_000, 100_000_000  # proposals of each chain
 CHAINS, SMALL = 2, 1024  # small problems (layers x experts) have high barriers and cheap steps: more chains
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST = 10_000  # steps of the first epoch under a time limit
 FINAL = 0.1  # of the epochs the cap is a rule
-WARMEST = 4.0  # temperature over the mean traffic of an expert: nearly everything is accepted
-COLDEST = 0.016  # nearly nothing that costs is accepted
+WARMEST = 2.0  # temperature over the mean traffic of an expert: nearly everything is accepted
+COLDEST = 0.01  # nearly nothing that costs is accepted
 FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
 PRICE_RANGE = (1e-2, 1e2)  # of the price over the mean traffic of a layer
 EXACT = 2**22  # counts below this are whole and their sums exact in float32

@@ -97,9 +97,9 @@ def walk(
     after = np.empty(samples, np.float32)
     total = 0.0
     if samples > 0:
-        for layer in range(layers):
+        for i in range(layers):
             for s in range(samples):
-                total += hottest[layer, s] / samples
+                total += hottest[i, s] / samples
     gained = 0.0
     cooling = (cold / warm) ** (1.0 / max(steps, 1))
     temperature = warm

@@ -273,7 +273,7 @@ def _longest_group_first(by_group: np.ndarray, problem: Problem) -> np.ndarray:
         mine = np.flatnonzero(host_of == hot)
         for other in np.flatnonzero(np.arange(hosts) != hot):
             theirs = np.flatnonzero(host_of == other)
-            rest = np.delete(ends, [hot, other], axis=1).max(axis=1, initial=0.0)[:, None, None]
+            rest = np.delete(ends, np.array([hot, other]), axis=1).max(axis=1, initial=0.0)[:, None, None]
             moved = by_group[:, mine, None] - by_group[:, None, theirs]  # [W, mine, theirs]
             here, there = (
                 ends[:, hot, None, None] - moved / speed[hot],

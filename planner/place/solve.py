@@ -42,7 +42,7 @@ from .score import score
 from .single import Single, device_of
 from .timed import Timing, place_for_time
 
-BOUND_TIME = 0.2  # of the time limit goes to bounds
+BOUND_TIME = 0.12  # of the time limit goes to bounds
 SAFE_TIME = 0.2  # and to trials of the balance cap
 TRIAL_STEPS = 1500  # per layer and expert
 LEAST_TIME = 0.5  # of the search, in seconds
