@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format types unit bench bench-lab clean
+.PHONY: setup demo test lint format types unit bench bench-lab bench-replication bench-placement clean
 
 setup: $(READY)
 
@@ -43,6 +43,14 @@ format: setup
 
 bench bench-lab: setup
 	$(BIN)/python benchmarks/lab.py
+
+bench-replication: setup
+	$(BIN)/python benchmarks/replication.py
+
+# TRACES: recorded routing to place on, by default the one that ships.
+TRACES ?= examples/tiny_moe/trace.npz
+bench-placement: setup
+	$(BIN)/python benchmarks/placement.py $(TRACES)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

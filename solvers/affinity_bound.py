@@ -26,6 +26,7 @@ program proves nothing: by symmetry, all experts evenly on all devices move noth
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -133,8 +134,9 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: 
     for room in sorted(capacity.tolist(), reverse=True):
         pairs += min(room, free) ** 2
         free -= min(room, free)
-    unit, ones = eye_array(experts), csr_array(np.ones((1, experts)))
-    rows = vstack([kron(unit, ones), kron(ones, unit), csr_array(np.ones((1, experts**2)))]).tocsr()
+    unit: Any = eye_array(experts)
+    ones: Any = csr_array(np.ones((1, experts)))
+    rows: Any = vstack([kron(unit, ones), kron(ones, unit), csr_array(np.ones((1, experts**2)))]).tocsr()
     limits = np.concatenate([np.full(2 * experts, float(slots)), [float(pairs)]])
     for boundary, counts in enumerate(transitions):
         total = float(counts.sum())

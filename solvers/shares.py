@@ -19,6 +19,8 @@ Over several windows of load the shares minimise the mean over windows of the ho
 
 # W windows, L layers, E experts, G devices, R slots
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
@@ -208,11 +210,13 @@ def _windowed(expert_of: np.ndarray, device: np.ndarray, load: np.ndarray, speed
     cells = np.concatenate([(load[:, expert] / speed[at] / unit).ravel(), -np.ones(windows * devices)])
     size = len(split) + windows
     names, row_of = np.unique(expert, return_inverse=True)
+    hottest: Any = coo_array((cells, (rows, columns)), shape=(windows * devices, size)).tocsr()
+    whole: Any = coo_array((np.ones(len(split)), (row_of, np.arange(len(split)))), shape=(len(names), size)).tocsr()
     result = linprog(
         np.concatenate([np.zeros(len(split)), np.full(windows, 1 / windows)]),
-        A_ub=coo_array((cells, (rows, columns)), shape=(windows * devices, size)).tocsr(),
+        A_ub=hottest,
         b_ub=-base.ravel() / unit,
-        A_eq=coo_array((np.ones(len(split)), (row_of, np.arange(len(split)))), shape=(len(names), size)).tocsr(),
+        A_eq=whole,
         b_eq=np.ones(len(names)),
         method="highs",
     )

@@ -25,6 +25,7 @@ from .sample import coherent_affinity, fan_out_affinity, windows
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
 FOLDS = 2
 TRIAL = 20  # a trial of the cap gets this part of the steps
+TRIAL_ERROR = 0.015  # of balance: about the standard error of the trials on recorded traces
 LEAST_ROOM = 0.1  # of the way from the coolest placement known to EPLB's balance: a cap must leave something to choose
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
 
@@ -99,7 +100,7 @@ class Single:
 
         Annealing uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it
         has not seen. By how much, two trials say: fitted on one half of the trace, both scored on the other (cross
-        fitting); the cap is EPLB's balance over the windows less that difference.
+        fitting); the cap is EPLB's balance over the windows less that difference and what two trials may be off by.
         """
         free = replace(self, previous=None, max_moves=None)
         turn = time_limit / 3  # each search that waits for another
@@ -120,7 +121,7 @@ class Single:
         with ThreadPoolExecutor(FOLDS) as pool:
             excesses = list(pool.map(excess, (halves, halves[::-1])))
         usual = mean_balance(self._baseline(trace), windows(trace), self.fleet.speed)
-        cap = usual - max(0.0, float(np.mean(excesses)))
+        cap = usual - max(0.0, float(np.mean(excesses))) - TRIAL_ERROR
         return self._within_reach(windows(trace), usual, steps, turn, cap)
 
     def _within_reach(

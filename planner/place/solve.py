@@ -42,9 +42,9 @@ from .score import score
 from .single import Single, device_of
 from .timed import Timing, place_for_time
 
-BOUND_TIME = 0.12  # of the time limit goes to bounds
-SAFE_TIME = 0.2  # and to trials of the balance cap
-TRIAL_STEPS = 1500  # per layer and expert
+BOUND_TIME = 0.12  # of the time limit goes to bounds at least
+SAFE_TIME = 0.3  # and to trials of the balance cap at most
+TRIAL_STEPS = 1200  # per layer and expert
 LEAST_TIME = 0.5  # of the search, in seconds
 
 
@@ -279,7 +279,8 @@ def _single_copies(
         notes.append(f"no placement with a balance of {cap:.3f} was found in time: this is where the search began")
         cap = kept
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
-    value, bounds, words = movement(fitted, single, found.assignment, limit * BOUND_TIME)
+    rest = max(limit * BOUND_TIME, limit - (time.perf_counter() - began))
+    value, bounds, words = movement(fitted, single, found.assignment, rest)
     best = max(bounds.values(), default=0.0)
     solver = _record(found, value, best, bounds, words, time.perf_counter() - began)
     return Answer(slots, solver, cap, tuple(notes))
