@@ -212,7 +212,7 @@ def _windowed(expert_of: np.ndarray, device: np.ndarray, load: np.ndarray, speed
     names, row_of = np.unique(expert, return_inverse=True)
     hottest: Any = coo_array((cells, (rows, columns)), shape=(windows * devices, size)).tocsr()
     whole: Any = coo_array((np.ones(len(split)), (row_of, np.arange(len(split)))), shape=(len(names), size)).tocsr()
-    result = linprog(
+    result: Any = linprog(
         np.concatenate([np.zeros(len(split)), np.full(windows, 1 / windows)]),
         A_ub=hottest,
         b_ub=-base.ravel() / unit,
