@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,14 @@ def main() -> None:
     known = json.loads(args.baseline.read_text())["scores"] if args.baseline else {}
     console = Console(width=150)
     report = Report(console, args.referee, known)
-    for part in (report.balanced, report.local, report.spare, report.unequal):
-        part(args.traces)
-    report.large()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# Placement\n\n{date.today()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores. "
+    head = f"# Placement\n\n{date.today()}, {platform.machine()}, {os.cpu_count()} cores. "
     command = " ".join(["python benchmarks/placement.py", *map(str, sys.argv[1:])])
-    args.output.write_text(head + f"Command: `{command}`\n\n" + "\n".join(report.lines) + "\n")
+    parts = [partial(part, args.traces) for part in (report.balanced, report.local, report.spare, report.unequal)]
+    for part in (*parts, report.large):
+        part()
+        # After every part: they take minutes.
+        args.output.write_text(head + f"Command: `{command}`\n" + "\n".join(report.lines) + "\n")
 
 
 class Report:
