@@ -24,7 +24,6 @@ from .fleet import Fleet
 from .sample import windows
 from .single import Single, check_groups
 
-HOST_BALANCE_ROOM = 0.25  # of the imbalance of hosts under greedy balance: locality may use up so much more
 HOST_STAGE = 0.6  # of the time
 
 
@@ -121,7 +120,7 @@ def _hosts(
         over.hosts,
         device_weight=single.weights[1],
         host_weight=single.weights[1],
-        balance_cap=1 + (greedy - 1) * (1 + HOST_BALANCE_ROOM),
+        balance_cap=greedy,  # hosts that run hot cannot be cooled by copies inside them
         steps=steps,
         seed=single.seed,
         time_limit=time_limit,
