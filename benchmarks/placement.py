@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -55,9 +56,12 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     head = f"# Placement\n\n{date.today()}, {platform.machine()}, {os.cpu_count()} cores. "
     command = " ".join(["python benchmarks/placement.py", *map(str, sys.argv[1:])])
-    parts = [partial(part, args.traces) for part in (report.balanced, report.local, report.spare, report.unequal)]
-    for part in (*parts, report.large):
-        part()
+    parts: list[Callable[[], None]] = [
+        partial(part, args.traces) for part in (report.balanced, report.local, report.spare, report.unequal)
+    ]
+    parts.append(report.large)
+    for run in parts:
+        run()
         # After every part: they take minutes.
         args.output.write_text(head + f"Command: `{command}`\n" + "\n".join(report.lines) + "\n")
 
