@@ -21,6 +21,25 @@ class PlacementDevice(Part):
     capacity: PositiveInt = Field(description="expert slots per layer")
 
 
+def check_copies(slots: tuple[tuple[int, ...], ...], shares: tuple[tuple[float, ...], ...] | None) -> None:
+    """Raise ``ValueError`` where a device holds an expert twice or the shares of an expert do not divide its tokens."""
+    if any(len(set(experts)) != len(experts) for experts in slots):
+        raise ValueError("a device holds an expert twice")
+    if shares is None:
+        return
+    if [len(s) for s in shares] != [len(e) for e in slots]:
+        raise ValueError("shares must have the form of slots")
+    total: dict[int, float] = {}
+    for experts, taken in zip(slots, shares, strict=True):
+        for expert, share in zip(experts, taken, strict=True):
+            if share < 0:
+                raise ValueError(f"the share of expert {expert} is negative")
+            total[expert] = total.get(expert, 0.0) + share
+    for expert, share in total.items():
+        if abs(share - 1) > 1e-6:
+            raise ValueError(f"the shares of expert {expert} sum to {share:g}, not 1")
+
+
 class PlacementLayer(Part):
     """One mixture-of-experts layer: the experts on each device, and which share of its tokens each copy takes.
 
@@ -32,21 +51,7 @@ class PlacementLayer(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "PlacementLayer":
-        if any(len(set(experts)) != len(experts) for experts in self.slots):
-            raise ValueError("a device holds an expert twice")
-        if self.shares is None:
-            return self
-        if [len(s) for s in self.shares] != [len(e) for e in self.slots]:
-            raise ValueError("shares must have the form of slots")
-        total: dict[int, float] = {}
-        for experts, shares in zip(self.slots, self.shares, strict=True):
-            for expert, share in zip(experts, shares, strict=True):
-                if share < 0:
-                    raise ValueError(f"the share of expert {expert} is negative")
-                total[expert] = total.get(expert, 0.0) + share
-        for expert, share in total.items():
-            if abs(share - 1) > 1e-6:
-                raise ValueError(f"the shares of expert {expert} sum to {share:g}, not 1")
+        check_copies(self.slots, self.shares)
         return self
 
     def share_matrix(self, num_experts: int) -> np.ndarray:

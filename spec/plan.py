@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from .document import Document, Part
 from .model import DType, Model
+from .placement import check_copies
 from .workload import Workload
 
 Strategy = Literal["ep", "sharded", "gathered"]
@@ -38,25 +39,13 @@ class LayerPlan(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LayerPlan":
-        if any(len(set(experts)) != len(experts) for experts in self.slots):
-            raise ValueError("a device holds an expert twice")
+        check_copies(self.slots, self.shares)
         if any(expert < 0 for experts in self.slots for expert in experts):
             raise ValueError("slots hold a negative expert")
         if (self.strategy == "sharded") != (self.split is not None):
             raise ValueError("split belongs to strategy sharded, and only there")
-        if self.shares is not None and [len(s) for s in self.shares] != [len(e) for e in self.slots]:
-            raise ValueError("shares must have the form of slots")
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
-        total: dict[int, float] = {}
-        for experts, shares in zip(self.slots, self.shares or (), strict=False):
-            for expert, share in zip(experts, shares, strict=True):
-                if share < 0:
-                    raise ValueError(f"the share of expert {expert} is negative")
-                total[expert] = total.get(expert, 0.0) + share
-        for expert, share in total.items():
-            if abs(share - 1) > 1e-6:
-                raise ValueError(f"the shares of expert {expert} sum to {share:g}, not 1")
         return self
 
     def resting(self) -> list[list[int]]:
