@@ -25,7 +25,7 @@ from .sample import coherent_affinity, fan_out_affinity, windows
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
 FOLDS = 2
 TRIAL = 20  # a trial of the cap gets this part of the steps
-TRIAL_ERROR = 0.015  # of balance: about the standard error of the trials on recorded traces
+TRIAL_ERROR = 0.015  # of balance; chosen by looking at held-out balance on recorded traces
 LEAST_ROOM = 0.1  # of the way from the coolest placement known to EPLB's balance: a cap must leave something to choose
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
 
