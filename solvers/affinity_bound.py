@@ -39,6 +39,7 @@ from .affinity_semidefinite import least_leaving
 
 DEFAULT_STEPS = 200
 MATCHING_SHARE = 0.2  # of the time limit; where it ends, ``matching`` goes on with what ``slots`` says
+TIME_OUT = 1  # linprog's status
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
 
 
@@ -142,10 +143,14 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: 
         total = float(counts.sum())
         if total == 0.0:
             continue
-        if time.perf_counter() >= deadline:
+        left = deadline - time.perf_counter()
+        if left <= 0:
             break
         weight = counts.ravel() / total
-        result = linprog(-weight, A_ub=rows, b_ub=limits, bounds=(0, 1), method="highs")
+        options = {"time_limit": left} if left < math.inf else {}
+        result = linprog(-weight, A_ub=rows, b_ub=limits, bounds=(0, 1), method="highs", options=options)
+        if result.status == TIME_OUT:
+            break
         if result.status != 0:
             raise AssertionError(f"b-matching: {result.message}")
         price = np.maximum(-result.ineqlin.marginals, 0.0)

@@ -53,12 +53,16 @@ def least_leaving(
     transitions: [B, E, E] tokens; places: how many; slots: of each place, in every layer; places * slots >= E.
     rows: more inequalities than the triangles', for windows of places * slots experts a layer.
     steps: work budget of all relaxations together; deadline: ``time.perf_counter()`` at which to stop at the latest.
+
+    Returns bounds by name; none where not even the first step would end before the deadline.
     """
     boundaries, experts, _ = transitions.shape
     total = float(transitions.sum())
     if places == 1 or slots >= experts or total == 0.0:
         return {name: 0.0 for name, _ in PHASES}
     size = places * slots
+    if deadline < np.inf and time.perf_counter() + boundaries * _eigenvalue_seconds(2 * size) > deadline:
+        return {}
     scale = size * boundaries / total
     counts = np.zeros((boundaries, size, size))
     counts[:, :experts, :experts] = scale * transitions
@@ -84,6 +88,14 @@ def least_leaving(
             done += 1
         reached[name] = max(best, 0.0)
     return reached
+
+
+def _eigenvalue_seconds(size: int) -> float:
+    """What one eigenvalue problem of this size takes on this machine."""
+    matrix = np.random.default_rng(0).standard_normal((size, size))
+    began = time.perf_counter()
+    np.linalg.eigh(matrix + matrix.T)
+    return time.perf_counter() - began
 
 
 @dataclass

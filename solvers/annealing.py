@@ -16,7 +16,7 @@
 Samples of the load are the risk: a placement that is balanced in *every* sample keeps its balance on tokens to come;
 one that fits only their sum does not.
 
-Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), two chains or more, the best
+Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), several chains, the best
 counts. The balance cap holds throughout: its price rises while the balance lies above it and falls below it, so that
 every temperature sees the constrained problem. Last, proposals that break (2) are refused. It is a heuristic; bounds
 are in ``affinity_bound``.
@@ -35,16 +35,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .annealing_kernel import FREE, fill_finish, fill_near, walk
+from .annealing_kernel import FREE, LANES, fill_finish, fill_near, walk
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 25_000, 100_000_000  # proposals of each chain
-CHAINS, SMALL = 2, 1024  # small problems (layers x experts) have high barriers and cheap steps: more chains
+STEPS_PER_EXPERT, MOST_STEPS = 5_000, 50_000_000  # proposals of each chain
+THREADS = 2
+FEWEST_CHAINS, CHAINS, MOST_CHAINS = THREADS, 8, 32  # of one length, more chains find deeper minima than longer ones
+LARGE, SMALL = 100_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST = 10_000  # steps of the first epoch under a time limit
 FINAL = 0.1  # of the epochs the cap is a rule
-WARMEST = 2.0  # temperature over the mean traffic of an expert: nearly everything is accepted
+WARMEST = 1.0  # temperature over the mean traffic of an expert: above it placements are as good as random
 COLDEST = 0.01  # nearly nothing that costs is accepted
 FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
 PRICE_RANGE = (1e-2, 1e2)  # of the price over the mean traffic of a layer
@@ -180,13 +182,16 @@ def anneal(
     )
     size = affinity.together.shape[0] * affinity.together.shape[1]
     steps = steps or min(STEPS_PER_EXPERT * size, MOST_STEPS)
-    chains = chains or max(CHAINS, min(SMALL // size, 32))
-    deadline = started + time_limit
+    chains = chains or max(min(CHAINS, LARGE // steps), FEWEST_CHAINS, min(SMALL // size, MOST_CHAINS))
+    rounds = -(-chains // THREADS)
     stop = stop or Event()
-    with ThreadPoolExecutor(CHAINS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         walks = [_Chain(problem, start.copy(), seed * 7919 + i) for i in range(chains)]
-        events = [on_event, *[None] * (chains - 1)]
-        runs = [pool.submit(c.run, steps, deadline, stop, e) for c, e in zip(walks, events, strict=True)]
+        runs = []
+        for i, chain in enumerate(walks):
+            turn, first = i // THREADS, i % THREADS == 0
+            shown = _part_of(on_event, turn, rounds) if on_event and first else None
+            runs.append(pool.submit(chain.run, steps, started + time_limit, rounds - turn, stop, shown))
         try:
             found = [run.result() for run in runs]
         except KeyboardInterrupt:
@@ -208,6 +213,15 @@ def anneal(
 def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     """[L, E] longest-first placement; load: [L, E]."""
     return np.stack([longest_first(row, speed, capacity) for row in load])
+
+
+def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) -> Callable[[dict[str, Any]], None]:
+    """What a chain reports, as a part of all of them."""
+
+    def report(event: dict[str, Any]) -> None:
+        on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
+
+    return report
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,9 +257,10 @@ class _Chain:
         self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
         self.layer_traffic = self.traffic * experts
         self.price = p.price or self.layer_traffic
-        self.load = np.ascontiguousarray(p.load.transpose(1, 2, 0), np.float32)
+        self.load = np.zeros((layers, experts, -(-len(p.load) // LANES) * LANES), np.float32)
+        self.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
         self.inverse_speed = (1.0 / p.speed).astype(np.float32)
-        self.finish = np.zeros((layers, len(p.slots), len(p.load)), np.float32)
+        self.finish = np.zeros((layers, len(p.slots), self.load.shape[2]), np.float32)
         self.device_of_slot = np.repeat(np.arange(len(p.slots)), p.slots)
         self.slots, self.slot_of = _seats(self.placed, p.slots)
         self.near = np.zeros((layers, len(p.slots), experts), np.float32)
@@ -259,10 +274,14 @@ class _Chain:
         self.state = np.array([mixed ^ mixed >> 27 or 1], np.uint64)
 
     def run(
-        self, steps: int, deadline: float, stop: Event, on_event: Callable[[dict[str, Any]], None] | None
+        self, steps: int, deadline: float, turns: int, stop: Event, on_event: Callable[[dict[str, Any]], None] | None
     ) -> tuple[float, np.ndarray] | None:
-        """The best placement that keeps the cap among the final epochs, with its energy; None where none did."""
+        """The best placement that keeps the cap among the final epochs, with its energy; None where none did.
+
+        The time up to the deadline is for as many ``turns``, of which this chain is the first.
+        """
         p, layers = self.problem, len(self.placed)
+        deadline = time.perf_counter() + (deadline - time.perf_counter()) / turns
         epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
         cooling = math.ceil(epochs * (1 - FINAL))
         ratio = (COLDEST / WARMEST) ** (1 / cooling)
@@ -290,7 +309,8 @@ class _Chain:
     def balance(self) -> float:
         """Mean hottest finish; 0 where balance does not count."""
         fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
-        return float(self.finish.max(axis=1).mean()) if self.finish.size else 0.0
+        samples = len(self.problem.load)
+        return float(self.finish.max(axis=1)[:, :samples].mean()) if samples else 0.0
 
     def steer(self, balance: float) -> None:
         """Raise the price above the cap, lower it below."""
@@ -314,7 +334,7 @@ class _Chain:
             self.load,
             self.inverse_speed,
             self.finish,
-            self.finish.max(axis=1),
+            len(p.load),
             p.previous,
             p.weights[0] * p.unit,
             p.weights[1] * p.unit,

@@ -1,6 +1,6 @@
 """The hot loop of ``annealing``: swaps of two experts, or moves of one to a free slot, under Metropolis' rule.
 
-Shapes: L layers, E experts, G devices, H hosts, R slots of a layer, S samples of load.
+Shapes: L layers, E experts, G devices, H hosts, R slots of a layer, S samples of load in multiples of LANES.
 
 Costs are read in constant time from two tables that an accepted change updates: ``near[l, g, e]`` (``near_host``) is
 how many tokens expert e of layer l exchanges with the experts on device g (host h) of its own and the adjacent layers.
@@ -16,6 +16,7 @@ FREE = -1  # a slot without expert
 PART = np.uint64(2**21 - 1)
 UNIT = 2.0**-53
 HOPELESS = 37.0  # times the temperature: no random number of 53 bits accepts more
+LANES = 16  # samples are a multiple of this, by empty ones: loops of a known length become vector instructions
 
 
 @numba.njit(cache=True, nogil=True)
@@ -69,7 +70,7 @@ def walk(
     load,
     inverse_speed,
     finish,
-    hottest,
+    counted,
     previous,
     device_cost,
     host_cost,
@@ -87,19 +88,19 @@ def walk(
     """``steps`` proposals while the temperature falls from ``warm`` to ``cold``; all arrays are changed in place.
 
     placed: [L, E] devices; slots: [L, R] experts or FREE; slot_of: [L, E]; load: [L, E, S], of which finish [L, G, S]
-    and hottest [L, S] follow; previous: [L, E] devices that ``moved`` counts changes against.
+    follows; counted: how many of the samples are real; previous: [L, E] devices that ``moved`` counts changes against.
     price: energy of one unit of a layer's mean hottest finish; cap: the largest sum over layers of it, which ``hard``
     makes a rule. Returns (energy difference of the crossings, moved).
     """
     layers, experts = placed.shape
     room = slots.shape[1]
-    devices, samples = finish.shape[1], finish.shape[2]
-    after = np.empty(samples, np.float32)
-    total = 0.0
-    if samples > 0:
-        for i in range(layers):
-            for s in range(samples):
-                total += hottest[i, s] / samples
+    devices, chunks = finish.shape[1], finish.shape[2] // LANES
+    hottest = np.zeros(layers)  # the mean over samples
+    for i in range(layers):
+        for s in range(counted):
+            hottest[i] += finish[i, :, s].max() / counted
+    total = hottest.sum()
+    after = np.empty(LANES, np.float32)
     gained = 0.0
     cooling = (cold / warm) ** (1.0 / max(steps, 1))
     temperature = warm
@@ -128,12 +129,9 @@ def walk(
                 stays += 2 * between[layer, 1, a, b]
             energy += host_cost * stays
         most = energy
-        before = np.float32(0.0)
-        if samples > 0:
+        if counted > 0:
             # The hottest device can at best become as cool as the ideal one.
-            for s in range(samples):
-                before += hottest[layer, s]
-            most -= price * (before / samples - 1.0)
+            most -= price * (hottest[layer] - 1.0)
         if most > HOPELESS * temperature:
             continue
         allowed = -temperature * math.log(((_random(state) >> np.uint64(11)) + np.uint64(1)) * UNIT)
@@ -149,30 +147,32 @@ def walk(
             if moved + change > max_moves and change > 0:
                 continue
 
-        if samples > 0:
-            for s in range(samples):
-                shift = load[layer, a, s] - kept * load[layer, partner, s]
-                cooler = finish[layer, here, s] - shift * inverse_speed[here]
-                hotter = finish[layer, there, s] + shift * inverse_speed[there]
-                after[s] = max(cooler, hotter)
-            for g in range(devices):
-                if g != here and g != there:
-                    for s in range(samples):
-                        after[s] = max(after[s], finish[layer, g, s])
-            now = 0.0
-            for s in range(samples):
-                now += after[s]
-            rise = (now - before) / samples
+        if counted > 0:
+            speed_here, speed_there, now = inverse_speed[here], inverse_speed[there], np.float32(0.0)
+            for chunk in range(chunks):
+                low = chunk * LANES
+                for s in range(LANES):
+                    shift = load[layer, a, low + s] - kept * load[layer, partner, low + s]
+                    cooler = finish[layer, here, low + s] - shift * speed_here
+                    hotter = finish[layer, there, low + s] + shift * speed_there
+                    after[s] = max(cooler, hotter)
+                for g in range(devices):
+                    if g != here and g != there:
+                        for s in range(LANES):
+                            after[s] = max(after[s], finish[layer, g, low + s])
+                for s in range(LANES):
+                    now += after[s]
+            rise = now / counted - hottest[layer]
             if energy + price * rise > allowed:
                 continue
             if hard and rise > 0 and total + rise > cap:
                 continue
             total += rise
-            for s in range(samples):
+            hottest[layer] += rise
+            for s in range(chunks * LANES):
                 shift = load[layer, a, s] - kept * load[layer, partner, s]
-                finish[layer, here, s] -= shift * inverse_speed[here]
-                finish[layer, there, s] += shift * inverse_speed[there]
-                hottest[layer, s] = after[s]
+                finish[layer, here, s] -= shift * speed_here
+                finish[layer, there, s] += shift * speed_there
 
         gained += energy
         moved += change

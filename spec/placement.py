@@ -132,6 +132,10 @@ class Placement(Document):
     share_rule: Shares = "even"
     groups: PositiveInt = Field(default=1, description="expert groups that must each stay on one host; 1: free")
     balance_cap: PositiveFloat | None = Field(default=None, description="mean over layers that the fit keeps to")
+    balance_cap_of: Literal["fit", "samples"] | None = Field(
+        default=None,
+        description="what keeps to it: the fitted load, or the mean over samples drawn from it",
+    )
     solver: PlacementSolver
     scores: dict[str, Scores] = Field(description="of this placement, of linear and of EPLB's greedy placement")
     trace: TraceSource

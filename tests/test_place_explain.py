@@ -197,11 +197,15 @@ def test_a_cap_binds_where_the_balance_is_at_it() -> None:
     counts = Trace.of_counts(HAND.expert_counts)  # a balance of 1.4
     for cap, binds in ((1.4, True), (1.406, True), (1.41, False), (1.3, True)):
         assert limits(placement_of(SPLIT, HOSTS, balance_cap=cap), counts)["balance cap"][0] is binds
-    # Token by token one device has everything: 2.0 in windows of one token.
-    for cap, binds in ((2.0, True), (1.9, False)):
-        found, words = limits(placement_of(SPLIT, HOSTS, balance_cap=cap))["balance cap"]
+    # Token by token one device has everything: 2.0 in windows of one token, the samples of a trace of few sequences.
+    for cap, of, binds, reached in (
+        (2.0, "samples", True, "2.0000 as a mean over load samples"),
+        (2.1, "samples", False, "2.0000 as a mean over load samples"),
+        (1.9, "fit", False, "1.4000"),
+    ):
+        found, words = limits(placement_of(SPLIT, HOSTS, balance_cap=cap, balance_cap_of=of))["balance cap"]
         assert found is binds
-        assert f"1.4000 (2.0000 as a mean over short windows) of at most {cap:.4f}" in words
+        assert f"{reached} of at most {cap:.4f}" in words
     assert "balance cap" not in limits(placement_of(SPLIT, HOSTS))
 
 

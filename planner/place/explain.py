@@ -20,7 +20,7 @@ from ...spec.errors import MoeplanError
 from ...spec.placement import Placement, Score, Scores
 from ...spec.trace import Trace
 from .crossings import Boundary, Fanout, boundaries, fanout
-from .sample import windows
+from .sample import load_samples
 from .score import score
 
 AT_CAP = 0.005  # relative: a balance this close to its cap is held by it
@@ -234,15 +234,14 @@ def limits(placement: Placement, part: Trace) -> tuple[Limit, ...]:
 
 
 def _cap_limit(placement: Placement, cap: float, part: Trace) -> Limit:
-    """Binding where the balance of the whole part, or its mean over the windows that a fit may go by, is at the cap."""
-    whole, windowed = (
-        float(np.mean([over_ideal(placement, counts).max(axis=1) for counts in loads]))
-        for loads in (part.expert_counts[None], windows(part))
-    )
-    binds = whole >= cap * (1 - AT_CAP) or abs(windowed - cap) <= cap * AT_CAP
-    reached = f"{whole:.4f}" if part.counts_only else f"{whole:.4f} ({windowed:.4f} as a mean over short windows)"
+    """Binding where what the cap is of, the load of the part or the mean over its samples, is at the cap."""
+    sampled = placement.balance_cap_of == "samples"
+    loads = load_samples(part) if sampled else part.expert_counts[None]
+    reached = float(np.mean([over_ideal(placement, counts).max(axis=1) for counts in loads]))
+    binds = reached >= cap * (1 - AT_CAP)
+    of = " as a mean over load samples" if sampled else ""
     state = "less movement would cost balance" if binds else "balance is not what holds it back"
-    return Limit("balance cap", binds, f"{reached} of at most {cap:.4f}: {state}")
+    return Limit("balance cap", binds, f"{reached:.4f}{of} of at most {cap:.4f}: {state}")
 
 
 def _slot_limit(placement: Placement) -> Limit:

@@ -44,7 +44,8 @@ def verdict(placement: Placement) -> str:
     """What was minimised, how far it is from its bound, and what it took."""
     s = placement.solver
     proven = "proven optimal" if s.status == "optimal" else f"proven that at most {s.gap:.1%} of it could be saved"
-    cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}."
+    over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
+    cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
     early = " The search was cut short; more time may help." if s.status == "time_limit" else ""
     moved = ""
     if placement.moves is not None:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.annealing import CHAINS, MOST_STEPS, STEPS_PER_EXPERT, Affinity
+from ...solvers.annealing import CHAINS, FEWEST_CHAINS, MOST_STEPS, STEPS_PER_EXPERT, Affinity
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
@@ -25,7 +25,7 @@ from ...spec.trace import Trace
 from .fleet import Fleet
 from .layers import document_layers
 from .request import Request
-from .sample import windows
+from .sample import load_samples
 from .solve import scores, single_of
 
 POINTS = 7  # with both ends
@@ -104,11 +104,11 @@ def pareto(
     check_front(trace, request)
     began, fleet = time.perf_counter(), Fleet.of(request.devices)
     fitted = trace.part(*request.fit)
-    single, load = single_of(request, fleet), windows(fitted)
+    single, load = single_of(request, fleet), load_samples(fitted)
     affinity = single.affinity(fitted)
     nothing = Affinity.of(np.zeros_like(affinity.transitions))
     whole = min(STEPS_PER_EXPERT * load[0].size, MOST_STEPS) if request.steps is None else request.steps
-    steps = max(1, whole // points)
+    steps = max(1, whole * CHAINS // (FEWEST_CHAINS * points))
 
     def search(done: int, what: Affinity, cap: float, price: float = 0.0) -> np.ndarray:
         if on_event:
@@ -116,7 +116,7 @@ def pareto(
         left = (request.time_limit - (time.perf_counter() - began)) / (points - done)
         limit = max(left, LEAST_TIME)
         return single.solve(
-            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=CHAINS, stop=stop
+            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=FEWEST_CHAINS, stop=stop
         ).assignment
 
     def point(name: str, placed: np.ndarray, cap: float | None = None) -> Point:

@@ -1,13 +1,14 @@
-"""What the solvers see of a trace: traffic between layers, experts needed together, load in windows."""
+"""What the solvers see of a trace: traffic between layers, experts needed together, loads that may come."""
 
-# T tokens, L layers, E experts, K top-k, W windows
+# T tokens, L layers, E experts, K top-k, W windows, S samples
 
 import numpy as np
 
 from ...solvers.annealing import Affinity, pairs
-from ...spec.trace import Trace
+from ...spec.trace import WHOLE_SEQUENCES, Trace
 
-WINDOWS = 16
+WINDOWS = SAMPLES = 16
+DRAWN = 4  # windows in a sample
 SMOOTHING = 0.4  # of the traffic is counted over all chosen experts, not the first alone
 SHARPNESS = 3  # power of the gate weights by which those are counted
 PARTIAL_SUMS = 0.02  # of a move between devices: what a token's partial sum costs beside it
@@ -18,6 +19,20 @@ def windows(trace: Trace, count: int = WINDOWS) -> np.ndarray:
     if trace.counts_only:
         return trace.expert_counts[None]
     return np.stack([_counts(part, trace.num_experts) for part in np.array_split(trace.expert_ids, count) if len(part)])
+
+
+def load_samples(trace: Trace) -> np.ndarray:
+    """[S, L, E] loads as tokens to come may bring them: each the sum of ``DRAWN`` windows drawn at random.
+
+    A block bootstrap (Kunsch 1989). All windows in a sample would give the spread of this trace around the truth; what
+    comes spreads as much again, and drifts: a quarter of the windows doubles the spread. A trace of few sequences does
+    not show how sequences differ: then the windows themselves, with twice the spread again.
+    """
+    parts = windows(trace)
+    if trace.counts_only or len(trace.seq_len) <= WHOLE_SEQUENCES:
+        return parts
+    drawn = np.random.default_rng(0).integers(0, len(parts), (SAMPLES, min(DRAWN, len(parts))))
+    return parts[drawn].sum(axis=1)
 
 
 def transitions(trace: Trace) -> np.ndarray:

@@ -1,32 +1,26 @@
-"""Placements with one copy of every expert: annealed under a balance cap that also holds on tokens to come."""
+"""Placements with one copy of every expert, annealed."""
 
-# L layers, E experts, G devices, W windows
+# L layers, E experts, G devices, S samples
 
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 import numpy as np
 
 from ...solvers.annealing import Affinity, anneal
-from ...solvers.balance import mean_balance
-from ...solvers.result import NotFound, Solution
+from ...solvers.result import Solution
 from ...spec.errors import MoeplanError
 from ...spec.placement import Movement
 from ...spec.trace import Trace
 from . import baselines
 from .fleet import Fleet
-from .sample import coherent_affinity, fan_out_affinity, windows
+from .sample import coherent_affinity, fan_out_affinity, load_samples
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
-FOLDS = 2
-TRIAL = 20  # a trial of the cap gets this part of the steps
-TRIAL_ERROR = 0.015  # of balance; chosen by looking at held-out balance on recorded traces
-LEAST_ROOM = 0.1  # of the way from the coolest placement known to EPLB's balance: a cap must leave something to choose
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
 
 
@@ -58,7 +52,7 @@ class Single:
         on_event: Callable[[dict[str, Any]], None] | None = None,
         stop: Event | None = None,
     ) -> Solution[np.ndarray]:
-        """[L, E] devices; load: [W, L, E]."""
+        """[L, E] devices; load: [S, L, E]."""
         fleet, began = self.fleet, time.perf_counter()
         start = None
         if self.groups > 1 and self.previous is None:
@@ -92,54 +86,8 @@ class Single:
         if self.previous is not None:
             return self.previous
         if self.groups > 1:
-            return self._by_group(self.affinity(trace), windows(trace), True, 1, 1, math.inf, None)
+            return self._by_group(self.affinity(trace), load_samples(trace), True, 1, 1, math.inf, None)
         return baselines.greedy(trace.expert_counts, self.fleet)
-
-    def safe_cap(self, trace: Trace, steps: int, time_limit: float = math.inf) -> float:
-        """A cap on the mean balance over the windows that keeps EPLB's balance on tokens to come.
-
-        Annealing uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it
-        has not seen. By how much, two trials say: fitted on one half of the trace, both scored on the other (cross
-        fitting); the cap is EPLB's balance over the windows less that difference and what two trials may be off by.
-        """
-        free = replace(self, previous=None, max_moves=None)
-        turn = time_limit / 3  # each search that waits for another
-
-        def excess(fold: tuple[Trace, Trace]) -> float:
-            fitted, rest = fold
-            baseline = self._baseline(fitted)
-            load = windows(fitted)
-            cap = free._within_reach(load, mean_balance(baseline, load, self.fleet.speed), steps, turn)
-            try:
-                found = free.solve(self.affinity(fitted), load, cap=cap, steps=steps, chains=1, time_limit=turn)
-            except NotFound:  # too little time for a trial
-                return 0.0
-            unseen = [mean_balance(p, windows(rest, 1), self.fleet.speed) for p in (found.assignment, baseline)]
-            return unseen[0] - unseen[1]
-
-        halves = trace.part(0, 0.5), trace.part(0.5, 1)
-        with ThreadPoolExecutor(FOLDS) as pool:
-            excesses = list(pool.map(excess, (halves, halves[::-1])))
-        usual = mean_balance(self._baseline(trace), windows(trace), self.fleet.speed)
-        cap = usual - max(0.0, float(np.mean(excesses))) - TRIAL_ERROR
-        return self._within_reach(windows(trace), usual, steps, turn, cap)
-
-    def _within_reach(
-        self, load: np.ndarray, usual: float, steps: int, time_limit: float, cap: float | None = None
-    ) -> float:
-        """The cap (``usual`` by default), raised where hardly any placement keeps it; load: [W, L, E]."""
-        layers, experts = load.shape[1:]
-        nothing = Affinity.of(np.zeros((layers - 1, experts, experts)))
-        few = max(1, steps // 4)
-        coolest = self.solve(nothing, load, price=1.0, steps=few, chains=1, time_limit=time_limit).assignment
-        least = mean_balance(coolest, load, self.fleet.speed)
-        return max(usual if cap is None else cap, least + LEAST_ROOM * abs(usual - least))
-
-    def _baseline(self, trace: Trace) -> np.ndarray:
-        """[L, E] EPLB's placement where it can be asked, else the greedy one."""
-        fleet, load = self.fleet, trace.expert_counts
-        slots = baselines.eplb_slots(load, trace.num_experts, self.groups, fleet) if fleet.alike else None
-        return baselines.greedy(load, fleet) if slots is None else device_of(slots)
 
     def _by_group(
         self,

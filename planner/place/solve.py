@@ -32,19 +32,19 @@ from ...spec.placement import (
 )
 from ...spec.trace import Trace
 from . import baselines
+from .cap import default_cap
 from .fleet import Fleet
 from .layers import document_layers
 from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
-from .sample import transitions, windows
+from .sample import load_samples, transitions, windows
 from .score import score
 from .single import Single, device_of
 from .timed import Timing, place_for_time
 
 BOUND_TIME = 0.12  # of the time limit goes to bounds at least
 SAFE_TIME = 0.3  # and to trials of the balance cap at most
-TRIAL_STEPS = 1200  # per layer and expert
 LEAST_TIME = 0.5  # of the search, in seconds
 
 
@@ -97,6 +97,7 @@ def place(
         share_rule=request.shares,
         groups=request.groups,
         balance_cap=answer.cap,
+        balance_cap_of=None if answer.cap is None else "samples" if request.balance_cap is None else "fit",
         solver=answer.solver,
         scores={name: scores(placed, request, trace) for name, placed in scored.items()},
         trace=TraceSource(
@@ -166,7 +167,8 @@ def _for_time(
         )
         candidates.append(found.assignment)
     known = [slots for slots in candidates if slots is not None]
-    found = place_for_time(single, fitted, timing, known, time_limit=limit, on_event=on_event, stop=stop)
+    steps = request.steps
+    found = place_for_time(single, fitted, timing, known, steps=steps, time_limit=limit, on_event=on_event, stop=stop)
     words = f"predicted seconds of dispatch, experts and combine of a step {timing.workload}"
     bounds = {"all devices busy at their best rate": found.bound}
     return Answer(found.assignment, _record(found, found.objective, found.bound, bounds, words, found.seconds))
@@ -249,15 +251,14 @@ def _single_copies(
 ) -> Answer:
     began = time.perf_counter()
     fleet, limit = single.fleet, request.time_limit
-    load, cap = windows(fitted), request.balance_cap
-    notes: list[str] = []
+    load, cap = load_samples(fitted), request.balance_cap
+    notes: tuple[str, ...] = ()
     if cap is not None:
-        load = load.sum(axis=0)[None]
+        load = fitted.expert_counts[None]
     elif objective == "latency" and fitted.tokens >= 2:
         if on_event:
             on_event({"what": "finding a balance that holds on tokens to come"})
-        size = fitted.layers * fitted.num_experts
-        cap = single.safe_cap(fitted, TRIAL_STEPS * size, limit * SAFE_TIME)
+        cap, notes = default_cap(single, fitted, limit * SAFE_TIME)
     left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
     try:
         found = single.solve(
@@ -276,14 +277,14 @@ def _single_copies(
         placed = single.start(fitted)
         found = Solution(placed, 0.0, 0.0, "time_limit", 0.0)
         kept = mean_balance(placed, load, fleet.speed)
-        notes.append(f"no placement with a balance of {cap:.3f} was found in time: this is where the search began")
+        notes += (f"no placement with a balance of {cap:.3f} was found in time: this is where the search began",)
         cap = kept
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
     rest = max(limit * BOUND_TIME, limit - (time.perf_counter() - began))
     value, bounds, words = movement(fitted, single, found.assignment, rest)
     best = max(bounds.values(), default=0.0)
     solver = _record(found, value, best, bounds, words, time.perf_counter() - began)
-    return Answer(slots, solver, cap, tuple(notes))
+    return Answer(slots, solver, cap, notes)
 
 
 def movement(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ...solvers.annealing import FEWEST_CHAINS
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
@@ -38,7 +39,7 @@ from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
 from .fleet import even_fleet
 from .layers import document_layers
-from .sample import windows
+from .sample import load_samples
 from .single import Single
 
 PROBE_BYTES = 1 << 20  # message at which links are compared
@@ -171,7 +172,7 @@ def place_for_time(
     single: carries the weights of ``Timing.weights``. Objective and bound in seconds.
     """
     began = time.perf_counter()
-    affinity, load = single.affinity(trace), windows(trace)
+    affinity, load = single.affinity(trace), load_samples(trace)
     ideal = timing.bound(trace) / trace.layers
     tried = list(candidates)
     for i, price in enumerate(PRICES):
@@ -181,6 +182,7 @@ def place_for_time(
             load,
             price=price * ideal,
             steps=steps,
+            chains=FEWEST_CHAINS,
             time_limit=max(left, 0.5),
             on_event=on_event,
             stop=stop,

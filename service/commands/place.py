@@ -58,6 +58,9 @@ def place(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Names the model; moves are then in bytes.")
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Proposals of each search chain; by default in proportion to the experts.")
+    ] = None,
     time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 20.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
@@ -96,6 +99,7 @@ def place(
         balance_cap=balance_cap,
         previous=Placement.read(previous) if previous else None,
         max_moves=max_moves,
+        steps=steps,
         time_limit=time_limit,
         seed=seed,
         timing=timing,

@@ -1,0 +1,96 @@
+"""The default balance cap: as loose as keeps EPLB's balance on tokens to come, by trials on the halves of the trace.
+
+A search uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it has not
+seen; by how much depends on the trace. Caps between the coolest placement and EPLB's balance are therefore tried on
+each half of the trace and scored on the other, EPLB beside them (cross-fitting).
+"""
+
+# F fractions, S samples, L layers, E experts, G devices
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from ...solvers.annealing import Affinity
+from ...solvers.balance import mean_balance
+from ...solvers.result import NotFound
+from ...spec.trace import Trace
+from . import baselines
+from .sample import load_samples, windows
+from .single import Single, device_of
+
+FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
+LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
+TRIAL_STEPS, COOLEST_STEPS = 1200, 300  # per layer and expert
+
+
+def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float, tuple[str, ...]]:
+    """A cap on the mean balance over ``load_samples`` of the trace, and what the user should know of its making.
+
+    The excess of a trial is its balance on the other half less EPLB's. A line through the mean excess at each of
+    ``FRACTIONS`` says where it is 0.
+    """
+    free, deadline = replace(single, previous=None, max_moves=None), time.perf_counter() + time_limit
+    halves = trace.part(0, 0.5), trace.part(0.5, 1)
+    with ThreadPoolExecutor(len(halves)) as pool:
+        excess = np.stack(list(pool.map(lambda a, b: _excess(free, a, b, deadline), halves, halves[::-1])))
+    coolest, usual = _range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
+    missing = int(np.isnan(excess).sum())
+    notes: tuple[str, ...] = ()
+    if missing:
+        notes = (
+            f"{missing} of {excess.size} trials of the balance cap found nothing in their time: raise --time-limit",
+        )
+    return _between(coolest, usual, _fraction(excess)), notes
+
+
+def _excess(single: Single, fitted: Trace, rest: Trace, deadline: float) -> np.ndarray:
+    """[F] balance on ``rest`` above EPLB's at each of ``FRACTIONS``; nan where no placement was found in time."""
+    load, speed = load_samples(fitted), single.fleet.speed
+    turns = len(FRACTIONS) + 1
+    coolest, usual = _range(single, fitted, (deadline - time.perf_counter()) / turns)
+    unseen, affinity = windows(rest, 1), single.affinity(fitted)
+    baseline = mean_balance(_baseline(single, fitted), unseen, speed)
+    found = np.full(len(FRACTIONS), np.nan)
+    for i, fraction in enumerate(FRACTIONS):
+        left = max(deadline - time.perf_counter(), 0.0) / (len(FRACTIONS) - i)
+        cap, steps = _between(coolest, usual, fraction), TRIAL_STEPS * load[0].size
+        try:
+            placed = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left).assignment
+        except NotFound:
+            continue
+        found[i] = mean_balance(placed, unseen, speed) - baseline
+    return found
+
+
+def _range(single: Single, trace: Trace, time_limit: float) -> tuple[float, float]:
+    """Balance over the load samples of the coolest placement that a short search finds, and of EPLB's."""
+    load, speed = load_samples(trace), single.fleet.speed
+    nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))
+    steps = COOLEST_STEPS * load[0].size
+    coolest = single.solve(nothing, load, price=1.0, steps=steps, chains=1, time_limit=time_limit).assignment
+    return mean_balance(coolest, load, speed), mean_balance(_baseline(single, trace), load, speed)
+
+
+def _baseline(single: Single, trace: Trace) -> np.ndarray:
+    """[L, E] EPLB's placement where it can be asked, else the greedy one."""
+    fleet, load = single.fleet, trace.expert_counts
+    slots = baselines.eplb_slots(load, trace.num_experts, single.groups, fleet) if fleet.alike else None
+    return baselines.greedy(load, fleet) if slots is None else device_of(slots)
+
+
+def _between(coolest: float, usual: float, fraction: float) -> float:
+    return coolest + max(fraction * (usual - coolest), LEAST_ROOM)
+
+
+def _fraction(excess: np.ndarray) -> float:
+    """Where a line through the mean excess reaches 0, within FRACTIONS; excess: [folds, F]."""
+    tried = ~np.isnan(excess).all(axis=0)
+    if tried.sum() < 2:
+        return FRACTIONS[0]  # nothing is known: the safest
+    slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmean(excess[:, tried], axis=0), 1)
+    if slope <= 0:
+        return FRACTIONS[-1] if start + slope <= 0 else FRACTIONS[0]
+    return float(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]))

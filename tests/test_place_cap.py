@@ -1,0 +1,83 @@
+"""The default balance cap, and the load samples that it is of."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, default_cap
+from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.request import Request
+from moeplan.planner.place.sample import DRAWN, SAMPLES, WINDOWS, load_samples, windows
+from moeplan.planner.place.single import Single
+from moeplan.planner.place.solve import place
+from moeplan.solvers.balance import mean_balance
+from moeplan.spec.trace import Trace
+from moeplan.tests.routings import random_trace
+
+
+def in_sequences(trace: Trace, count: int) -> Trace:
+    lengths = [len(part) for part in np.array_split(np.arange(trace.tokens), count)]
+    return Trace.of(trace.expert_ids, trace.num_experts, expert_weights=trace.expert_weights, seq_len=lengths)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(40, 200))
+def test_load_samples_are_drawn_windows(seed, sequences, tokens):
+    trace = in_sequences(random_trace(seed, 2, 8, tokens), sequences)
+    parts, samples = windows(trace), load_samples(trace)
+    assert samples.shape == (SAMPLES, 2, 8) == (WINDOWS, 2, 8)
+    assert np.array_equal(samples, load_samples(trace))
+    if sequences <= 3:
+        assert np.array_equal(samples, parts)
+    else:
+        sizes = samples.sum(axis=2) / trace.top_k
+        assert (DRAWN * (tokens // WINDOWS) <= sizes).all()
+        assert (sizes <= DRAWN * (tokens // WINDOWS + 1)).all()
+        assert (samples <= DRAWN * parts.max(axis=0)).all()
+
+
+def test_counts_are_their_only_sample():
+    trace = Trace.of_counts(np.array([[3.0, 1.0], [2.0, 2.0]]))
+    assert np.array_equal(load_samples(trace), trace.expert_counts[None])
+
+
+@given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
+def test_the_fraction_is_where_a_line_crosses_zero(start, slope):
+    excess = start + slope * np.array([FRACTIONS, FRACTIONS])
+    assert _fraction(excess) == pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count
+    assert _fraction(excess) == pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+
+
+def test_without_trials_the_safest_cap_is_taken():
+    assert _fraction(np.full((2, len(FRACTIONS)), np.nan)) == FRACTIONS[0]
+    assert _fraction(np.full((2, len(FRACTIONS)), -0.1)) == FRACTIONS[-1]
+    assert _fraction(np.full((2, len(FRACTIONS)), 0.1)) == FRACTIONS[0]
+
+
+def test_the_cap_lies_between_the_coolest_and_eplb():
+    trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
+    fleet = Fleet.of(even_fleet(4, 2, 16, False))
+    cap, notes = default_cap(Single(fleet), trace, 60.0)
+    assert notes == ()
+    found = place(trace, Request(even_fleet(4, 2, 16, False), 16, steps=20_000, time_limit=60.0))
+    assert found.balance_cap == cap  # the same trials, the same cap
+    assert found.balance_cap_of == "samples"
+    load = load_samples(trace)
+    devices = np.zeros((3, 16), np.int64)
+    for row, layer in zip(devices, found.layers, strict=True):
+        for device, experts in enumerate(layer.slots):
+            row[list(experts)] = device
+    assert mean_balance(devices, load, fleet.speed) <= cap * (1 + 1e-6)
+    eplb = found.scores["eplb"].fit.balance_mean
+    assert cap >= 1 + LEAST_ROOM
+    assert cap < 1.5 * eplb
+
+
+def test_trials_that_find_nothing_are_told():
+    trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
+    fleet = Fleet.of(even_fleet(4, 2, 16, False))
+    _, notes = default_cap(Single(fleet), trace, 1e-4)
+    assert len(notes) == 1
+    assert "trials of the balance cap found nothing in their time" in notes[0]
