@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, default_cap
+from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, MARGIN, _fraction, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, SAMPLES, WINDOWS, load_samples, windows
@@ -43,11 +43,11 @@ def test_counts_are_their_only_sample():
 
 
 @given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
-def test_the_fraction_is_where_a_line_crosses_zero(start, slope):
+def test_the_fraction_is_where_a_line_reaches_the_margin(start, slope):
     excess = start + slope * np.array([FRACTIONS, FRACTIONS])
-    assert _fraction(excess) == pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    assert _fraction(excess) == pytest.approx(np.clip((-MARGIN - start) / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
     excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count
-    assert _fraction(excess) == pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    assert _fraction(excess) == pytest.approx(np.clip((-MARGIN - start) / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
 
 
 def test_without_trials_the_safest_cap_is_taken():
