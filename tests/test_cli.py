@@ -157,3 +157,22 @@ def test_bad_input_is_one_line_and_exit_2(
             assert "Traceback" not in error
             assert re.search(pattern, error.replace("\n", " ")), (arguments, error)
             assert set(tmp_path.iterdir()) == before, arguments
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; import moeplan.service.cli; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_import_command_names_every_importer():
+    from moeplan.profiler.traces import IMPORTERS
+    from moeplan.service.commands.trace import PROGRAMS
+
+    assert PROGRAMS.split("|") == list(IMPORTERS)
+
+
+def test_kernels_do_not_load_the_compiler():
+    code = "import sys; import moeplan.runtime.kernels; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

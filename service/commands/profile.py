@@ -6,9 +6,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ...profiler import merge
-from ...profiler import profile as measure
-from ...runtime.launch.choose import choose_launcher, is_primary
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster, Link
 from ..console import err, out, print_json, progress
@@ -40,6 +37,11 @@ def profile(
 
     Example: `moeplan profile --model olmoe --ranks 2`
     """
+    # torch takes seconds to import: only when it is needed.
+    from ...profiler import merge
+    from ...profiler import profile as measure
+    from ...runtime.launch.choose import choose_launcher, is_primary
+
     chosen = [load_model(name) for name in model or DEFAULT_MODELS]
     before = Cluster.read(output) if output.exists() and not fresh else None
     with choose_launcher(lab, ranks, device, port) as launcher, progress("profiling") as show:

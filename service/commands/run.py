@@ -5,9 +5,6 @@ from typing import Annotated
 
 import typer
 
-from ...runtime.launch import EnvironmentLauncher
-from ...runtime.launch.choose import choose_launcher, is_primary
-from ...runtime.run import run as execute
 from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
 from ..console import err, out, print_json, progress
@@ -40,6 +37,11 @@ def run(
 
     Example: `moeplan run plan.json --picture report.png`
     """
+    # torch takes seconds to import: only when it is needed.
+    from ...runtime.launch import EnvironmentLauncher
+    from ...runtime.launch.choose import choose_launcher, is_primary
+    from ...runtime.run import run as execute
+
     plan = Plan.read(plan_path)
     if plan.lab and lab is None and not EnvironmentLauncher.present():
         raise MoeplanError(f"{plan_path} was made in the lab {plan.lab!r}: give its file with --lab")

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ...profiler.traces import IMPORTERS, draw_stats, import_trace, stats_table, trace_stats
-from ...profiler.traces import capture as record
 from ...spec.trace import Trace
 from ..console import out, print_json, progress
+
+PROGRAMS = "sglang|vllm|tensorrt-llm|transformers|npz"  # the names of profiler.traces.IMPORTERS
 
 app = typer.Typer(no_args_is_help=True, help="Record how a model routes, and look at it.")
 
@@ -27,6 +27,9 @@ def capture(
 
     Example: `moeplan trace capture --model ./olmoe --text book.txt -o trace.npz`
     """
+    # torch takes seconds to import: only when it is needed.
+    from ...profiler.traces import capture as record
+
     with progress("recording") as show:
         trace = record(
             model,
@@ -47,7 +50,7 @@ def import_(
     path: Annotated[Path, typer.Argument(help="A recording: a file, or the folder with its files.")],
     program: Annotated[
         str | None,
-        typer.Option("--from", metavar="|".join(IMPORTERS), help="Who recorded it; recognised if left out."),
+        typer.Option("--from", metavar=PROGRAMS, help="Who recorded it; recognised if left out."),
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts per token, where the recording lacks it.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts per layer, where it lacks them.")] = None,
@@ -61,6 +64,9 @@ def import_(
 
     Example: `moeplan trace import expert_distribution/ --from sglang -o trace.npz`
     """
+    # torch takes seconds to import: only when it is needed.
+    from ...profiler.traces import import_trace
+
     trace, notes = import_trace(path, program, top_k=top_k, num_experts=num_experts, layers=layers)
     trace.write(output)
     if as_json:
@@ -99,6 +105,9 @@ def stats(
 
     Example: `moeplan trace stats trace.npz --devices 8 --hosts 2 --picture trace.png`
     """
+    # torch takes seconds to import: only when it is needed.
+    from ...profiler.traces import draw_stats, stats_table, trace_stats
+
     recorded = Trace.read(trace)
     found = trace_stats(recorded, devices=devices, hosts=hosts, other=Trace.read(other) if other else None)
     if picture:
