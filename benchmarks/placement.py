@@ -145,12 +145,12 @@ class Report:
 
     def large(self) -> None:
         self._head(
-            "DeepSeek-V3's size: 58 x 256, top-8, 32 devices of 4 hosts, synthetic trace, 60 s (held out)",
+            "DeepSeek-V3's size: 58 x 256, top-8, 32 devices of 4 hosts, synthetic trace (held out)",
             "slots | balance | EPLB | x host | EPLB | x device | EPLB | fan-out host | EPLB | s",
         )
         trace = topics(58, 256, 8, tokens=20_000).write(self.folder / "large.npz")
         for slots in (256, 288):
-            more = ("--slots", str(slots), "--equal-slots", "--time-limit", "60")
+            more = ("--slots", str(slots), "--equal-slots", "--time-limit", "45")
             _, mine, seconds = self._place(trace, 32, 4, *more)
             usual = self._usual(trace, 32, 4, "eplb", slots)
             cells = ["-" if found.get(f) is None else f"{found[f]:.3f}" for f in FIELDS for found in (mine, usual)]

@@ -35,6 +35,7 @@ import numpy as np
 
 from .affinity_rows import Rows, Triangles
 
+FIRST_STEP = 3  # times an eigenvalue problem of every boundary: the first bound and the first step
 CHECK = 20  # steps between two evaluations of the bound
 PATIENCE = 1e-4  # a relaxation ends once STALLS checks in a row gain less than this part of the bound
 STALLS = 6
@@ -61,7 +62,7 @@ def least_leaving(
     if places == 1 or slots >= experts or total == 0.0:
         return {name: 0.0 for name, _ in PHASES}
     size = places * slots
-    if deadline < np.inf and time.perf_counter() + boundaries * _eigenvalue_seconds(2 * size) > deadline:
+    if deadline < np.inf and time.perf_counter() + FIRST_STEP * boundaries * _eigenvalue_seconds(2 * size) > deadline:
         return {}
     scale = size * boundaries / total
     counts = np.zeros((boundaries, size, size))

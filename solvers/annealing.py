@@ -39,7 +39,7 @@ from .annealing_kernel import FREE, LANES, fill_finish, fill_near, walk
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 4_000, 50_000_000  # proposals of each chain
+STEPS_PER_EXPERT, MOST_STEPS = 5_000, 50_000_000  # proposals of each chain
 THREADS = 2
 FEWEST_CHAINS, CHAINS, MOST_CHAINS = THREADS, 8, 32  # of one length, more chains find deeper minima than longer ones
 LARGE, SMALL = 100_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps

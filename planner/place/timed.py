@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.annealing import FEWEST_CHAINS
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
@@ -182,7 +181,6 @@ def place_for_time(
             load,
             price=price * ideal,
             steps=steps,
-            chains=FEWEST_CHAINS,
             time_limit=max(left, 0.5),
             on_event=on_event,
             stop=stop,
