@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint format types unit bench bench-lab bench-replication bench-placement clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-replication bench-placement bench-kernels clean
 
 setup: $(READY)
 
@@ -14,6 +14,7 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,dev]'
 	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/moeplan
+	$(BIN)/python -m moeplan.runtime.kernels.cpp.build
 	touch $(READY)
 
 # The loop on the example that ships a real trace: measure this machine, solve, run, check.
@@ -34,8 +35,15 @@ lint: setup
 types: setup
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p moeplan
 
+# Two at a time what only computes; alone what starts ranks or measures time.
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 -m 'not alone'
+	$(BIN)/python -m pytest -m alone
+
+# The kernels' tests on a build that checks addresses and undefined behaviour, which must be loaded before Python's own.
+test-sanitize: setup
+	MOEPLAN_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=libasan.so) \
+		$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels_cpp.py tests/test_kernels.py
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -51,6 +59,9 @@ bench-replication: setup
 TRACES ?= examples/tiny_moe/trace.npz
 bench-placement: setup
 	$(BIN)/python benchmarks/placement.py $(TRACES)
+
+bench-kernels: setup
+	$(BIN)/python benchmarks/kernels.py
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,8 +1,33 @@
-"""Hypothesis: no deadlines, as machines are noisy; in CI the same examples every time, elsewhere new ones."""
+"""Hypothesis: no deadlines, as machines are noisy; in CI the same examples every time, elsewhere new ones.
+
+Files that start ranks of their own, build, or measure time are marked ``alone``: `make unit` runs all others side by
+side first.
+"""
 
 import os
 
+import pytest
 from hypothesis import settings
+
+ALONE = {
+    "test_cli",
+    "test_collectives",
+    "test_executor",
+    "test_kernels_cpp_build",
+    "test_lab",
+    "test_launch",
+    "test_profiler",
+    "test_profiler_measure",
+    "test_run",
+    "test_strategies",
+    "test_two_hosts",
+}
 
 settings.register_profile("moeplan", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("moeplan")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker("alone")

@@ -1,7 +1,8 @@
-"""The runtime's kernels. ``expert_ffn`` is the one entry; implementations are chosen in ``registry``."""
+"""The runtime's kernels: ``expert_ffn`` and the operators it is made of; ``registry`` chooses who computes them."""
 
 from .dense import dense_ffn
+from .functions import esfk, esmm, ess, estmm, expert_ffn
 from .product import linear
-from .registry import expert_ffn, implementations, register
+from .registry import implementations
 
-__all__ = ["dense_ffn", "expert_ffn", "implementations", "linear", "register"]
+__all__ = ["dense_ffn", "esfk", "esmm", "ess", "estmm", "expert_ffn", "implementations", "linear"]

@@ -1,38 +1,169 @@
-"""Expert FFN on contiguous segments: sort the choices by expert once, then two products per active expert.
+"""Kernels of vendor products, one or two for every active expert: what runs where no compiler is, and in float64.
 
-Letters: T tokens, D model, E experts, K top-k, H ffn columns, M 2 for a gated FFN or 1, n rows of one expert.
-
-No row is padded, and only the rows of the expert at work are copied. Between the products activations are columns
-([M H, n]): see ``product.multiply``.
+Letters as in ``interface``; n rows of one expert. The choices are sorted by expert once; no row is padded, and only the
+rows of the expert at work are copied. In ``forward`` activations are columns ([M H, n]): see ``product.multiply``.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ...spec import MoeplanError
-from .activation import activate
+from .activation import activate, activate_backward
+from .interface import Gradients
+from .memory import zeros
 from .product import multiply
+from .reindex import by_expert
 
 
-def grouped_expert_ffn(
-    x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor, activation: str
-) -> Tensor:
-    """See ``registry.expert_ffn``."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    y = torch.zeros(x.shape, dtype=wide, device=x.device)
-    experts, matrices = gate_up.shape[:2]
-    flat = ids.reshape(-1)
-    elsewhere, *counts = torch.bincount(flat + 1, minlength=experts + 1).tolist()
-    if len(counts) > experts:
-        raise MoeplanError(f"expert_ffn: ids: expected -1..{experts - 1}, got {len(counts) - 1}")
-    # Choices that are elsewhere (-1) come first and are left out.
-    order = flat.argsort(stable=True)[elsewhere:]
-    tokens = (order // max(ids.shape[1], 1)).split(counts)
-    gates = weights.reshape(-1)[order].to(wide).unsqueeze(1).split(counts)
-    for n, token, gate, up, back in zip(counts, tokens, gates, gate_up.flatten(1, 2), down, strict=True):
-        if n:
-            hidden = multiply(up, x.index_select(0, token).t())
-            out = multiply(back, activate(hidden, matrices, activation, dim=0)).t()
+class GroupedKernels:
+    """See ``interface.Kernels``."""
+
+    name = "grouped"
+
+    def esmm(self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        order, counts = by_expert(ids, len(weight), "esmm")
+        y = x.new_zeros(ids.numel(), weight.shape[1])
+        for e, mine in _active(order, counts):
+            y[mine] = _project(weight[e], None if bias is None else bias[e], _rows(x, ids, mine)).t()
+        return y.view(*ids.shape, weight.shape[1])
+
+    def ess(self, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
+        order, counts = by_expert(ids, experts, "ess")
+        sums = dy.new_zeros(experts, dy.shape[2])
+        for e, mine in _active(order, counts):
+            sums[e] = _sum(_rows(dy, ids, mine))
+        return sums
+
+    def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
+        order, counts = by_expert(ids, experts, "estmm")
+        products = zeros((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device)
+        for e, mine in _active(order, counts):
+            torch.mm(_rows(dy, ids, mine).t(), _rows(x, ids, mine), out=products[e])
+        return products
+
+    def esfk(
+        self, x: Tensor, weight: Tensor, dy: Tensor, ids: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        experts, shared = len(weight), x.ndim == 2
+        order, counts = by_expert(ids, experts, "esfk")
+        dx = torch.zeros(len(x) if shared else ids.numel(), x.shape[-1], dtype=_wide(x), device=x.device)
+        dweight = zeros(weight.shape, x.dtype, x.device)
+        dbias = dy.new_zeros(experts, dy.shape[2]) if with_bias else None
+        for e, mine in _active(order, counts):
+            back = _rows(dy, ids, mine)
+            dx.index_add_(0, mine // ids.shape[1] if shared else mine, torch.mm(back, weight[e]).to(dx.dtype))
+            torch.mm(back.t(), _rows(x, ids, mine), out=dweight[e])
+            if dbias is not None:
+                dbias[e] = _sum(back)
+        return dx.to(x.dtype).view_as(x), dweight, dbias
+
+    def forward(
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        gate_up_bias: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor | None,
+        ids: Tensor,
+        weights: Tensor,
+        activation: str,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        order, counts = by_expert(ids, len(gate_up), "expert_ffn")
+        matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
+        y = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
+        saved, first = x.new_empty(ids.numel() if save else 0, projections.shape[1]), 0
+        for e, mine in _active(order, counts):
+            token = mine // ids.shape[1]
+            bias = None if gate_up_bias is None else gate_up_bias[e].flatten()
+            projected = _project(projections[e], bias, x.index_select(0, token))
+            if save:
+                saved[first : first + len(mine)] = projected.t()
+                first += len(mine)
+            hidden = activate(projected, matrices, activation, dim=0).t()
+            out = _project(down[e], None if down_bias is None else down_bias[e], hidden)
             # Row-major before the sum: adding strided rows takes several times as long.
-            y.index_add_(0, token, out.contiguous() * gate)
-    return y.to(x.dtype)
+            y.index_add_(0, token, out.t().contiguous() * _gates(weights, mine, y.dtype))
+        return y.to(x.dtype), saved
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        gate_up: Tensor,
+        gate_up_bias: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor | None,
+        ids: Tensor,
+        weights: Tensor,
+        saved: Tensor,
+        activation: str,
+    ) -> Gradients:
+        order, counts = by_expert(ids, len(gate_up), "expert_ffn")
+        matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
+        dx = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
+        dgate_up, ddown = (zeros(w.shape, x.dtype, x.device) for w in (projections, down))
+        dgate_up_bias, ddown_bias = (None if b is None else torch.zeros_like(b) for b in (gate_up_bias, down_bias))
+        dweights = torch.zeros(ids.numel(), dtype=dx.dtype, device=x.device)
+        first = 0
+        for e, mine in _active(order, counts):
+            token, gate = mine // ids.shape[1], _gates(weights, mine, dx.dtype)
+            projected = saved[first : first + len(mine)]
+            first += len(mine)
+            hidden, back = activate(projected, matrices, activation), dy.index_select(0, token)
+            # One product gives both: the weight's gradient is the hidden row times it, and it times the weight goes on.
+            dhidden = torch.mm(back, down[e]).to(dx.dtype)
+            dweights[mine] = (dhidden * hidden).sum(1)
+            if down_bias is not None:
+                dweights[mine] += (back * down_bias[e].to(dx.dtype)).sum(1)
+            weighted = (back * gate).to(x.dtype)
+            torch.mm(weighted.t(), hidden, out=ddown[e])
+            dprojected = activate_backward((dhidden * gate).to(x.dtype), projected, matrices, activation)
+            torch.mm(dprojected.t(), x.index_select(0, token), out=dgate_up[e])
+            dx.index_add_(0, token, torch.mm(dprojected, projections[e]).to(dx.dtype))
+            if ddown_bias is not None:
+                ddown_bias[e] = _sum(weighted)
+            if dgate_up_bias is not None:
+                dgate_up_bias[e] = _sum(dprojected).view_as(dgate_up_bias[e])
+        return Gradients(
+            dx.to(x.dtype),
+            dgate_up.view_as(gate_up),
+            dgate_up_bias,
+            ddown,
+            ddown_bias,
+            dweights.view_as(weights).to(weights.dtype),
+        )
+
+
+def _active(order: Tensor, counts: list[int]) -> Iterator[tuple[int, Tensor]]:
+    """Each expert that has choices, and these."""
+    for e, mine in enumerate(order.split(counts)):
+        if len(mine):
+            yield e, mine
+
+
+def _project(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    """weight [O, I], bias [O], rows [n, I] -> columns [O, n], rounded once."""
+    if bias is None:
+        return multiply(weight, rows.t())
+    return torch.addmm(bias.unsqueeze(1), weight, rows.t())
+
+
+def _rows(x: Tensor, ids: Tensor, choices: Tensor) -> Tensor:
+    """The rows [n, I] of some choices, out of x [T, I] or [T, K, I]."""
+    return x.index_select(0, choices // ids.shape[1]) if x.ndim == 2 else x.flatten(0, 1).index_select(0, choices)
+
+
+def _gates(weights: Tensor, choices: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, 1]."""
+    return weights.reshape(-1).index_select(0, choices).to(dtype).unsqueeze(1)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """Sum of rows [n, O], accumulated in float32."""
+    return rows.sum(0, dtype=_wide(rows)).to(rows.dtype)

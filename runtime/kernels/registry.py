@@ -1,80 +1,119 @@
-"""One entry for the expert FFN, and the one place where implementations plug in.
+"""The one place that chooses an implementation: by argument, by environment, else by device and type.
 
-Letters: T tokens, D model, E experts held here, K top-k, H ffn columns held here, M 2 for a gated FFN or 1.
+Implementations are loaded when they are first chosen: neither Triton nor a compiler is needed before.
 """
 
+import logging
 import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
-from torch import Tensor
 
 from ...spec import MoeplanError
-from .grouped import grouped_expert_ffn
-from .reference import reference_expert_ffn
+from .interface import Kernels
 
 ENVIRONMENT = "MOEPLAN_KERNEL"
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+"""What the written kernels compute in; float64 is for checks."""
 
-# (x, gate_up, down, ids, weights, activation) -> y
-Implementation = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor]
-
-_IMPLEMENTATIONS: dict[str, Implementation] = {"reference": reference_expert_ffn, "grouped": grouped_expert_ffn}
+logger = logging.getLogger("moeplan.kernels")
 
 
-def register(name: str, implementation: Implementation) -> None:
-    """Add an implementation under a name; it may replace one."""
-    _IMPLEMENTATIONS[name] = implementation
+def _reference() -> Kernels:
+    from .reference import ReferenceKernels
+
+    return ReferenceKernels()
+
+
+def _grouped() -> Kernels:
+    from .grouped import GroupedKernels
+
+    return GroupedKernels()
+
+
+def _cpp() -> Kernels:
+    from .cpp.implementation import CppKernels
+
+    return CppKernels()
+
+
+def _triton() -> Kernels:
+    from .gpu.implementation import TritonKernels
+
+    return TritonKernels()
+
+
+_LOADERS: dict[str, Callable[[], Kernels]] = {
+    "reference": _reference,
+    "grouped": _grouped,
+    "cpp": _cpp,
+    "triton": _triton,
+}
 
 
 def implementations() -> tuple[str, ...]:
-    return tuple(_IMPLEMENTATIONS)
+    """Every name that can be asked for, whether it runs here or not."""
+    return tuple(_LOADERS)
 
 
-def choose(name: str | None) -> Implementation:
-    """The implementation of this name, else the one that MOEPLAN_KERNEL names, else the grouped one."""
-    name = name or os.environ.get(ENVIRONMENT) or "grouped"
-    try:
-        return _IMPLEMENTATIONS[name]
-    except KeyError:
-        known = ", ".join(sorted(_IMPLEMENTATIONS))
-        raise MoeplanError(f"expert_ffn: implementation: expected one of {known}, got {name!r}") from None
+@cache
+def load(name: str) -> Kernels:
+    """The implementation of a name that ``choose`` gave."""
+    return _LOADERS[name]()
 
 
-def expert_ffn(
-    x: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    ids: Tensor,
-    weights: Tensor,
-    *,
-    activation: str,
-    implementation: str | None = None,
-) -> Tensor:
-    """Gate-weighted sum of the chosen experts' FFNs: y[t] = sum over k of weights[t, k] * FFN_{ids[t, k]}(x[t]).
+def choose(implementation: str | None, device: str, dtype: torch.dtype) -> str:
+    """Name of the implementation that computes with ``dtype`` on a device of type ``device``.
 
-    x: [T, D]; gate_up: [E, M, H, D]; down: [E, D, H]; ids: [T, K] int32 or int64, local expert numbers, -1 for an
-    expert that is not here; weights: [T, K] float32 -> [T, D] in x.dtype, accumulated in float32 (float64 stays).
-    Dropless: every id counts. Raises MoeplanError naming the argument, what was expected and what came.
+    The one asked for by ``implementation``, else by the environment's MOEPLAN_KERNEL, must be able to: MoeplanError
+    with the reason otherwise. Asked for none: triton on GPUs, cpp on CPUs, grouped where these cannot, and one line of
+    warning says why. A compiled graph keeps what was chosen when it was traced.
     """
-    _validate(x, gate_up, down, ids, weights)
-    return choose(implementation)(x, gate_up, down, ids, weights, activation)
+    asked = implementation or os.environ.get(ENVIRONMENT)
+    if not asked:
+        return _default(device, dtype)
+    if asked not in _LOADERS:
+        raise MoeplanError(f"kernels: implementation: expected one of {', '.join(_LOADERS)}, got {asked!r}")
+    reason = obstacle(asked, device, dtype)
+    if reason:
+        raise MoeplanError(f"kernels: implementation: {asked!r} cannot run here: {reason}")
+    return asked
 
 
-def _validate(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor, weights: Tensor) -> None:
-    """Shapes and types only: implementations that read the values of ids check them."""
-    if x.ndim != 2:
-        raise _wrong("x", "[tokens, model]", x)
-    tokens, model = x.shape
-    if gate_up.ndim != 4 or gate_up.shape[1] not in (1, 2) or gate_up.shape[3] != model or gate_up.dtype != x.dtype:
-        raise _wrong("gate_up", f"{x.dtype} [experts, 1 or 2, ffn, {model}]", gate_up)
-    experts, _, ffn, _ = gate_up.shape
-    if down.shape != (experts, model, ffn) or down.dtype != x.dtype:
-        raise _wrong("down", f"{x.dtype} [{experts}, {model}, {ffn}]", down)
-    if ids.ndim != 2 or ids.shape[0] != tokens or ids.dtype not in (torch.int32, torch.int64):
-        raise _wrong("ids", f"int32 or int64 [{tokens}, top_k]", ids)
-    if weights.shape != ids.shape or weights.dtype not in (torch.float32, torch.float64):
-        raise _wrong("weights", f"float32 {list(ids.shape)}", weights)
+# What torch.compiler.assume_constant_result sets, which would import two seconds of compiler into every process.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _wrong(name: str, expected: str, got: Tensor) -> MoeplanError:
-    return MoeplanError(f"expert_ffn: {name}: expected {expected}, got {got.dtype} {list(got.shape)}")
+@cache
+def _default(device: str, dtype: torch.dtype) -> str:
+    if dtype not in LOW:
+        return "grouped"
+    wanted = "triton" if device == "cuda" else "cpp"
+    reason = obstacle(wanted, device, dtype)
+    if reason is None:
+        return wanted
+    logger.warning("moeplan: kernels: 'grouped' (vendor products) runs instead of %r: %s", wanted, reason)
+    return "grouped"
+
+
+@cache
+def obstacle(name: str, device: str, dtype: torch.dtype) -> str | None:
+    """Why an implementation cannot compute with ``dtype`` on ``device``; None if it can."""
+    if name in ("reference", "grouped"):
+        return None
+    if dtype not in LOW:
+        return f"it computes in {', '.join(str(t).removeprefix('torch.') for t in LOW)}, not {dtype}"
+    if name == "cpp":
+        if device != "cpu":
+            return f"it runs on CPUs, the tensors are on {device}"
+        from .cpp import obstacle as build_obstacle
+
+        return build_obstacle()
+    from .gpu.device import interpreting, require_triton
+
+    try:
+        require_triton()
+    except MoeplanError as error:
+        return str(error)
+    return None if device == "cuda" or interpreting() else f"it runs on GPUs, the tensors are on {device}"

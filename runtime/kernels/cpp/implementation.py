@@ -1,0 +1,232 @@
+"""The operators on CPUs through the C++ library: checks, allocates the results, passes pointers.
+
+Letters and meaning as in ``interface``. Results do not depend on the number of threads.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ....spec import MoeplanError
+from ..interface import Gradients
+from ..memory import zeros
+from .library import BAD_ID, level, load
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "swiglu_clamped": 3}
+
+
+class CppKernels:
+    """See ``interface.Kernels``. ``isa``: "avx2", "avx512" or "amx", by default what MOEPLAN_CPU_ISA says, else the
+    best that the processor has."""
+
+    name = "cpp"
+
+    def __init__(self, isa: str | None = None) -> None:
+        self._library = load()
+        self._level = level(isa or os.environ.get("MOEPLAN_CPU_ISA") or None)
+
+    def scratch_bytes(self) -> int:
+        """Bytes beyond arguments and results that the calling thread's last call used at once."""
+        return self._library.moeplan_scratch_bytes()
+
+    def esmm(self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        x, ids = x.contiguous(), ids.contiguous()
+        _check_weights("esmm", weight=weight)
+        experts, outputs, inputs = weight.shape
+        y = x.new_empty(*ids.shape, outputs)
+        bias = None if bias is None else bias.contiguous()
+        pointers = (x.data_ptr(), weight.data_ptr(), _pointer(bias), ids.data_ptr(), y.data_ptr())
+        self._project("esmm", self._library.moeplan_project, pointers, x, ids, experts, inputs, outputs)
+        return y
+
+    def ess(self, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
+        dy, ids = dy.contiguous(), ids.contiguous()
+        sums = dy.new_empty(experts, dy.shape[2])
+        self._gradients("ess", dy, None, dy, ids, experts, 0, None, None, sums)
+        return sums
+
+    def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
+        x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
+        products = zeros((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device)
+        self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, products, None)
+        return products
+
+    def esfk(
+        self, x: Tensor, weight: Tensor, dy: Tensor, ids: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
+        _check_weights("esfk", weight=weight)
+        experts, outputs, inputs = weight.shape
+        dx, dweight = torch.empty_like(x), zeros(weight.shape, weight.dtype, weight.device)
+        dbias = weight.new_empty(experts, outputs) if with_bias else None
+        self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, dweight, dbias)
+        return dx, dweight, dbias
+
+    def forward(
+        self,
+        x: Tensor,
+        gate_up: Tensor,
+        gate_up_bias: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor | None,
+        ids: Tensor,
+        weights: Tensor,
+        activation: str,
+        save: bool,
+    ) -> tuple[Tensor, Tensor]:
+        x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
+        _check_weights("expert_ffn", gate_up=gate_up, down=down)
+        gate_up_bias, down_bias = _contiguous(gate_up_bias), _contiguous(down_bias)
+        experts, matrices, ffn, model = gate_up.shape
+        y = torch.empty_like(x)
+        saved = x.new_empty(ids.numel() if save else 0, matrices * ffn)
+        status = self._library.moeplan_forward(
+            x.data_ptr(),
+            gate_up.data_ptr(),
+            _pointer(gate_up_bias),
+            down.data_ptr(),
+            _pointer(down_bias),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            y.data_ptr(),
+            saved.data_ptr() if save else None,
+            ids.element_size(),
+            _type("expert_ffn", x),
+            self._level,
+            torch.get_num_threads(),
+            _ACTIVATIONS[activation],
+            len(x),
+            model,
+            experts,
+            ids.shape[1],
+            ffn,
+            matrices,
+        )
+        if status:
+            self._fail("expert_ffn", status, experts)
+        return y, saved
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        gate_up: Tensor,
+        gate_up_bias: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor | None,
+        ids: Tensor,
+        weights: Tensor,
+        saved: Tensor,
+        activation: str,
+    ) -> Gradients:
+        dy, x, ids, weights = dy.contiguous(), x.contiguous(), ids.contiguous(), weights.contiguous()
+        saved, down_bias = saved.contiguous(), _contiguous(down_bias)
+        _check_weights("expert_ffn", gate_up=gate_up, down=down)
+        experts, matrices, ffn, model = gate_up.shape
+        gradients = Gradients(
+            torch.empty_like(x),
+            zeros(gate_up.shape, gate_up.dtype, gate_up.device),
+            None if gate_up_bias is None else gate_up.new_empty(experts, matrices, ffn),
+            zeros(down.shape, down.dtype, down.device),
+            None if down_bias is None else down.new_empty(experts, model),
+            torch.empty_like(weights),
+        )
+        status = self._library.moeplan_backward(
+            dy.data_ptr(),
+            x.data_ptr(),
+            gate_up.data_ptr(),
+            down.data_ptr(),
+            _pointer(down_bias),
+            saved.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            *map(_pointer, gradients),
+            ids.element_size(),
+            _type("expert_ffn", x),
+            self._level,
+            torch.get_num_threads(),
+            _ACTIVATIONS[activation],
+            len(x),
+            model,
+            experts,
+            ids.shape[1],
+            ffn,
+            matrices,
+        )
+        if status:
+            self._fail("expert_ffn", status, experts)
+        return gradients
+
+    def _gradients(
+        self,
+        function: str,
+        x: Tensor,
+        weight: Tensor | None,
+        dy: Tensor,
+        ids: Tensor,
+        experts: int,
+        inputs: int,
+        dx: Tensor | None,
+        dweight: Tensor | None,
+        dbias: Tensor | None,
+    ) -> None:
+        pointers = tuple(map(_pointer, (x, weight, dy, ids, dx, dweight, dbias)))
+        self._project(function, self._library.moeplan_project_backward, pointers, x, ids, experts, inputs, dy.shape[2])
+
+    def _project(
+        self,
+        function: str,
+        call: Any,
+        pointers: tuple[int | None, ...],
+        x: Tensor,
+        ids: Tensor,
+        experts: int,
+        inputs: int,
+        outputs: int,
+    ) -> None:
+        status = call(
+            *pointers,
+            ids.element_size(),
+            _type(function, x),
+            self._level,
+            torch.get_num_threads(),
+            ids.shape[0],
+            experts,
+            ids.shape[1],
+            inputs,
+            outputs,
+            x.ndim == 3,
+        )
+        if status:
+            self._fail(function, status, experts)
+
+    def _fail(self, function: str, status: int, experts: int) -> None:
+        if status == BAD_ID:
+            got = self._library.moeplan_bad_id()
+            raise MoeplanError(f"{function}: ids: expected -1..{experts - 1}, got {got}")
+        raise MoeplanError(f"{function}: out of memory for the kernel's scratch")
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _type(function: str, x: Tensor) -> int:
+    try:
+        return _TYPES[x.dtype]
+    except KeyError:
+        raise MoeplanError(f"{function}: x: expected one of {sorted(map(str, _TYPES))}, got {x.dtype}") from None
+
+
+def _check_weights(function: str, **weights: Tensor) -> None:
+    """Pointers know no strides, and copying a layer's experts at every call would go unseen."""
+    for name, weight in weights.items():
+        if not weight.is_contiguous():
+            raise MoeplanError(f"{function}: {name}: expected contiguous, got strides {list(weight.stride())}")

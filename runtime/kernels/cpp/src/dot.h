@@ -1,0 +1,94 @@
+// Few columns: rows of a weight, read once from where they lie, times a handful of rows that stay in the cache.
+#pragma once
+#if MOEPLAN_AMX
+#include "multiply_amx.h"
+#else
+#include "multiply.h"
+#endif
+
+namespace moeplan::VARIANT {
+
+// More rows than this run faster as a packed product.
+constexpr int64_t FEW = 8;
+constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are asked for before they are read
+// Rows of the weight at a time: sums and operands fit the registers.
+constexpr int weight_rows(int n) {
+    int free = (LANES == 16 ? 30 : 14);
+    return (free - 1) / (n + 1) >= 4 ? 4 : (free - 1) / (n + 1) >= 2 ? 2 : 1;
+}
+
+inline vf load_units_whole(const Real* p) {
+#if MOEPLAN_PAIRS
+    return _mm512_loadu_ps(p);
+#else
+    return load(p);
+#endif
+}
+
+// R rows. `next`: the row after them.
+template <int R, int N>
+inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int64_t ldx, int64_t k, float* c,
+                 int64_t ldc) {
+    vf sums[R][N];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+        for (int n = 0; n < N; n++) sums[r][n] = zero();
+    }
+    int64_t whole = k / BLOCK * BLOCK, turn = whole > AHEAD ? whole - AHEAD : 0, i = 0;
+    // Up to `turn` the rows themselves are asked for ahead, after it the start of the next ones.
+    const auto run = [&](int64_t end, const Real* ahead) __attribute__((always_inline)) {
+        for (; i < end; i += BLOCK) {
+            vf rows[R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                _mm_prefetch(ahead + r * ldw + i, _MM_HINT_T0);
+                rows[r] = load_units_whole(w + r * ldw + i);
+            }
+#pragma GCC unroll 8
+            for (int n = 0; n < N; n++) {
+                vf column = load(reinterpret_cast<const float*>(x + n * ldx + i));
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) sums[r][n] = step(sums[r][n], rows[r], column);
+            }
+        }
+    };
+    run(turn, w + AHEAD);
+    run(whole, next - turn);
+    if (i < k) {
+        for (int r = 0; r < R; r++) {
+            vf row = load_units(w + r * ldw + i, k - i);
+            for (int n = 0; n < N; n++) {
+                sums[r][n] = step(sums[r][n], row, load(reinterpret_cast<const float*>(x + n * ldx + i)));
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        for (int n = 0; n < N; n++) c[r * ldc + n] = sum(sums[r][n]);
+    }
+}
+
+template <int N>
+inline void dots_rows(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t k, float* c, int64_t ldc) {
+    constexpr int R = weight_rows(N);
+    int64_t r = 0;
+    for (; r + R <= m; r += R) dots<R, N>(w + r * ldw, ldw, w + (r + R) * ldw, x, ldx, k, c + r * ldc, ldc);
+    for (; r < m; r++) dots<1, N>(w + r * ldw, ldw, w + (r + 1) * ldw, x, ldx, k, c + r * ldc, ldc);
+}
+
+// c [m, n] = w [m, k] x [n, k]^T, n at most FEW; rows of x are padded with zeros to row_length(k).
+inline void multiply_few(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t n, int64_t k, float* c,
+                         int64_t ldc) {
+    switch (n) {
+        case 1: return dots_rows<1>(w, ldw, m, x, ldx, k, c, ldc);
+        case 2: return dots_rows<2>(w, ldw, m, x, ldx, k, c, ldc);
+        case 3: return dots_rows<3>(w, ldw, m, x, ldx, k, c, ldc);
+        case 4: return dots_rows<4>(w, ldw, m, x, ldx, k, c, ldc);
+        case 5: return dots_rows<5>(w, ldw, m, x, ldx, k, c, ldc);
+        case 6: return dots_rows<6>(w, ldw, m, x, ldx, k, c, ldc);
+        case 7: return dots_rows<7>(w, ldw, m, x, ldx, k, c, ldc);
+        case 8: return dots_rows<8>(w, ldw, m, x, ldx, k, c, ldc);
+    }
+}
+
+}  // namespace moeplan::VARIANT

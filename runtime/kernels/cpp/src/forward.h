@@ -1,0 +1,153 @@
+// y[t] = sum over k of weights[t, k] (down[e] act(gate_up[e] x[t] + b) + b2), in one call.
+//
+// A pass packs the tokens of its experts, multiplies gate and up and applies the activation while the sums are in the
+// cache, which leaves the hidden rows packed for the second product, and adds its result, weighted, into y. Weights
+// are read where they lie. Tasks of the last step own columns of y and take the experts in order: no two threads add
+// to one place, and results do not depend on the number of threads.
+#pragma once
+#include "activation.h"
+#include "passes.h"
+
+namespace moeplan::VARIANT {
+
+constexpr int64_t FFN_ROWS = BLOCK_ROWS / 2;  // rows of gate, and of up, in a block of sums
+
+class ForwardCall {
+public:
+    explicit ForwardCall(const Forward& f) : f(f) {}
+
+    Status run() {
+        bool ready = passes.build(f.plan, f.E, f.D, f.H, f.H, FFN_ROWS, f.threads) && y.open(f.y, f.T, f.D);
+        inputs = take<float>(passes.most_input);
+        hidden = take<float>(passes.most_hidden);
+        float* sums = take<float>(f.threads * SUMS);
+        Op* staged = take<Op>(f.threads * STAGED);
+        Phase* phases = take<Phase>(3 * passes.count);
+        if (!ready || !inputs || !hidden || !sums || !staged || !phases) return NO_MEMORY;
+        for (int64_t i = 0; i < 3 * passes.count; i++) phases[i] = Phase{};
+        columns = task_columns(f.D, f.threads);
+        Rows<Real> x{static_cast<const Real*>(f.x), f.D, f.plan.token};
+        parallel(f.threads, [&](int64_t thread) {
+            Scratch scratch{sums + thread * SUMS, staged + thread * STAGED, nullptr};
+            y.clear();
+            for (int64_t p = 0; p < passes.count; p++) {
+                int64_t begin = passes.first[p], end = passes.first[p + 1];
+                const Piece& last = passes.pieces[end - 1];
+                Phase* phase = phases + 3 * p;
+                phase[0].run(last.pack_end, [&](int64_t task) { passes.pack(begin, end, task, x, f.D, inputs); });
+                wait_for_all();
+                phase[1].run(last.product_end, [&](int64_t task) { project(begin, end, task, scratch); });
+                wait_for_all();
+                phase[2].run(ceil_div(f.D, columns), [&](int64_t task) { add(begin, end, task, scratch); });
+            }
+            wait_for_all();
+            y.round();
+        });
+        return OK;
+    }
+
+private:
+    const Forward& f;
+    Passes passes;
+    Sums y;
+    float *inputs = nullptr, *hidden = nullptr;
+    int64_t columns = 0;
+
+    // Some rows of gate, and of up, for all tokens of a piece; the activation; their place in the hidden rows.
+    void project(int64_t begin, int64_t end, int64_t task, Scratch& scratch) {
+        int64_t place;
+        const Piece& piece = passes.find<&Piece::product_end>(begin, end, task, place);
+        int64_t h = place * piece.block, m = least(piece.block, f.H - h);
+        for (int64_t t = 0; t < piece.n; t += COLUMNS) {
+            int64_t n = least(COLUMNS, piece.n - t);
+            for (int64_t i = 0; i < f.M; i++) {
+                const Real* w = static_cast<const Real*>(f.gate_up) + ((piece.expert * f.M + i) * f.H + h) * f.D;
+                float* sums = scratch.sums + i * FFN_ROWS * LINE;
+                weight_times_piece(w, m, piece, inputs + piece.input, t, n, f.D, scratch, sums);
+                finish(sums, piece, i, h, m, t, n);
+            }
+            if (piece.few) {
+                activate_rows(scratch.sums, piece, h, m);
+            } else {
+                activate_panels(scratch.sums, piece, h, m, t, n);
+            }
+        }
+    }
+
+    // Adds the bias of matrix i and keeps the projections for the backward where they are asked for.
+    void finish(float* sums, const Piece& piece, int64_t i, int64_t h, int64_t m, int64_t t, int64_t n) {
+        if (f.gate_up_bias) {
+            const Real* bias = static_cast<const Real*>(f.gate_up_bias) + (piece.expert * f.M + i) * f.H + h;
+            for (int64_t r = 0; r < m; r++) {
+                vf b = splat(scalar(bias[r]));
+                for (int64_t c = 0; c < n; c += LANES) store(sums + r * LINE + c, load(sums + r * LINE + c) + b);
+            }
+        }
+        if (f.saved) {
+            Real* saved = static_cast<Real*>(f.saved) + (piece.row + t) * f.M * f.H + i * f.H + h;
+            by_column(sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
+                store(saved + c * f.M * f.H + r, x, rows);
+            });
+        }
+    }
+
+    vf activated(const float* sums, int64_t r, int64_t c) const {
+        const float* gate = sums + r * LINE + c;
+        return activate(f.act, f.M == 2, load(gate), f.M == 2 ? load(gate + FFN_ROWS * LINE) : zero());
+    }
+
+    void activate_panels(const float* sums, const Piece& piece, int64_t h, int64_t m, int64_t t, int64_t n) {
+        Panels panels{hidden + piece.hidden, ceil_div(piece.n, PANEL), f.H};
+        for (int64_t c = 0; c < round_up(n, PANEL); c += LANES) {
+            for (int64_t r = 0; r < m; r += PAIR) {
+                vf x = activated(sums, r, c);
+#if MOEPLAN_PAIRS
+                x = interleave(x, r + 1 < m ? activated(sums, r + 1, c) : zero());
+#endif
+                store(panels.at((t + c) / PANEL, (h + r) / PAIR) + c % PANEL, x);
+            }
+            if (h + m == f.H) {
+                for (int64_t u = ceil_div(f.H, PAIR); u < panels.units(); u++) {
+                    store(panels.at((t + c) / PANEL, u) + c % PANEL, zero());
+                }
+            }
+        }
+    }
+
+    void activate_rows(const float* sums, const Piece& piece, int64_t h, int64_t m) {
+        Op* rows = reinterpret_cast<Op*>(hidden + piece.hidden);
+        int64_t stride = row_length(f.H);
+        for (int64_t r = 0; r < m; r++) {
+            Op column[PANEL];
+            for (int64_t c = 0; c < piece.n; c += LANES) store(column + c, activated(sums, r, c));
+            for (int64_t c = 0; c < piece.n; c++) rows[c * stride + h + r] = column[c];
+        }
+        if (h + m == f.H) {
+            for (int64_t c = 0; c < piece.n; c++) clear(rows + c * stride + f.H, sizeof(Op) * (stride - f.H));
+        }
+    }
+
+    // Columns of y: the second product for all tokens of the pass, weighted.
+    void add(int64_t begin, int64_t end, int64_t task, Scratch& scratch) {
+        int64_t d = task * columns, m = least(columns, f.D - d);
+        for (int64_t p = begin; p < end; p++) {
+            const Piece& piece = passes.pieces[p];
+            const Real* w = static_cast<const Real*>(f.down) + (piece.expert * f.D + d) * f.H;
+            const Real* bias = f.down_bias ? static_cast<const Real*>(f.down_bias) + piece.expert * f.D + d : nullptr;
+            for (int64_t t = 0; t < piece.n; t += COLUMNS) {
+                int64_t n = least(COLUMNS, piece.n - t), row = piece.row + t;
+                weight_times_piece(w, m, piece, hidden + piece.hidden, t, n, f.H, scratch, scratch.sums);
+                by_column(scratch.sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
+                    float* to = y.values + f.plan.token[row + c] * f.D + d + r;
+                    vf weight = splat(f.weights[f.plan.choice[row + c]]);
+                    if (bias) x = x + load(bias + r, rows);
+                    store(to, fma(weight, x, load(to, rows)), rows);
+                });
+            }
+        }
+    }
+};
+
+inline Status forward(const Forward& f) { return ForwardCall(f).run(); }
+
+}  // namespace moeplan::VARIANT

@@ -1,0 +1,153 @@
+// Gradients of projections: experts in passes of bounded scratch, and the pieces of work that they share.
+#pragma once
+#include "passes.h"
+
+namespace moeplan::VARIANT {
+
+constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
+constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
+constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
+
+// An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
+// and panels along its rows at `depth` times their number of columns.
+struct Owner {
+    int64_t expert, row, n, padded_row, depth;
+};
+
+struct Owners {
+    Owner* all = nullptr;      // [experts]
+    int64_t* first = nullptr;  // [count + 1] first expert of each pass
+    int64_t count = 0, most_rows = 0, most_depth = 0, most_tokens = 0;
+
+    // `row_units`: units of scratch that a row takes. An expert is never split: its weight's gradient is one sum.
+    bool build(const Plan& plan, int64_t experts, int64_t row_units) {
+        all = take<Owner>(experts);
+        first = take<int64_t>(experts + 1);
+        if (!all || !first) return false;
+        int64_t rows = 0, depth = 0;
+        first[0] = 0;
+        for (int64_t e = 0; e < experts; e++) {
+            int64_t n = plan.start[e + 1] - plan.start[e];
+            if (e > first[count] && (rows + round_up(n, 16)) * row_units * 4 > PASS_BYTES) {
+                first[++count] = e;
+                rows = depth = 0;
+            }
+            all[e] = {e, plan.start[e], n, rows, depth};
+            rows += round_up(n, 16);
+            depth += Panels::size(1, n);
+            most_rows = most(most_rows, rows);
+            most_depth = most(most_depth, depth);
+            most_tokens = most(most_tokens, n);
+        }
+        if (experts) first[++count] = experts;
+        return true;
+    }
+    int64_t begin(int64_t pass) const { return first[pass]; }
+    int64_t experts(int64_t pass) const { return first[pass + 1] - first[pass]; }
+    int64_t rows(int64_t pass) const {
+        const Owner& last = all[first[pass + 1] - 1];
+        return last.padded_row + round_up(last.n, 16);
+    }
+    // Whose padded row it is.
+    const Owner& at(int64_t pass, int64_t padded_row) const {
+        int64_t low = first[pass], high = first[pass + 1] - 1;
+        while (low < high) {
+            int64_t middle = (low + high + 1) / 2;
+            if (all[middle].padded_row <= padded_row) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        return all[low];
+    }
+};
+
+// Units of panels of `width` columns whose k runs over the rows of experts with `depth` in all; one expert's start.
+inline int64_t column_panels(int64_t depth, int64_t width) { return depth * ceil_div(width, PANEL); }
+inline Panels owner_panels(const Owner& owner, float* base, int64_t width) {
+    return {base + column_panels(owner.depth, width), ceil_div(width, PANEL), owner.n};
+}
+
+// Task: STAGE_EACH rows of a matrix, for the experts of a pass, staged at their padded rows.
+inline void stage(const Owners& owners, int64_t pass, int64_t task, const Rows<Real>& rows, int64_t k, Op* staged) {
+    const Owner& owner = owners.at(pass, task * STAGE_EACH);
+    int64_t r = task * STAGE_EACH - owner.padded_row;
+    stage_rows(rows, owner.row + r, least(STAGE_EACH, owner.n - r), k, staged + task * STAGE_EACH * row_length(k),
+               row_length(k));
+}
+
+// Task: up to COLUMNS columns of an expert's rows, packed along the rows. `width` of a row.
+inline void pack_owner(const Owners& owners, int64_t pass, int64_t task, const Rows<Real>& rows, int64_t width,
+                       float* panels) {
+    int64_t blocks = ceil_div(width, COLUMNS), column = task % blocks * COLUMNS;
+    const Owner& owner = owners.all[owners.begin(pass) + task / blocks];
+    if (owner.n == 0) return;
+    pack_columns(rows, owner.row, column, least(COLUMNS, width - column), owner_panels(owner, panels, width),
+                 column / PANEL);
+}
+
+// sums [rows r to r + m of an expert, n columns] = staged rows times the weight, added to the rows of `to`.
+inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, int64_t k,
+                           int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
+    for (int64_t r = 0; r < owner.n; r += BLOCK_ROWS) {
+        int64_t m = least(BLOCK_ROWS, owner.n - r);
+        rows_times_weight(staged + (owner.padded_row + r) * row_length(k), row_length(k), m, weight + i, to.width, k,
+                          n, scratch, scratch.sums);
+        for (int64_t j = 0; j < m; j++) {
+            float* out = to.values + index[owner.row + r + j] * to.width + i;
+            for (int64_t c = 0; c < n; c += LANES) {
+                vf sum = load(scratch.sums + j * LINE + c);
+                if (n - c >= LANES) {
+                    store(out + c, load(out + c) + sum);
+                } else {
+                    store(out + c, load(out + c, n - c) + sum, n - c);
+                }
+            }
+        }
+    }
+}
+
+// Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.
+// Idle experts' are left as they are: zeros, in memory that nobody had to write.
+template <class X>
+inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first_row, int64_t o, int64_t m,
+                            const Panels& x, int64_t inputs, Op* staged, float* sums, Real* out) {
+    if (owner.n == 0) return;  // zeros, which the memory came with
+    stage_columns(dy, first_row, owner.n, o, m, staged);
+    for (int64_t i = 0; i < inputs; i += COLUMNS) {
+        int64_t n = least(COLUMNS, inputs - i);
+        rows_times_panels(staged, row_length(owner.n), m, x, i / PANEL, n, sums);
+        for (int64_t r = 0; r < m; r++) {
+            for (int64_t c = 0; c < n; c += LANES) {
+                vf value = load(sums + r * LINE + c);
+                if (n - c >= LANES) {
+                    store(out + r * inputs + i + c, value);
+                } else {
+                    store(out + r * inputs + i + c, value, n - c);
+                }
+            }
+        }
+    }
+}
+
+// out[column to column + width] = the sums over n rows, each times weight(row) where `weight` is not null.
+template <class X, class Weight>
+inline void row_sums(const Rows<X>& rows, int64_t first_row, int64_t n, int64_t column, int64_t width, Weight weight,
+                     Real* out) {
+    for (int64_t c = column; c < column + width; c += LANES) {
+        int64_t count = least(LANES, column + width - c);
+        vf total = zero();
+        for (int64_t r = first_row; r < first_row + n; r++) {
+            vf x = load(rows[r] + c, count);
+            if constexpr (__is_same(Weight, decltype(nullptr))) {
+                total = total + x;
+            } else {
+                total = fma(splat(weight(r)), x, total);
+            }
+        }
+        store(out + c, total, count);
+    }
+}
+
+}  // namespace moeplan::VARIANT

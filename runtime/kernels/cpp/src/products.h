@@ -1,0 +1,98 @@
+// The three products of a projection with weight [O, I], on blocks: with the weight's rows on the left (y), with the
+// weight packed on the right (gradient of x), and between two sets of rows (gradient of the weight).
+#pragma once
+#include "dot.h"
+
+namespace moeplan::VARIANT {
+
+constexpr int64_t COLUMNS = 288;       // columns of a block of sums
+constexpr int64_t BLOCK_ROWS = 256;    // rows of a block of sums
+constexpr int64_t LINE = COLUMNS + PANEL;  // floats from row to row: a power of two would crowd few sets of the cache
+constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
+constexpr int64_t SMALL = 768 << 10;      // bytes of an operand that stays in the second-level cache
+
+// Scratch of one thread.
+struct Scratch {
+    float* sums;    // [BLOCK_ROWS][LINE]
+    Op* staged;     // [BLOCK_ROWS][CHUNK]
+    float* packed;  // panels of COLUMNS columns, CHUNK deep
+};
+constexpr int64_t SUMS = BLOCK_ROWS * LINE, STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
+
+// sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. w is read where it lie when it can be.
+inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Panels& b, int64_t panel, int64_t n,
+                                Scratch& scratch, float* sums) {
+    int64_t k = b.k, chunks = most(1, ceil_div(b.units(), CHUNK_UNITS));
+    bool small = n * b.units() * 4 <= SMALL;
+    // Rows a power of two apart meet in few sets of the caches, where they cannot wait to be used again.
+    bool crowded = !small && ldw * static_cast<int64_t>(sizeof(Real)) % 16384 == 0;
+    bool staged = sizeof(Real) != sizeof(Op) || crowded || k % K_STEP != 0 || m % ROW_STEP != 0;
+    // Where b stays in the second-level cache, rows are read to their end, a few at a time, once; else in blocks.
+    int64_t group = small ? GROUP : BLOCK_ROWS;
+    for (int64_t r = 0; r < m; r += group) {
+        int64_t rows = least(group, m - r);
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            int64_t depth = b.depth(chunk), stride = staged ? CHUNK : ldw;
+            const Real* from = w + r * ldw + chunk * CHUNK;
+            const Op *a = reinterpret_cast<const Op*>(from), *next = a + CHUNK;
+            if (staged) {
+                stage_rows(Rows<Real>{from, ldw, nullptr}, 0, rows, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
+                a = next = scratch.staged;
+            } else if (chunk + 1 == chunks) {
+                next = reinterpret_cast<const Op*>(w + (r + group < m ? r + group : r) * ldw);
+            }
+            multiply(a, stride, round_up(rows, ROW_STEP), next, b.at(panel, chunk * CHUNK_UNITS), depth * PANEL, n,
+                     depth, sums + r * LINE, LINE, chunk > 0);
+        }
+    }
+}
+
+// sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
+inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
+                              Scratch& scratch, float* sums) {
+    int64_t k0 = 0;
+    do {
+        Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
+        pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
+        multiply(a + k0, lda, round_up(m, ROW_STEP), a + k0 + CHUNK, b.base, b.units() * PANEL, round_up(n, PANEL), b.units(), sums, LINE,
+                 k0 > 0);
+        k0 += CHUNK;
+    } while (k0 < k);
+}
+
+// sums [m, n] = a [m, k] b, both operands ready, b the panels from `panel` on.
+inline void rows_times_panels(const Op* a, int64_t lda, int64_t m, const Panels& b, int64_t panel, int64_t n,
+                              float* sums) {
+    int64_t unit = 0;
+    do {
+        int64_t depth = b.depth(unit / CHUNK_UNITS);
+        multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), a + unit * PAIR + CHUNK, b.at(panel, unit), depth * PANEL, round_up(n, PANEL), depth,
+                 sums, LINE, unit > 0);
+        unit += CHUNK_UNITS;
+    } while (unit < b.units());
+}
+
+// For each block of up to LANES columns of sums and LANES of its rows, transposed: visit(column, row, count, vector)
+// with the sums of one column for `count` rows from `row` on. m rows, n columns.
+template <class Visit>
+inline void by_column(const float* sums, int64_t m, int64_t n, Visit visit) {
+    for (int64_t c = 0; c < n; c += LANES) {
+        int64_t columns = least(LANES, n - c);
+        for (int64_t r = 0; r < m; r += LANES) {
+            int64_t count = least(LANES, m - r);
+            vf t[LANES];
+            // Rows past the last one are within the block of sums; what they give is left out by `count`.
+#pragma GCC unroll 16
+            for (int64_t j = 0; j < LANES; j++) t[j] = load(sums + (r + j) * LINE + c);
+            transpose(t);
+            if (columns == LANES) {
+#pragma GCC unroll 16
+                for (int64_t j = 0; j < LANES; j++) visit(c + j, r, count, t[j]);
+            } else {
+                for (int64_t j = 0; j < columns; j++) visit(c + j, r, count, t[j]);
+            }
+        }
+    }
+}
+
+}  // namespace moeplan::VARIANT

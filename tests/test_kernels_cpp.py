@@ -1,0 +1,157 @@
+"""The C++ kernels against the reference, for every type, instruction set and number of threads; bad input."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeplan.runtime.kernels.cpp import obstacle
+from moeplan.runtime.kernels.cpp.implementation import CppKernels
+from moeplan.spec import MoeplanError
+from moeplan.tests.kernel_cases import FFNS, error, problem, torch_path
+
+if reason := obstacle():
+    pytest.skip(reason, allow_module_level=True)
+
+from moeplan.tests.kernel_cpp_cases import TYPES, everything, fuzz, isas, too_far
+
+torch.set_num_threads(1)
+
+ISAS = isas()
+
+
+@pytest.fixture
+def threads():
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("matrices", "activation"), [*FFNS, (1, "silu"), (1, "gelu"), (2, "relu")])
+def test_equals_the_reference(isa, dtype, matrices, activation):
+    p = problem(70, 5, 3, 96, 160, matrices, biases=True)
+    if dtype == torch.float32:
+        p = p._replace(x=3 * p.x)  # reaches the clamps; rounding before them moves values across
+    p = p.to(dtype)
+    assert too_far(p, activation, isa) == {}
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 10**6))
+def test_any_shape_equals_the_reference(seed):
+    fuzz(seed)
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("tokens", [1, 5, 8, 9, 16, 17, 33, 600])
+def test_one_expert_with_any_number_of_tokens(isa, dtype, tokens):
+    """Few rows, single and double panels, several blocks of columns and several pieces."""
+    p = problem(tokens, 2, 1, 64, 48, dtype=dtype)
+    assert too_far(p._replace(ids=torch.zeros(tokens, 1, dtype=torch.int32)), "silu", isa) == {}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sizes_above_the_blocks(isa, dtype):
+    """More rows, columns and depth than one block of each, with remainders."""
+    p = problem(300, 2, 1, 550, 530, dtype=dtype)
+    assert too_far(p._replace(ids=torch.zeros(300, 1, dtype=torch.int32)), "silu", isa) == {}
+
+
+def test_several_passes(threads):
+    threads(2)
+    p = problem(1800, 4, 2, 2048, 8, dtype=torch.float32)
+    assert too_far(p, "silu", ISAS[-1]) == {}
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_results_do_not_depend_on_the_threads(dtype, threads):
+    p = problem(90, 6, 2, 160, 96, dtype=dtype, biases=True)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(everything(CppKernels(), p, "silu"))
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tokens", [4, 64])
+def test_bfloat16_is_within_twice_the_error_of_torch(isa, tokens):
+    p = problem(tokens, 3, 2, 256, 512, biases=True).to(torch.bfloat16)
+    kernels = CppKernels(isa)
+    want = everything(kernels, p.to(torch.float32), "silu")  # within 1e-5 of float64: see above
+    got = everything(kernels, p, "silu")
+    usual = p.results("silu", "", torch_path)
+    exact = p.to(torch.float64).results("silu", "reference")
+    assert error(got["y"], exact["y"]) <= 2 * error(usual["y"], exact["y"])
+    names = {"dgate_up": "gate_up", "ddown": "down", "dx": "x", "dweights": "weights", "ddown_bias": "down_bias"}
+    for mine, theirs in names.items():
+        assert error(got[mine], want[mine]) <= 2 * error(usual[theirs], exact[theirs]), mine
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("where", ["x", "gate_up", "down"])
+def test_nan_propagates_to_the_rows_that_meet_it(isa, dtype, where):
+    p = problem(40, 3, 1, 32, 32, dtype=dtype)
+    p = p._replace(ids=(torch.arange(40) % 3)[:, None])
+    poisoned = getattr(p, where)
+    poisoned.view(-1)[0] = float("nan")  # token 0, or expert 0
+    y, _ = CppKernels(isa).forward(*p, "silu", False)
+    met = torch.zeros(40, dtype=torch.bool)
+    met[0 if where == "x" else slice(0, None, 3)] = True
+    assert torch.equal(y.isnan().any(1), met)
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
+@pytest.mark.parametrize("bad", [-2, 5, 2**31 - 1, -(2**31)])
+def test_an_id_out_of_range_is_refused(kind, bad):
+    p, kernels = problem(), CppKernels()
+    ids = p.ids.to(kind)
+    ids[7, 1] = bad
+    dy, weight = torch.ones(*ids.shape, 4), torch.ones(5, 4, 16)
+    calls = {
+        "expert_ffn": lambda: kernels.forward(*p._replace(ids=ids), "silu", False),
+        "esmm": lambda: kernels.esmm(p.x, weight, None, ids),
+        "esfk": lambda: kernels.esfk(p.x, weight, dy, ids, True),
+        "estmm": lambda: kernels.estmm(p.x, dy, ids, 5),
+        "ess": lambda: kernels.ess(dy, ids, 5),
+    }
+    for name, call in calls.items():
+        with pytest.raises(MoeplanError, match=f"^{name}: ids: expected -1..4, got {bad}$"):
+            call()
+
+
+def test_other_bad_arguments_are_refused(monkeypatch):
+    p, kernels = problem(), CppKernels()
+    with pytest.raises(MoeplanError, match=r"x: expected one of .*got torch.float64"):
+        kernels.forward(*p.to(torch.float64), "silu", False)
+    with pytest.raises(MoeplanError, match="down: expected contiguous, got strides"):
+        kernels.forward(*p._replace(down=p.down.transpose(1, 2).contiguous().transpose(1, 2)), "silu", False)
+    monkeypatch.setenv("MOEPLAN_CPU_ISA", "mmx")
+    with pytest.raises(MoeplanError, match=r"MOEPLAN_CPU_ISA: expected one of avx2.*got 'mmx'"):
+        CppKernels()
+
+
+def test_rows_that_are_strided_and_ids_that_are_views():
+    p = problem(12, 4, 2, 32, 32)
+    want, _ = CppKernels().forward(*p, "silu", False)
+    wide = torch.zeros(12, 64)
+    wide[:, ::2] = p.x
+    strided = p._replace(x=wide[:, ::2], ids=p.ids.t().contiguous().t(), weights=p.weights.t().contiguous().t())
+    assert torch.equal(CppKernels().forward(*strided, "silu", False)[0], want)
+
+
+def test_scratch_is_a_tenth_of_padded_dispatch_at_skew():
+    """Padded: x, gate and up, hidden and result for every expert at the largest count."""
+    tokens, experts, top_k, model, ffn = 1024, 16, 2, 256, 1024
+    p = problem(tokens, experts, top_k, model, ffn, dtype=torch.bfloat16)
+    popularity = torch.arange(1, experts + 1) ** -1.0
+    p = p._replace(ids=torch.multinomial(popularity.expand(tokens, -1), top_k))
+    kernels = CppKernels()
+    kernels.forward(*p, "silu", False)
+    padded = experts * int(p.ids.flatten().bincount().max()) * (2 * model + 3 * ffn) * 2
+    assert kernels.scratch_bytes() < 0.15 * padded
