@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from ...spec.errors import MoeplanError, RunError
+from ..kernels.registry import choose
 from .rank import Event, resolve_entry
 
 # After a first failure the others have this long to report theirs: the cause is often heard of after its consequence.
@@ -94,6 +97,8 @@ class Supervisor:
     ) -> list[dict[str, Any]]:
         """See ``Launcher.run``. ``before`` gets the ranks' process ids when all are ready and is left at the end."""
         resolve_entry(entry)  # a wrong name fails here, before anything is started
+        for kind in sorted({seat.device.split(":")[0] for seat in self.seats}):
+            choose(None, kind, torch.float32)  # kernels are built here, once, not by ranks that are being timed
         logs = Path(tempfile.mkdtemp(prefix="moeplan-run-"))
         try:
             for rank, seat in enumerate(self.seats):
