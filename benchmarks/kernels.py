@@ -1,0 +1,311 @@
+"""Expert kernels beside what else computes the same layer, and beside this machine's limits.
+
+    python benchmarks/kernels.py [--quick] [--shapes NAME ...] [--tokens N ...] [--dtypes f32 bf16]
+
+Layers of the shapes of four models, with the routing of a recorded trace (by default the one that ships), `expert_ffn`
+without gradients and a step of training (forward, and the gradients of all inputs; of Mixtral a quarter of the columns,
+as on each of four devices). Calls are interleaved: each alternative once a round. Medians, ± half the distance between
+the quartiles. Weights are cold: a call uses other experts than the one before where there are enough, and a layer is
+larger than the caches. Results are compared with one another before they are timed. "slower": over three times the
+fastest at fewer tokens, and left out here. Switch's experts in Transformers are single parameters, of which idle ones
+get no gradient; everyone else gives zeros.
+
+The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
+tokens need (`runtime/kernels/counting.py`); stream is the fastest read of 512 MiB, peak the fastest square product of
+the dtype that torch does, both measured between the parts of this run. Prints the tables and writes them, with hardware
+and command, to benchmarks/results/kernels.md.
+
+DeepSpeed-MoE is measured where it is installed. In an environment beside the project's:
+`DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip install --no-build-isolation deepspeed==0.19.8`
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from moeplan.benchmarks.kernels_alternatives import METHODS, Layer, Method, Shape, UnavailableError, make_layer
+from moeplan.benchmarks.kernels_measure import (
+    Limits,
+    Timing,
+    interleaved,
+    peak_memory,
+    recorded_routing,
+    ring,
+    seconds,
+)
+from moeplan.runtime.kernels.counting import count_expert_ffn, count_expert_ffn_backward
+from moeplan.runtime.kernels.registry import choose
+from moeplan.spec import Trace
+
+ROOT = Path(__file__).parents[1]
+SHAPES = (
+    Shape("mixtral", 4096, 14336, 8, 2),
+    Shape("deepseek-lite", 2048, 1408, 64, 6),
+    Shape("gpt-oss", 2880, 2880, 32, 4, "swiglu_clamped"),
+    Shape("switch", 768, 3072, 64, 1, "relu", 1),
+)
+TOKENS = (1, 8, 64, 512, 2048)
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+AGREE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+MANY, FAR = 64, 3.0  # from so many tokens on, what takes over FAR times the fastest is left out at more
+WIDEST = 3584  # columns of a training step, where a whole Mixtral layer with gradients is more memory than many have
+
+
+class Row(NamedTuple):
+    """What one case gave."""
+
+    shape: Shape
+    dtype: torch.dtype
+    tokens: int
+    training: bool
+    times: dict[str, Timing | str]
+    flops: int
+    moved: int
+
+    @property
+    def ours(self) -> float:
+        found = self.times["moeplan"]
+        assert isinstance(found, Timing)
+        return found.median
+
+    @property
+    def fastest(self) -> float:
+        return min(self.ours, self.best_other)
+
+    @property
+    def best_other(self) -> float:
+        return min(t.median for name, t in self.times.items() if name != "moeplan" and isinstance(t, Timing))
+
+
+class Bench:
+    """Measures, and collects the lines of the report."""
+
+    def __init__(self, trace: Trace, budget: float, console: Console) -> None:
+        self.trace, self.budget, self.console = trace, budget, console
+        self.limits, self.rows, self.lines = Limits(), list[Row](), list[str]()
+
+    def part(self, shape: Shape, dtype: torch.dtype, tokens: tuple[int, ...], training: bool) -> None:
+        """One table: a shape, a type, with or without gradients."""
+        self.limits.look(dtype)
+        layer = make_layer(shape, dtype)
+        methods: dict[str, Method | str] = {}
+        for name, build in METHODS.items():
+            if training and name == "Transformers" and shape.matrices == 2:
+                methods[name] = "-"  # a zeroed gradient of the whole layer for each expert: minutes
+                continue
+            try:
+                methods[name] = build(layer)
+            except UnavailableError as error:
+                methods[name] = "-" if shape.matrices == 1 and "Transformers" in name else str(error)
+        rows = list[Row]()
+        for n in sorted(tokens):
+            rows.append(self._case(layer, methods, n, training))
+            for name, t in rows[-1].times.items():
+                if n >= MANY and isinstance(t, Timing) and t.median > FAR * rows[-1].fastest:
+                    methods[name] = "slower"
+        self.limits.look(dtype)
+        self.rows += rows
+        self._table(shape, dtype, training, rows)
+
+    def _case(self, layer: Layer, methods: dict[str, Method | str], tokens: int, training: bool) -> Row:
+        shape, dtype = layer.shape, layer.down.dtype
+        ids, weights = recorded_routing(self.trace, shape.experts, shape.top_k, tokens)
+        x = torch.randn(tokens, shape.model, generator=torch.Generator().manual_seed(1)).to(dtype)
+        dy = torch.randn(tokens, shape.model, generator=torch.Generator().manual_seed(2)).to(dtype)
+        routes = ring(ids, shape.experts)
+        able = {name: m for name, m in methods.items() if isinstance(m, Method)}
+
+        def caller(method: Method) -> Any:
+            return lambda number: call(method, x, routes[number % len(routes)], weights, dy if training else None)
+
+        calls = {name: caller(method) for name, method in able.items()}
+        results, first = {}, []
+        for name, run in calls.items():
+            first.append(seconds(lambda: results.update({name: run(0)[:3]})))  # noqa: B023 called at once
+        compare(results, AGREE[dtype])
+        timings = interleaved(list(calls.values()), first, self.budget)
+        times = {name: m for name, m in methods.items() if isinstance(m, str)} | dict(zip(calls, timings, strict=True))
+        sizes = shape.experts, shape.matrices, shape.ffn, shape.model, dtype
+        forward = count_expert_ffn(ids, *sizes, biases=shape.biases, save=training)
+        backward = count_expert_ffn_backward(ids, *sizes, biases=shape.biases)
+        flops = forward.flops + training * backward.flops
+        moved = forward.bytes + training * backward.bytes
+        return Row(shape, dtype, tokens, training, times, flops, moved)
+
+    def _share(self, row: Row) -> float:
+        """Of the roofline, with the best that was seen of the machine so far."""
+        return self.limits.roofline(row.flops, row.moved, row.dtype) / row.ours
+
+    def memory(self, shapes: list[Shape], dtypes: list[str], trace: Path) -> None:
+        """Peak memory of a call at 2,048 tokens, each shape in a process of its own."""
+        self._say("\n## Memory of a call of 2,048 tokens, beyond inputs, weights and output (MiB)\n")
+        self._line("shape", "dtype", *METHODS, "of padded", "of sorted copy")
+        self._line(*["---"] * (len(METHODS) + 4))
+        for shape in shapes:
+            for dtype in dtypes:
+                command = [sys.executable, __file__, "--trace", str(trace), "--memory-of", shape.name, dtype]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+                peak = json.loads(done.stdout.splitlines()[-1])
+                mib = [f"{peak[name] / 2**20:.1f}" if name in peak else "-" for name in METHODS]
+                ratios = [f"{peak['moeplan'] / peak[name]:.2f}" for name in ("padded bmm", "grouped_mm")]
+                self._line(shape.name, dtype, *mib, *ratios)
+
+    def summary(self) -> None:
+        self._say("\n## Against the targets\n")
+        self._line(
+            "rows", "share of roofline, mean", "least", "of the best other's time, worst", "at 1 and 8, speedup least"
+        )
+        self._line(*["---"] * 5)
+        for training in (False, True):
+            for label, dtype in DTYPES.items():
+                rows = [r for r in self.rows if r.training == training and r.dtype == dtype]
+                if rows:
+                    share = [self._share(r) for r in rows]
+                    few = [r.best_other / r.ours for r in rows if r.tokens <= 8]
+                    self._line(
+                        f"{'training' if training else 'forward'} {label}",
+                        f"{np.mean(share):.0%}",
+                        f"{min(share):.0%}",
+                        f"{max(r.ours / r.best_other for r in rows):.2f}",
+                        f"{min(few):.2f}" if few else "-",
+                    )
+
+    def _table(self, shape: Shape, dtype: torch.dtype, training: bool, rows: list[Row]) -> None:
+        kind = "training step" if training else "forward"
+        s = shape
+        self._say(
+            f"\n## {s.name}, {str(dtype).removeprefix('torch.')}, {kind} (ms)\n\n"
+            f"D {s.model}, H {s.ffn}, E {s.experts}, K {s.top_k}, {s.activation}"
+            f"{', gated' if s.matrices == 2 else ''}{', biases' if s.biases else ''}; stream "
+            f"{self.limits.stream / 1e9:.1f} GB/s, peak {self.limits.peak[dtype] / 1e9:.0f} GFLOP/s\n"
+        )
+        self._line("tokens", *METHODS, "best other / moeplan", "bound", "roofline", "share")
+        self._line(*["---"] * (len(METHODS) + 5))
+        for row in rows:
+            found = [row.times[name] for name in METHODS]
+            cells = [t if isinstance(t, str) else milliseconds(t) for t in found]
+            work = row.flops, row.moved, row.dtype
+            least, bound = f"{1e3 * self.limits.roofline(*work):.3g}", self.limits.bound(*work)
+            ratio = f"{row.best_other / row.ours:.2f}"
+            self._line(f"{row.tokens:,}", *cells, ratio, bound, least, f"{self._share(row):.0%}")
+
+    def _line(self, *cells: str) -> None:
+        self._say(f"| {' | '.join(cells)} |")
+
+    def _say(self, text: str) -> None:
+        self.lines.append(text)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def call(method: Method, x: Tensor, ids: Tensor, weights: Tensor, dy: Tensor | None) -> list[Tensor]:
+    """The output and, with dy, the gradients of x, the gate weights and the parameters (None where one has none)."""
+    if dy is None:
+        with torch.inference_mode():
+            return [method.run(x, ids, weights)]
+    leaves = [x.detach().requires_grad_(), weights.detach().requires_grad_()]
+    for parameter in method.parameters:
+        parameter.requires_grad_()
+    y = method.run(leaves[0], ids, leaves[1])
+    gradients = torch.autograd.grad(y, [*leaves, *method.parameters], dy, allow_unused=True)
+    for parameter in method.parameters:
+        parameter.requires_grad_(False)
+    return [y.detach(), *gradients]
+
+
+def compare(results: dict[str, list[Tensor]], agree: float) -> None:
+    """Output, and gradients of x and of the gate weights, of everyone against ours."""
+    for name, found in results.items():
+        for got, wanted in zip(found, results["moeplan"], strict=True):
+            error = (got.float() - wanted.float()).norm() / wanted.float().norm()
+            if not error <= agree:
+                raise SystemExit(f"{name} differs from moeplan by {error:.1e} of the norm")
+
+
+def milliseconds(t: Timing) -> str:
+    return f"{1e3 * t.median:.3g} ± {1e3 * t.spread:.1g}" if t.runs > 2 else f"{1e3 * t.median:.3g}"
+
+
+def memory_of(shape: Shape, dtype: torch.dtype, trace: Trace) -> dict[str, int]:
+    """Peak of each method's second kind of call: a first one of a single token loads code and libraries."""
+    layer = make_layer(shape, dtype)
+    found = {}
+    for name, build in METHODS.items():
+        try:
+            method = build(layer)
+        except UnavailableError:
+            continue
+        for tokens in (1, 2048):
+            ids, weights = recorded_routing(trace, shape.experts, shape.top_k, tokens)
+            x = torch.randn(tokens, shape.model).to(dtype)
+            found[name] = peak_memory(lambda: call(method, x, ids, weights, None)[0])  # noqa: B023 called at once
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two shapes, three token counts, bf16: under two minutes")
+    parser.add_argument("--shapes", nargs="+", choices=[s.name for s in SHAPES], default=[s.name for s in SHAPES])
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--trace", type=Path, default=ROOT / "examples" / "tiny_moe" / "trace.npz")
+    parser.add_argument("--budget", type=float, default=0.5, help="seconds for each alternative of a case")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.md")
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "DTYPE"), help="only print one shape's peaks as JSON")
+    args = parser.parse_args()
+    trace = Trace.read(args.trace)
+    by_name = {s.name: s for s in SHAPES}
+    if args.memory_of:
+        name, dtype = args.memory_of
+        print(json.dumps(memory_of(by_name[name], DTYPES[dtype], trace)))
+        return
+    if args.quick:
+        args.shapes, args.tokens, args.dtypes = ["deepseek-lite", "switch"], [1, 8, 512], ["bf16"]
+    shapes = [by_name[n] for n in args.shapes]
+    bench = Bench(trace, args.budget, Console(width=200))
+    chosen = {d: choose(None, "cpu", DTYPES[d]) for d in args.dtypes}
+    head = (
+        f"# Kernels\n\n{date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
+        f"Command: `python benchmarks/kernels.py {' '.join(sys.argv[1:])}`. moeplan's implementation: "
+        f"{', '.join(f'{n} in {d}' for d, n in chosen.items())}.\n\n{body(__doc__ or '')}\n"
+    )
+
+    def write() -> None:
+        args.output.write_text(head + "\n".join(bench.lines) + "\n")
+
+    for shape in shapes:
+        for dtype in args.dtypes:
+            for training in (False, True):
+                part = shape._replace(ffn=min(shape.ffn, WIDEST)) if training else shape
+                bench.part(part, DTYPES[dtype], tuple(args.tokens), training)
+                write()
+    bench.memory(shapes, args.dtypes, args.trace)
+    bench.summary()
+    write()
+
+
+def body(doc: str) -> str:
+    """The explaining paragraphs of the module's docstring."""
+    return "\n\n".join(doc.strip().split("\n\n")[2:4])
+
+
+def processor() -> str:
+    with open("/proc/cpuinfo") as f:
+        found = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
+    return f"{found[0] if found else platform.machine()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()
