@@ -7,8 +7,8 @@ without gradients and a step of training (forward, and the gradients of all inpu
 as on each of four devices). Calls are interleaved: each alternative once a round. Medians, ± half the distance between
 the quartiles. Weights are cold: a call uses other experts than the one before where there are enough, and a layer is
 larger than the caches. Results are compared with one another before they are timed. "slower": over three times the
-fastest at fewer tokens, and left out here. Switch's experts in Transformers are single parameters, of which idle ones
-get no gradient; everyone else gives zeros.
+fastest alternative at fewer tokens, and left out here. Switch's experts in Transformers are single parameters, of which
+idle ones get no gradient; everyone else gives zeros.
 
 The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
 tokens need (`runtime/kernels/counting.py`); stream is the fastest read of 512 MiB, peak the fastest square product of
@@ -80,10 +80,6 @@ class Row(NamedTuple):
         return found.median
 
     @property
-    def fastest(self) -> float:
-        return min(self.ours, self.best_other)
-
-    @property
     def best_other(self) -> float:
         return min(t.median for name, t in self.times.items() if name != "moeplan" and isinstance(t, Timing))
 
@@ -112,7 +108,7 @@ class Bench:
         for n in sorted(tokens):
             rows.append(self._case(layer, methods, n, training))
             for name, t in rows[-1].times.items():
-                if n >= MANY and isinstance(t, Timing) and t.median > FAR * rows[-1].fastest:
+                if n >= MANY and isinstance(t, Timing) and name != "moeplan" and t.median > FAR * rows[-1].best_other:
                     methods[name] = "slower"
         self.limits.look(dtype)
         self.rows += rows
