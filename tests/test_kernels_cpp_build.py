@@ -47,9 +47,7 @@ def compiler(tmp_path, monkeypatch):
 def test_no_compiler_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(
-        MoeplanError, match=r"expected a compiler .*g\+\+ 11 or later, found no no-such"
-    ):
+    with pytest.raises(MoeplanError, match=r"expected a compiler .*g\+\+ 11 or later, found no no-such"):
         build()
     assert list(tmp_path.iterdir()) == []
 
