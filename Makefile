@@ -42,7 +42,8 @@ unit: setup
 
 # The kernels' tests on a build that checks addresses and undefined behaviour, which must be loaded before Python's own.
 test-sanitize: setup
-	MOEPLAN_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$(g++ -print-file-name=libasan.so) \
+	MOEPLAN_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
 		$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels_cpp.py tests/test_kernels.py
 
 format: setup

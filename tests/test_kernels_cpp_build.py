@@ -87,9 +87,10 @@ def test_a_cache_that_cannot_be_written_is_one_line(compiler, monkeypatch, tmp_p
 
 def sanitized(*command: str) -> subprocess.CompletedProcess[str]:
     """Runs Python on the library that is built with ASan and UBSan, as ``make test-sanitize`` does."""
-    name = [os.environ.get("CXX", "g++"), "-print-file-name=libasan.so"]
-    library = subprocess.run(name, capture_output=True, text=True, check=True).stdout.strip()
-    environment = os.environ | {"MOEPLAN_SANITIZE": "1", "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0"}
+    # ASan hooks the throwing of exceptions, and needs to find the library that throws when it starts.
+    ask = [[os.environ.get("CXX", "g++"), f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so.6")]
+    preload = " ".join(subprocess.run(one, capture_output=True, text=True, check=True).stdout.strip() for one in ask)
+    environment = os.environ | {"MOEPLAN_SANITIZE": "1", "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
     )

@@ -11,9 +11,11 @@
 
 namespace moeplan::VARIANT {
 
+constexpr int64_t HIDDEN_COLUMNS = 256;  // columns of dhidden in a task
+
 class BackwardCall {
 public:
-    explicit BackwardCall(const Backward& b) : b(b), width(b.M * b.H), blocks(ceil_div(b.H, GRADIENT_ROWS)) {}
+    explicit BackwardCall(const Backward& b) : b(b), width(b.M * b.H), blocks(ceil_div(b.H, HIDDEN_COLUMNS)) {}
 
     Status run() {
         int64_t row_units = (row_length(b.D) + b.D + row_length(width) + b.H) / PAIR + 1;
@@ -85,7 +87,7 @@ private:
     // A block of dhidden for an expert's rows, and everything that follows element by element.
     void activations(int64_t pass, int64_t task, Scratch& scratch) {
         const Owner& own = owner(pass, task / blocks);
-        int64_t block = task % blocks, h = block * GRADIENT_ROWS, n = least(GRADIENT_ROWS, b.H - h);
+        int64_t block = task % blocks, h = block * HIDDEN_COLUMNS, n = least(HIDDEN_COLUMNS, b.H - h);
         const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
         Panels panels = owner_panels(own, hidden, b.H);
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
@@ -98,7 +100,8 @@ private:
                 for (int64_t c = 0; c < n; c += LANES) {
                     vf x = element(own, r + j, scratch.sums + j * LINE, block, h, c, n);
 #if MOEPLAN_PAIRS
-                    x = interleave(x, j + 1 < m ? element(own, r + j + 1, scratch.sums + (j + 1) * LINE, block, h, c, n) : zero());
+                    const float* below = scratch.sums + (j + 1) * LINE;
+                    x = interleave(x, j + 1 < m ? element(own, r + j + 1, below, block, h, c, n) : zero());
 #endif
                     store(panels.at((h + c) / PANEL, (r + j) / PAIR) + c % PANEL, x);
                 }
@@ -171,8 +174,8 @@ private:
         int64_t columns = task_columns(b.D, b.threads), d = task * columns;
         for (int64_t i = 0; i < owners.experts(pass); i++) {
             const Owner& own = owner(pass, i);
-            input_gradient(own, b.plan.token, dprojected, static_cast<const Real*>(b.gate_up) + own.expert * width * b.D,
-                           width, d, least(columns, b.D - d), scratch, dx);
+            const Real* gate_up = static_cast<const Real*>(b.gate_up) + own.expert * width * b.D;
+            input_gradient(own, b.plan.token, dprojected, gate_up, width, d, least(columns, b.D - d), scratch, dx);
         }
     }
 

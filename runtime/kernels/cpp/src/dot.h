@@ -69,16 +69,17 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
 }
 
 template <int N>
-inline void dots_rows(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t k, float* c, int64_t ldc) {
+inline void dots_rows(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t k, float* c,
+                      int64_t ldc) {
     constexpr int R = weight_rows(N);
     int64_t r = 0;
     for (; r + R <= m; r += R) dots<R, N>(w + r * ldw, ldw, w + (r + R) * ldw, x, ldx, k, c + r * ldc, ldc);
     for (; r < m; r++) dots<1, N>(w + r * ldw, ldw, w + (r + 1) * ldw, x, ldx, k, c + r * ldc, ldc);
 }
 
-// c [m, n] = w [m, k] x [n, k]^T, n at most FEW; rows of x are padded with zeros to row_length(k).
-inline void multiply_few(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t n, int64_t k, float* c,
-                         int64_t ldc) {
+// c [m, n] = w [m, k] x [n, k]^T, n at most FEW; rows of x are padded with zeros to whole vectors.
+inline void multiply_few(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t n, int64_t k,
+                         float* c, int64_t ldc) {
     switch (n) {
         case 1: return dots_rows<1>(w, ldw, m, x, ldx, k, c, ldc);
         case 2: return dots_rows<2>(w, ldw, m, x, ldx, k, c, ldc);

@@ -23,8 +23,8 @@ struct Count {
 
 // M rows times N panels. FAR: asks for `next`, the rows that come after these.
 template <int M, int N, bool FAR>
-inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units, float* c, int64_t ldc,
-                  bool add) {
+inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units,
+                  float* c, int64_t ldc, bool add) {
     constexpr int V = N * PANEL_VECTORS;
     vf sums[M][V];
 #pragma GCC unroll 16
@@ -61,12 +61,14 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
 }
 
 template <int N, bool FAR>
-inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride, int64_t units,
-                          float* c, int64_t ldc, bool add) {
+inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+                          int64_t units, float* c, int64_t ldc, bool add) {
     int64_t r = 0;
     const auto take_rows = [&](auto rows) {
         constexpr int M = decltype(rows)::value;
-        for (; r + M <= m; r += M) micro<M, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
+        for (; r + M <= m; r += M) {
+            micro<M, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
+        }
     };
     take_rows(Count<rows_beside(N)>());
     if constexpr (rows_beside(N) > 8) take_rows(Count<8>());
@@ -75,10 +77,10 @@ inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, c
     take_rows(Count<1>());
 }
 
-// n is a multiple of 16; c is written 16 columns at a time. `next`: the rows that will be multiplied after these, as far
-// apart, which are brought closer meanwhile.
-inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride, int64_t n,
-                     int64_t units, float* c, int64_t ldc, bool add) {
+// n is a multiple of 16; c is written 16 columns at a time. `next`: the rows that will be multiplied after these, as
+// far apart, which are brought closer meanwhile.
+inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+                     int64_t n, int64_t units, float* c, int64_t ldc, bool add) {
     for (int64_t p = 0, left = n / PANEL; left > 0;) {
         const float* from = b + p * panel_stride;
         float* to = c + p * PANEL;

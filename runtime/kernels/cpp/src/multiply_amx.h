@@ -30,8 +30,8 @@ static inline void touch_rows([[maybe_unused]] const void* p, [[maybe_unused]] i
 
 // 0 to 3 sums, 4 and 5 rows of a, 6 and 7 panels of b.
 template <int M, int N, bool FAR>
-inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units, float* c, int64_t ldc,
-                  bool add) {
+inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units,
+                  float* c, int64_t ldc, bool add) {
     int64_t row = lda * 2, line = ldc * 4;
     for (int r = 0; r < M; r++) {
         for (int p = 0; p < N; p++) touch_rows(c + 16 * r * ldc + PANEL * p, line);
@@ -75,8 +75,8 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
 }
 
 template <int N, bool FAR>
-inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride, int64_t units,
-                          float* c, int64_t ldc, bool add) {
+inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+                          int64_t units, float* c, int64_t ldc, bool add) {
     int64_t r = 0;
     for (; r + 32 <= m; r += 32) {
         micro<2, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
@@ -86,14 +86,15 @@ inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, c
 
 // m and n are multiples of 16, units is too. `next`: the rows that will be multiplied after these, as far apart, which
 // are brought closer meanwhile.
-inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride, int64_t n,
-                     int64_t units, float* c, int64_t ldc, bool add) {
+inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+                     int64_t n, int64_t units, float* c, int64_t ldc, bool add) {
     if (n == PANEL) return multiply_rows<1, true>(a, lda, m, next, b, panel_stride, units, c, ldc, add);
     multiply_rows<2, true>(a, lda, m, next, b, panel_stride, units, c, ldc, add);
     for (int64_t p = 2, count = n / PANEL; p < count; p += 2) {
         const float* from = b + p * panel_stride;
-        if (p + 1 == count) return multiply_rows<1, false>(a, lda, m, next, from, panel_stride, units, c + p * PANEL, ldc, add);
-        multiply_rows<2, false>(a, lda, m, next, from, panel_stride, units, c + p * PANEL, ldc, add);
+        float* to = c + p * PANEL;
+        if (p + 1 == count) return multiply_rows<1, false>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
+        multiply_rows<2, false>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
     }
 }
 

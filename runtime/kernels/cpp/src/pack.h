@@ -35,7 +35,8 @@ inline int64_t row_length(int64_t k) {
     return whole % (8 * BLOCK) == 0 ? whole + BLOCK : whole;
 }
 
-constexpr int64_t CHUNK_UNITS = MOEPLAN_AMX ? 256 : 192;  // the panels that are multiplied at once fit the first-level cache
+// The panels that are multiplied at once fit the first-level cache.
+constexpr int64_t CHUNK_UNITS = MOEPLAN_AMX ? 256 : 192;
 constexpr int64_t CHUNK = CHUNK_UNITS * PAIR;
 
 // `count` panels of k values. They lie chunk by chunk, so that what is multiplied together is together: first all

@@ -1,15 +1,15 @@
 // The three products of a projection with weight [O, I], on blocks: with the weight's rows on the left (y), with the
 // weight packed on the right (gradient of x), and between two sets of rows (gradient of the weight).
 #pragma once
-#include "dot.h"
+#include "spread.h"
 
 namespace moeplan::VARIANT {
 
-constexpr int64_t COLUMNS = 288;       // columns of a block of sums
-constexpr int64_t BLOCK_ROWS = 256;    // rows of a block of sums
-constexpr int64_t LINE = COLUMNS + PANEL;  // floats from row to row: a power of two would crowd few sets of the cache
+constexpr int64_t COLUMNS = 288;                  // of a block of sums
+constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
+constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
-constexpr int64_t SMALL = 768 << 10;      // bytes of an operand that stays in the second-level cache
+constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
 // Scratch of one thread.
 struct Scratch {
@@ -19,7 +19,8 @@ struct Scratch {
 };
 constexpr int64_t SUMS = BLOCK_ROWS * LINE, STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
-// sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. w is read where it lie when it can be.
+// sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. Rows of w are read where they lie if
+// they can be.
 inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Panels& b, int64_t panel, int64_t n,
                                 Scratch& scratch, float* sums) {
     int64_t k = b.k, chunks = most(1, ceil_div(b.units(), CHUNK_UNITS));
@@ -36,7 +37,8 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
             const Real* from = w + r * ldw + chunk * CHUNK;
             const Op *a = reinterpret_cast<const Op*>(from), *next = a + CHUNK;
             if (staged) {
-                stage_rows(Rows<Real>{from, ldw, nullptr}, 0, rows, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
+                int64_t count = least(CHUNK, k - chunk * CHUNK);
+                stage_rows(Rows<Real>{from, ldw, nullptr}, 0, rows, count, scratch.staged, CHUNK);
                 a = next = scratch.staged;
             } else if (chunk + 1 == chunks) {
                 next = reinterpret_cast<const Op*>(w + (r + group < m ? r + group : r) * ldw);
@@ -50,12 +52,13 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
 // sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
 inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
                               Scratch& scratch, float* sums) {
+    if (m <= FEW) return spread_few(a, lda, m, w, ldw, k, n, sums, LINE);
     int64_t k0 = 0;
     do {
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
-        multiply(a + k0, lda, round_up(m, ROW_STEP), a + k0 + CHUNK, b.base, b.units() * PANEL, round_up(n, PANEL), b.units(), sums, LINE,
-                 k0 > 0);
+        multiply(a + k0, lda, round_up(m, ROW_STEP), a + k0 + CHUNK, b.base, b.units() * PANEL, round_up(n, PANEL),
+                 b.units(), sums, LINE, k0 > 0);
         k0 += CHUNK;
     } while (k0 < k);
 }
@@ -66,8 +69,8 @@ inline void rows_times_panels(const Op* a, int64_t lda, int64_t m, const Panels&
     int64_t unit = 0;
     do {
         int64_t depth = b.depth(unit / CHUNK_UNITS);
-        multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), a + unit * PAIR + CHUNK, b.at(panel, unit), depth * PANEL, round_up(n, PANEL), depth,
-                 sums, LINE, unit > 0);
+        multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), a + unit * PAIR + CHUNK, b.at(panel, unit), depth * PANEL,
+                 round_up(n, PANEL), depth, sums, LINE, unit > 0);
         unit += CHUNK_UNITS;
     } while (unit < b.units());
 }
