@@ -147,7 +147,7 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: 
         if left <= 0:
             break
         weight = counts.ravel() / total
-        options = {"time_limit": left} if left < math.inf else {}
+        options: Any = {"time_limit": left} if left < math.inf else {}
         result = linprog(-weight, A_ub=rows, b_ub=limits, bounds=(0, 1), method="highs", options=options)
         if result.status == TIME_OUT:
             break

@@ -2,9 +2,12 @@
 
 import ast
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("spec", "solvers", "runtime", "profiler", "planner", "service")
@@ -162,3 +165,30 @@ def test_violations_are_seen(where: str, source: str, problem: str) -> None:
 )
 def test_what_is_allowed_is_not_reported(where: str, source: str) -> None:
     assert violations(source, ROOT / where) == []
+
+
+def needs(name: str, extras: frozenset[str], seen: dict[str, str]) -> None:
+    """Adds to ``seen`` the version of ``name`` and of all that it needs, where installed."""
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        return
+    seen[canonicalize_name(name)] = found.version
+    for line in found.requires or []:
+        wanted = Requirement(line)
+        asked = wanted.marker is None or any(wanted.marker.evaluate({"extra": e}) for e in extras | {""})
+        if asked and canonicalize_name(wanted.name) not in seen:
+            needs(wanted.name, frozenset(wanted.extras), seen)
+
+
+def test_constraints_pin_everything_that_setup_installs() -> None:
+    """What is not pinned changes under our feet: a type checker's stubs did."""
+    seen: dict[str, str] = {}
+    needs("moeplan", frozenset({"hf", "dev"}), seen)
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert {"torch", "scipy-stubs", "pytest"} <= seen.keys()
+    del seen["moeplan"]
+    assert {name: version.partition("+")[0] for name, version in seen.items()} == {
+        name: pinned.get(name) for name in seen
+    }
