@@ -1,5 +1,6 @@
 """Every implementation of the expert FFN against the definition, forward and backward; bad input; who is chosen."""
 
+import functools
 import logging
 import subprocess
 import sys
@@ -137,13 +138,31 @@ def test_linear_and_dense_equal_torch(rows, dtype):
     torch.testing.assert_close(dense_ffn(x, gate_up, down, activation="silu"), want, **tolerance)
 
 
-@pytest.mark.parametrize("size", [1, memory.LARGE // 4, memory.LARGE // 4 + 1])
-def test_gradients_have_zeroed_memory_of_their_own(size):
-    one, other = (memory.zeros((size, 1), torch.float32, torch.device("cpu")) for _ in range(2))
-    one += 1
-    assert (one.shape, one.dtype, one.is_contiguous()) == ((size, 1), torch.float32, True)
-    assert one.sum().item() == size
-    assert not other.any()
+@pytest.mark.parametrize("ffn", [1, memory.LARGE // 16, memory.LARGE // 16 + 1])
+def test_gradients_have_memory_of_their_own_and_zeros_for_idle_experts(ffn):
+    cpu = torch.device("cpu")
+    for experts in ([0, 2], [1], [], [0, 1, 2, 3], [3]):  # the later ones in memory of the earlier
+        one, other = (memory.gradient((4, ffn), torch.float32, cpu, experts) for _ in range(2))
+        idle = [e for e in range(4) if e not in experts]
+        assert (one.shape, one.dtype, one.is_contiguous()) == ((4, ffn), torch.float32, True)
+        assert not one[idle].any()
+        one.fill_(1.0)
+        assert not other[idle].any()
+        assert one.sum().item() == 4 * ffn
+        del one, other
+
+
+def test_memory_is_used_again_once_nobody_holds_it():
+    make = functools.partial(memory.empty, (memory.LARGE // 4, 3), torch.float32, torch.device("cpu"))
+    first, second = make(), make()
+    places = {first.data_ptr(), second.data_ptr()}
+    assert len(places) == 2
+    view = first[5:]
+    del first, second
+    third = make()
+    assert third.data_ptr() != view.data_ptr() - 5 * 12  # a view still holds the first
+    del view, third
+    assert {t.data_ptr() for t in (make(), make())} <= places
 
 
 def test_wrong_arguments_are_named():

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import memory
 from .activation import activate, activate_backward
 from .interface import Gradients
-from .memory import zeros
 from .product import multiply
 from .reindex import by_expert
 
@@ -37,7 +37,7 @@ class GroupedKernels:
 
     def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
         order, counts = by_expert(ids, experts, "estmm")
-        products = zeros((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device)
+        products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, _busy(counts))
         for e, mine in _active(order, counts):
             torch.mm(_rows(dy, ids, mine).t(), _rows(x, ids, mine), out=products[e])
         return products
@@ -48,7 +48,7 @@ class GroupedKernels:
         experts, shared = len(weight), x.ndim == 2
         order, counts = by_expert(ids, experts, "esfk")
         dx = torch.zeros(len(x) if shared else ids.numel(), x.shape[-1], dtype=_wide(x), device=x.device)
-        dweight = zeros(weight.shape, x.dtype, x.device)
+        dweight = memory.gradient(weight.shape, x.dtype, x.device, _busy(counts))
         dbias = dy.new_zeros(experts, dy.shape[2]) if with_bias else None
         for e, mine in _active(order, counts):
             back = _rows(dy, ids, mine)
@@ -73,7 +73,7 @@ class GroupedKernels:
         order, counts = by_expert(ids, len(gate_up), "expert_ffn")
         matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
         y = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
-        saved, first = x.new_empty(ids.numel() if save else 0, projections.shape[1]), 0
+        saved, first = memory.empty((ids.numel() if save else 0, projections.shape[1]), x.dtype, x.device), 0
         for e, mine in _active(order, counts):
             token = mine // ids.shape[1]
             bias = None if gate_up_bias is None else gate_up_bias[e].flatten()
@@ -103,7 +103,8 @@ class GroupedKernels:
         order, counts = by_expert(ids, len(gate_up), "expert_ffn")
         matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
         dx = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
-        dgate_up, ddown = (zeros(w.shape, x.dtype, x.device) for w in (projections, down))
+        busy = _busy(counts)
+        dgate_up, ddown = (memory.gradient(w.shape, x.dtype, x.device, busy) for w in (projections, down))
         dgate_up_bias, ddown_bias = (None if b is None else torch.zeros_like(b) for b in (gate_up_bias, down_bias))
         dweights = torch.zeros(ids.numel(), dtype=dx.dtype, device=x.device)
         first = 0
@@ -134,6 +135,11 @@ class GroupedKernels:
             ddown_bias,
             dweights.view_as(weights).to(weights.dtype),
         )
+
+
+def _busy(counts: list[int]) -> list[int]:
+    """Experts that have choices."""
+    return [e for e, count in enumerate(counts) if count]
 
 
 def _active(order: Tensor, counts: list[int]) -> Iterator[tuple[int, Tensor]]:

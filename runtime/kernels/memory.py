@@ -1,28 +1,95 @@
-"""Memory for the gradients of weights: zero from the start, and nothing is spent where it stays so.
+"""Memory for what is as large as a layer's experts: gradients of weights, and what a step keeps for its backward.
 
-A layer's gradient is as large as its experts, and the allocator hands out fresh pages for it at every step. Large pages
-of an anonymous mapping are zero without being written, so idle experts cost no time and no memory until somebody writes
-to theirs; and the others' pages come 512 at a time. 600 MiB on one core: 0.57 s to clear what `torch.empty` gives,
-0.36 s to write all of this, 0.03 s to read it untouched.
+The allocator hands out fresh pages for each of them at every step, which the system clears before the kernel writes
+them. Here a mapping is used again once its tensor is gone; until then the system may take its pages (MADV_FREE), so
+nothing is withheld from others. Idle experts' parts are zero without being written: what was there goes back to the
+system, and fresh pages are zero. Pages are large ones.
+
+Writing 600 MiB with two threads: 3.1 GB/s into the allocator's pages, 7.6 into fresh large ones, 13.7 into these, 28
+with stores that pass the caches by, as the C++ kernels have them.
 """
 
+import ctypes
 import mmap
-from collections.abc import Sequence
-from contextlib import suppress
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
 LARGE = 32 * 2**20  # bytes; below, the allocator reuses memory that is mapped already
+HUGE_PAGE = 2 * 2**20
 
 
-def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros of this shape, contiguous, each call's in memory of its own."""
+class _Pages:
+    """A mapping, zero where nobody wrote."""
+
+    def __init__(self, size: int) -> None:
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.fresh = True
+        self._advise("MADV_HUGEPAGE", 0, size)
+
+    def lease(self) -> "ctypes.Array[ctypes.c_char]":
+        """The bytes, for one owner: when they are gone the mapping waits for the next one."""
+        data = (ctypes.c_char * len(self.map)).from_buffer(self.map)
+        weakref.finalize(data, self._back).atexit = False
+        return data
+
+    def _back(self) -> None:
+        self.fresh = False
+        self._advise("MADV_FREE", 0, len(self.map))
+        _free[len(self.map)].append(self)
+
+    def clear(self, start: int, end: int) -> None:
+        """Whole large pages go back to the system, which gives zeros for them; the rest is written."""
+        first, last = -(-start // HUGE_PAGE) * HUGE_PAGE, end // HUGE_PAGE * HUGE_PAGE
+        if first >= last or not self._advise("MADV_DONTNEED", first, last - first):
+            first = last = end
+        data = torch.frombuffer(self.map, dtype=torch.uint8)
+        data[start:first].zero_()
+        data[last:end].zero_()
+
+    def _advise(self, what: str, start: int, length: int) -> bool:
+        """False on a system that does not take it."""
+        try:
+            self.map.madvise(getattr(mmap, what), start, length)
+        except (AttributeError, OSError):
+            return False
+        return True
+
+
+# Mappings that nobody uses, by size. Taking and giving back are single steps of a deque: no lock, since a tensor may
+# die at any point of any thread.
+_free: defaultdict[int, deque[_Pages]] = defaultdict(deque)
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Anything, contiguous, each call's in memory of its own."""
     size = prod(shape) * dtype.itemsize
-    if device.type != "cpu" or size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if device.type != "cpu" or size < LARGE:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.frombuffer(_take(size).lease(), dtype=dtype).view(tuple(shape))
+
+
+def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, experts: Iterable[int]) -> Tensor:
+    """For a gradient [E, ...], contiguous, each call's in memory of its own: anything for ``experts``, which the caller
+    writes, zeros for all others."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < LARGE:
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without large pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(tuple(shape))
+    pages, part, idle_from = _take(size), size // shape[0], 0
+    if not pages.fresh:
+        for e in [*sorted(set(experts)), shape[0]]:
+            if e > idle_from:
+                pages.clear(idle_from * part, e * part)
+            idle_from = e + 1
+    return torch.frombuffer(pages.lease(), dtype=dtype).view(tuple(shape))
+
+
+def _take(size: int) -> _Pages:
+    try:
+        return _free[size].pop()
+    except IndexError:
+        return _Pages(size)

@@ -16,10 +16,15 @@ def by_expert(ids: Tensor, experts: int, function: str) -> tuple[Tensor, list[in
     MoeplanError for an id outside -1..E-1, in the name of ``function``.
     """
     flat = ids.reshape(-1)
-    if flat.numel():
-        check_ids(flat, experts, function)
+    check_ids(flat, experts, function)
     elsewhere, *counts = torch.bincount(flat + 1, minlength=experts + 1).tolist()
     return flat.argsort(stable=True)[elsewhere:], counts
+
+
+def active_experts(ids: Tensor, experts: int, function: str) -> list[int]:
+    """Those that have choices, in order. ids and errors as in ``by_expert``."""
+    check_ids(ids, experts, function)
+    return [e for e in ids.unique().tolist() if e >= 0]
 
 
 def check_ids(ids: Tensor, experts: int, function: str) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ....spec import MoeplanError
+from .. import memory
 from ..interface import Gradients
-from ..memory import zeros
+from ..reindex import active_experts
 from .library import BAD_ID, level, load
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -50,7 +51,8 @@ class CppKernels:
 
     def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
         x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
-        products = zeros((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device)
+        active = active_experts(ids, experts, "estmm")
+        products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, active)
         self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, products, None)
         return products
 
@@ -60,7 +62,8 @@ class CppKernels:
         x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
         _check_weights("esfk", weight=weight)
         experts, outputs, inputs = weight.shape
-        dx, dweight = torch.empty_like(x), zeros(weight.shape, weight.dtype, weight.device)
+        active = active_experts(ids, experts, "esfk")
+        dx, dweight = torch.empty_like(x), memory.gradient(weight.shape, weight.dtype, weight.device, active)
         dbias = weight.new_empty(experts, outputs) if with_bias else None
         self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, dweight, dbias)
         return dx, dweight, dbias
@@ -82,7 +85,7 @@ class CppKernels:
         gate_up_bias, down_bias = _contiguous(gate_up_bias), _contiguous(down_bias)
         experts, matrices, ffn, model = gate_up.shape
         y = torch.empty_like(x)
-        saved = x.new_empty(ids.numel() if save else 0, matrices * ffn)
+        saved = memory.empty((ids.numel() if save else 0, matrices * ffn), x.dtype, x.device)
         status = self._library.moeplan_forward(
             x.data_ptr(),
             gate_up.data_ptr(),
@@ -126,11 +129,12 @@ class CppKernels:
         saved, down_bias = saved.contiguous(), _contiguous(down_bias)
         _check_weights("expert_ffn", gate_up=gate_up, down=down)
         experts, matrices, ffn, model = gate_up.shape
+        active = active_experts(ids, experts, "expert_ffn")
         gradients = Gradients(
             torch.empty_like(x),
-            zeros(gate_up.shape, gate_up.dtype, gate_up.device),
+            memory.gradient(gate_up.shape, gate_up.dtype, gate_up.device, active),
             None if gate_up_bias is None else gate_up.new_empty(experts, matrices, ffn),
-            zeros(down.shape, down.dtype, down.device),
+            memory.gradient(down.shape, down.dtype, down.device, active),
             None if down_bias is None else down.new_empty(experts, model),
             torch.empty_like(weights),
         )

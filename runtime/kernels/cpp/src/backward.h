@@ -47,7 +47,7 @@ public:
                 wait_for_all();
                 weights_gradients(pass, phase + 3, mine, scratch);
                 bias_gradients(pass, phase + 5);
-                phase[7].run(ceil_div(b.D, task_columns(b.D, b.threads)),
+                phase[7].run(ceil_div(b.D, wide_columns(b.D, b.threads)),
                              [&](int64_t task) { inputs_gradient(pass, task, scratch); });
                 phase[8].run(owners.experts(pass), [&](int64_t task) { gates_gradient(pass, task); });
                 wait_for_all();
@@ -136,14 +136,16 @@ private:
             int64_t o = task % tall * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
                             least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, columns,
-                            scratch.sums, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D);
+                            scratch.sums, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
+                            past_caches(b.dgate_up, b.E * width, b.D));
         });
         phase[1].run(owners.experts(pass) * wide, [&](int64_t task) {
             const Owner& own = owner(pass, task / wide);
             int64_t d = task % wide * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
                             least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, columns,
-                            scratch.sums, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H);
+                            scratch.sums, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
+                            past_caches(b.ddown, b.E * b.D, b.H));
         });
     }
 
@@ -171,7 +173,7 @@ private:
     }
 
     void inputs_gradient(int64_t pass, int64_t task, Scratch& scratch) {
-        int64_t columns = task_columns(b.D, b.threads), d = task * columns;
+        int64_t columns = wide_columns(b.D, b.threads), d = task * columns;
         for (int64_t i = 0; i < owners.experts(pass); i++) {
             const Owner& own = owner(pass, i);
             const Real* gate_up = static_cast<const Real*>(b.gate_up) + own.expert * width * b.D;

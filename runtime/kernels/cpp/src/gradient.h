@@ -7,6 +7,7 @@ namespace moeplan::VARIANT {
 constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
 constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
 constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
+constexpr int64_t FAR_BYTES = 32 << 20;  // a gradient of so many is not in the caches when somebody reads it
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
 // and panels along its rows at `depth` times their number of columns.
@@ -108,27 +109,43 @@ inline void input_gradient(const Owner& owner, const int32_t* index, const Op* s
     }
 }
 
+// Whether rows of a gradient are written past the caches: where it is larger than these, and its rows are whole lines.
+inline bool past_caches(const void* gradient, int64_t rows, int64_t values) {
+    int64_t bytes = values * static_cast<int64_t>(sizeof(Real));
+    return rows * bytes >= FAR_BYTES && bytes % 64 == 0 && reinterpret_cast<uintptr_t>(gradient) % 64 == 0;
+}
+
 // Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.
 // Idle experts' are left as they are: zeros, in memory that nobody had to write.
 template <class X>
 inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first_row, int64_t o, int64_t m,
-                            const Panels& x, int64_t inputs, Op* staged, float* sums, Real* out) {
+                            const Panels& x, int64_t inputs, Op* staged, float* sums, Real* out, bool far) {
     if (owner.n == 0) return;  // zeros, which the memory came with
     stage_columns(dy, first_row, owner.n, o, m, staged);
     for (int64_t i = 0; i < inputs; i += COLUMNS) {
         int64_t n = least(COLUMNS, inputs - i);
-        rows_times_panels(staged, row_length(owner.n), m, x, i / PANEL, n, sums);
-        for (int64_t r = 0; r < m; r++) {
-            for (int64_t c = 0; c < n; c += LANES) {
-                vf value = load(sums + r * LINE + c);
-                if (n - c >= LANES) {
-                    store(out + r * inputs + i + c, value);
+        // So few rows at a time that their sums stay in the first-level cache.
+        for (int64_t r0 = 0; r0 < m; r0 += GROUP) {
+            int64_t rows = least(GROUP, m - r0);
+            rows_times_panels(staged + r0 * row_length(owner.n), row_length(owner.n), rows, x, i / PANEL, n, sums);
+            for (int64_t r = 0; r < rows; r++) {
+                Real* to = out + (r0 + r) * inputs + i;
+                const float* from = sums + r * LINE;
+                if (far) {
+                    for (int64_t c = 0; c < n; c += LANES) stream(to + c, load(from + c));
                 } else {
-                    store(out + r * inputs + i + c, value, n - c);
+                    for (int64_t c = 0; c < n; c += LANES) {
+                        if (n - c >= LANES) {
+                            store(to + c, load(from + c));
+                        } else {
+                            store(to + c, load(from + c), n - c);
+                        }
+                    }
                 }
             }
         }
     }
+    if (far) _mm_sfence();  // others may read it once this task is done
 }
 
 // out[column to column + width] = the sums over n rows, each times weight(row) where `weight` is not null.

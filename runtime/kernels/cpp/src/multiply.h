@@ -21,9 +21,9 @@ struct Count {
     static constexpr int value = N;
 };
 
-// M rows times N panels. FAR: asks for `next`, the rows that come after these.
-template <int M, int N, bool FAR>
-inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units,
+// M rows times N panels.
+template <int M, int N, class Next>
+inline void micro(const Op* a, int64_t lda, Next next, const float* b, int64_t panel_stride, int64_t units,
                   float* c, int64_t ldc, bool add) {
     constexpr int V = N * PANEL_VECTORS;
     vf sums[M][V];
@@ -36,11 +36,7 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
     const Op* group[(M + 2) / 3];
     for (int g = 0; g < (M + 2) / 3; g++) group[g] = a + 3 * g * lda;
     for (int64_t u = 0; u < units; u++) {
-        if (FAR && u % PANEL == 0) {
-            for (int r = 0; r < M; r++) {
-                _mm_prefetch(next + r * lda + u * PAIR, _MM_HINT_T1);
-            }
-        }
+        if (u % PANEL == 0) next.template fetch<M>(u);
         vf columns[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -60,14 +56,14 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
     }
 }
 
-template <int N, bool FAR>
-inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+template <int N, class Next>
+inline void multiply_rows(const Op* a, int64_t lda, int64_t m, Next next, const float* b, int64_t panel_stride,
                           int64_t units, float* c, int64_t ldc, bool add) {
     int64_t r = 0;
     const auto take_rows = [&](auto rows) {
         constexpr int M = decltype(rows)::value;
         for (; r + M <= m; r += M) {
-            micro<M, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
+            micro<M, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
         }
     };
     take_rows(Count<rows_beside(N)>());
@@ -77,10 +73,10 @@ inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, c
     take_rows(Count<1>());
 }
 
-// n is a multiple of 16; c is written 16 columns at a time. `next`: the rows that will be multiplied after these, as
-// far apart, which are brought closer meanwhile.
-inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
-                     int64_t n, int64_t units, float* c, int64_t ldc, bool add) {
+// n is a multiple of 16; c is written 16 columns at a time.
+template <class Next>
+inline void multiply(const Op* a, int64_t lda, int64_t m, Next next, const float* b, int64_t panel_stride, int64_t n,
+                     int64_t units, float* c, int64_t ldc, bool add) {
     for (int64_t p = 0, left = n / PANEL; left > 0;) {
         const float* from = b + p * panel_stride;
         float* to = c + p * PANEL;
@@ -88,10 +84,10 @@ inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const 
         int64_t taken = LANES == 8 ? 1 : left == 4 ? 2 : least(left, 3);
         const auto go = [&](auto panels) {
             constexpr int N = decltype(panels)::value;
-            if (p == 0) {
-                multiply_rows<N, true>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
+            if (p == 0 || Next::EVERY) {
+                multiply_rows<N>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
             } else {
-                multiply_rows<N, false>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
+                multiply_rows<N>(a, lda, m, NothingNext{}, from, panel_stride, units, to, ldc, add);
             }
         };
         if (taken == 1) go(Count<1>());

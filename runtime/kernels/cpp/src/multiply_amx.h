@@ -5,7 +5,6 @@
 
 namespace moeplan::VARIANT {
 
-
 // Tile registers of this thread, from here until the end of the scope.
 class Tiles {
 public:
@@ -29,8 +28,8 @@ static inline void touch_rows([[maybe_unused]] const void* p, [[maybe_unused]] i
 }
 
 // 0 to 3 sums, 4 and 5 rows of a, 6 and 7 panels of b.
-template <int M, int N, bool FAR>
-inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int64_t panel_stride, int64_t units,
+template <int M, int N, class Next>
+inline void micro(const Op* a, int64_t lda, Next next, const float* b, int64_t panel_stride, int64_t units,
                   float* c, int64_t ldc, bool add) {
     int64_t row = lda * 2, line = ldc * 4;
     for (int r = 0; r < M; r++) {
@@ -49,10 +48,7 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
     }
     for (int64_t u = 0; u < units; u += 16) {
         const Op* from = a + u * PAIR;
-        if constexpr (FAR) {
-#pragma GCC unroll 8
-            for (int r = 0; r < 16 * M; r++) _mm_prefetch(next + r * lda + u * PAIR, _MM_HINT_T1);
-        }
+        next.template fetch<16 * M>(u);
         for (int r = 0; r < M; r++) touch_rows(from + 16 * r * lda, row);
         for (int p = 0; p < N; p++) touch(b + p * panel_stride + u * PANEL, 1024);
         _tile_loadd(4, from, row);
@@ -74,27 +70,32 @@ inline void micro(const Op* a, int64_t lda, const Op* next, const float* b, int6
     if constexpr (M > 1 && N > 1) _tile_stored(3, c + 16 * ldc + PANEL, line);
 }
 
-template <int N, bool FAR>
-inline void multiply_rows(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
+template <int N, class Next>
+inline void multiply_rows(const Op* a, int64_t lda, int64_t m, Next next, const float* b, int64_t panel_stride,
                           int64_t units, float* c, int64_t ldc, bool add) {
     int64_t r = 0;
     for (; r + 32 <= m; r += 32) {
-        micro<2, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
+        micro<2, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
     }
-    if (r < m) micro<1, N, FAR>(a + r * lda, lda, next + r * lda, b, panel_stride, units, c + r * ldc, ldc, add);
+    if (r < m) micro<1, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
 }
 
-// m and n are multiples of 16, units is too. `next`: the rows that will be multiplied after these, as far apart, which
-// are brought closer meanwhile.
-inline void multiply(const Op* a, int64_t lda, int64_t m, const Op* next, const float* b, int64_t panel_stride,
-                     int64_t n, int64_t units, float* c, int64_t ldc, bool add) {
-    if (n == PANEL) return multiply_rows<1, true>(a, lda, m, next, b, panel_stride, units, c, ldc, add);
-    multiply_rows<2, true>(a, lda, m, next, b, panel_stride, units, c, ldc, add);
-    for (int64_t p = 2, count = n / PANEL; p < count; p += 2) {
+// m and n are multiples of 16, units is too.
+template <class Next>
+inline void multiply(const Op* a, int64_t lda, int64_t m, Next next, const float* b, int64_t panel_stride, int64_t n,
+                     int64_t units, float* c, int64_t ldc, bool add) {
+    for (int64_t p = 0, count = n / PANEL; p < count; p += 2) {
         const float* from = b + p * panel_stride;
         float* to = c + p * PANEL;
-        if (p + 1 == count) return multiply_rows<1, false>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
-        multiply_rows<2, false>(a, lda, m, next, from, panel_stride, units, to, ldc, add);
+        const auto go = [&](auto ahead) {
+            if (p + 1 == count) return multiply_rows<1>(a, lda, m, ahead, from, panel_stride, units, to, ldc, add);
+            multiply_rows<2>(a, lda, m, ahead, from, panel_stride, units, to, ldc, add);
+        };
+        if (p == 0 || Next::EVERY) {
+            go(next);
+        } else {
+            go(NothingNext{});
+        }
     }
 }
 

@@ -107,6 +107,56 @@ inline void pack_rows(const Rows<Real>& rows, int64_t first_row, int64_t n, cons
     }
 }
 
+constexpr int64_t ROWS_AHEAD = 16;  // rows are asked for this many before they are read
+constexpr int64_t LINE_VALUES = 64 / sizeof(Real);
+
+// Part of a matrix that will be wanted soon, brought closer a few lines at a time while something else is computed.
+struct Ahead {
+    const Real* row;
+    int64_t stride, rows, columns;
+    int64_t column = 0;
+
+    void lines(int count) {
+        for (; count > 0 && rows > 0; count--) {
+            _mm_prefetch(reinterpret_cast<const char*>(row + column), _MM_HINT_T1);
+            column += LINE_VALUES;
+            if (column >= columns) {
+                column = 0;
+                row += stride;
+                rows--;
+            }
+        }
+    }
+};
+
+// What a product brings closer: nothing, a part of a matrix, or the rows that will be multiplied after these.
+struct NothingNext {
+    static constexpr bool EVERY = false;  // with every panel, or only with the first ones
+    NothingNext past(int64_t) const { return {}; }
+    template <int ROWS>
+    void fetch(int64_t) const {}
+};
+struct PartNext {
+    static constexpr bool EVERY = true;
+    Ahead* part;
+    PartNext past(int64_t) const { return *this; }
+    template <int ROWS>
+    void fetch(int64_t) const {
+        part->lines(16);
+    }
+};
+struct RowsNext {
+    static constexpr bool EVERY = false;
+    const Op* row;
+    int64_t stride;
+    RowsNext past(int64_t rows) const { return {row + rows * stride, stride}; }
+    template <int ROWS>
+    void fetch(int64_t unit) const {
+#pragma GCC unroll 16
+        for (int r = 0; r < ROWS; r++) _mm_prefetch(row + r * stride + unit * PAIR, _MM_HINT_T1);
+    }
+};
+
 // Panels from `panel` on, whose k runs over rows and whose columns are their columns `column` to `column + n`.
 template <class X>
 inline void pack_columns(const Rows<X>& rows, int64_t first_row, int64_t column, int64_t n, const Panels& to,
@@ -117,6 +167,11 @@ inline void pack_columns(const Rows<X>& rows, int64_t first_row, int64_t column,
         const X* b = PAIR == 2 && r + 1 < to.k ? rows[first_row + r + 1] + column : nullptr;
         float* units = to.at(panel, u);
         int64_t stride = to.depth(u / CHUNK_UNITS) * PANEL;
+        // Short stretches of rows far apart: the processor does not foresee them.
+        for (int64_t j = r + ROWS_AHEAD; j < least(r + ROWS_AHEAD + PAIR, to.k); j++) {
+            const X* next = rows[first_row + j] + column;
+            for (int64_t c = 0; c < n; c += LINE_VALUES) _mm_prefetch(next + c, _MM_HINT_T0);
+        }
         for (int64_t c = 0; c < round_up(n, PANEL); c += LANES) {
             vf x = a && c < n ? load_across(a + c, b ? b + c : nullptr, n - c) : zero();
             store(units + c / PANEL * stride + c % PANEL, x);

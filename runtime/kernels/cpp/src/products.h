@@ -43,7 +43,7 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
             } else if (chunk + 1 == chunks) {
                 next = reinterpret_cast<const Op*>(w + (r + group < m ? r + group : r) * ldw);
             }
-            multiply(a, stride, round_up(rows, ROW_STEP), next, b.at(panel, chunk * CHUNK_UNITS), depth * PANEL, n,
+            multiply(a, stride, round_up(rows, ROW_STEP), RowsNext{next, stride}, b.at(panel, chunk * CHUNK_UNITS), depth * PANEL, n,
                      depth, sums + r * LINE, LINE, chunk > 0);
         }
     }
@@ -57,7 +57,8 @@ inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w
     do {
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
-        multiply(a + k0, lda, round_up(m, ROW_STEP), a + k0 + CHUNK, b.base, b.units() * PANEL, round_up(n, PANEL),
+        Ahead ahead{w + (k0 + CHUNK) * ldw, ldw, least(CHUNK, k - k0 - CHUNK), n};
+        multiply(a + k0, lda, round_up(m, ROW_STEP), PartNext{&ahead}, b.base, b.units() * PANEL, round_up(n, PANEL),
                  b.units(), sums, LINE, k0 > 0);
         k0 += CHUNK;
     } while (k0 < k);
@@ -69,7 +70,7 @@ inline void rows_times_panels(const Op* a, int64_t lda, int64_t m, const Panels&
     int64_t unit = 0;
     do {
         int64_t depth = b.depth(unit / CHUNK_UNITS);
-        multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), a + unit * PAIR + CHUNK, b.at(panel, unit), depth * PANEL,
+        multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), NothingNext{}, b.at(panel, unit), depth * PANEL,
                  round_up(n, PANEL), depth, sums, LINE, unit > 0);
         unit += CHUNK_UNITS;
     } while (unit < b.units());

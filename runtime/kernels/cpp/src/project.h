@@ -115,7 +115,8 @@ private:
                 int64_t o = task % blocks * GRADIENT_ROWS;
                 weight_gradient(owner, dy, owner.row, o, least(GRADIENT_ROWS, p.O - o),
                                 owner_panels(owner, inputs, p.I), p.I, columns, scratch.sums,
-                                static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I);
+                                static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I,
+                                past_caches(p.dweight, p.E * p.O, p.I));
             });
         }
         if (p.dbias) {
@@ -128,7 +129,7 @@ private:
             });
         }
         if (p.dx) {
-            int64_t width = task_columns(p.I, p.threads);
+            int64_t width = wide_columns(p.I, p.threads);
             phase[4].run(ceil_div(p.I, width), [&](int64_t task) {
                 int64_t i = task * width;
                 for (int64_t e = 0; e < owners.experts(pass); e++) {

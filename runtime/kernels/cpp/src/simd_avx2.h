@@ -51,6 +51,15 @@ inline void store(float* p, vf x, int64_t n) {
     touch(p, least(n, 8) * 4);
     _mm256_maskstore_ps(p, first(n), x);
 }
+// Past the caches, to a line of which the rest follows at once.
+inline void stream(float* p, vf x) {
+    touch(p, 32);
+    _mm256_stream_ps(p, x);
+}
+inline void stream16(void* p, __m128i x) {
+    touch(p, 16);
+    _mm_stream_si128(static_cast<__m128i*>(p), x);
+}
 
 inline __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
 inline __m128i load16(const void* p, int64_t n) {
@@ -88,6 +97,8 @@ inline void store(bf16* p, vf x) { store16(p, narrow_bf16(x)); }
 inline void store(bf16* p, vf x, int64_t n) { store16(p, narrow_bf16(x), n); }
 inline void store(f16* p, vf x) { store16(p, narrow_f16(x)); }
 inline void store(f16* p, vf x, int64_t n) { store16(p, narrow_f16(x), n); }
+inline void stream(bf16* p, vf x) { stream16(p, narrow_bf16(x)); }
+inline void stream(f16* p, vf x) { stream16(p, narrow_f16(x)); }
 
 // 8 x 8 in place.
 __attribute__((always_inline)) inline void transpose(vf r[8]) {

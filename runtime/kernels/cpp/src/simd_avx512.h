@@ -43,6 +43,15 @@ inline void store(float* p, vf x, int64_t n) {
     touch(p, least(n, 16) * 4);
     _mm512_mask_storeu_ps(p, first(n), x);
 }
+// Past the caches, to a line of which the rest follows at once.
+inline void stream(float* p, vf x) {
+    touch(p, 64);
+    _mm512_stream_ps(p, x);
+}
+inline void stream16(void* p, __m256i x) {
+    touch(p, 32);
+    _mm256_stream_si256(static_cast<__m256i*>(p), x);
+}
 
 inline __m256i load16(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline __m256i load16(const void* p, int64_t n) {
@@ -64,11 +73,13 @@ inline vf load(const f16* p, int64_t n) { return _mm512_cvtph_ps(load16(p, n)); 
 inline __m256i narrow_f16(vf x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store(f16* p, vf x) { store16(p, narrow_f16(x)); }
 inline void store(f16* p, vf x, int64_t n) { store16(p, narrow_f16(x), n); }
+inline void stream(f16* p, vf x) { stream16(p, narrow_f16(x)); }
 
 #ifdef __AVX512BF16__
 inline __m256i narrow_bf16(vf x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 inline void store(bf16* p, vf x) { store16(p, narrow_bf16(x)); }
 inline void store(bf16* p, vf x, int64_t n) { store16(p, narrow_bf16(x), n); }
+inline void stream(bf16* p, vf x) { stream16(p, narrow_bf16(x)); }
 
 // Pairs of bf16 as the units of an operand: `n` values, of which the rest is zero.
 inline vf load_pairs(const bf16* p, int64_t n) {

@@ -6,7 +6,6 @@
 namespace moeplan::VARIANT {
 
 constexpr int64_t DEEP = 4;         // rows of the weight at a time
-constexpr int64_t ROWS_AHEAD = 16;  // rows are asked for this many before they are read
 
 // k rows, at most DEEP; `more`: as many again come ROWS_AHEAD further on.
 template <int N>

@@ -46,6 +46,12 @@ inline int64_t task_columns(int64_t width, int64_t threads) {
     return least(BLOCK_ROWS, most(PANEL, round_up(ceil_div(width, 8 * threads), PANEL)));
 }
 
+// The same where a task reads columns of a weight, of which long stretches come faster: as wide as a block of sums can
+// be, with as many tasks for each thread.
+inline int64_t wide_columns(int64_t width, int64_t threads) {
+    return round_up(ceil_div(width, threads * ceil_div(width, threads * COLUMNS)), PANEL);
+}
+
 // Float32 sums of a result [rows, width] of another type: cleared in one phase, rounded into place in a later one.
 // Where the result is float32 it is its own sums.
 struct Sums {
