@@ -6,6 +6,8 @@ of (x [T, D], ids [T, K] int64, weights [T, K] float32) -> [T, D] and the parame
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +36,8 @@ class Shape(NamedTuple):
         return self.activation == "swiglu_clamped"
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """Weights of one layer, as ``expert_ffn`` takes them."""
 
     shape: Shape
@@ -45,7 +48,20 @@ class Layer(NamedTuple):
 
     @property
     def parameters(self) -> list[Tensor]:
-        return [t for t in self[1:] if isinstance(t, Tensor)]
+        return [t for t in (self.gate_up, self.down, self.gate_up_bias, self.down_bias) if t is not None]
+
+    @cached_property
+    def transposed(self) -> dict[str, Tensor]:
+        """gpt-oss's own form, [E, D, 2 H] with gate and up interleaved: a copy, which those who want it share."""
+        gate_up, bias, e = self.gate_up, self.gate_up_bias, self.shape.experts
+        assert bias is not None
+        assert self.down_bias is not None
+        return {
+            "gate_up_proj": gate_up.permute(0, 3, 2, 1).reshape(e, self.shape.model, -1),
+            "gate_up_proj_bias": bias.transpose(1, 2).reshape(e, -1),
+            "down_proj": self.down.transpose(1, 2).contiguous(),
+            "down_proj_bias": self.down_bias,
+        }
 
 
 class Method(NamedTuple):
@@ -78,6 +94,15 @@ def make_layer(shape: Shape, dtype: torch.dtype) -> Layer:
 
 
 def ours(layer: Layer) -> Method:
+    return _ours(layer, None)
+
+
+def vendor(layer: Layer) -> Method:
+    """moeplan's own other implementation: one vendor product after the other, where there is no compiler."""
+    return _ours(layer, "grouped")
+
+
+def _ours(layer: Layer, implementation: str | None) -> Method:
     def run(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         return expert_ffn(
             x,
@@ -88,6 +113,7 @@ def ours(layer: Layer) -> Method:
             activation=layer.shape.activation,
             gate_up_bias=layer.gate_up_bias,
             down_bias=layer.down_bias,
+            implementation=implementation,
         )
 
     return Method(run, layer.parameters)
@@ -176,17 +202,15 @@ def transformers_grouped(layer: Layer) -> Method:
 
 
 def _transformers(layer: Layer, form: str) -> Method:
-    """The experts module of the model that the shape is like; its parameters are views of the layer's.
-
-    gpt-oss's stores gate and up interleaved and transposed: those are copies.
-    """
+    """The experts module of the model that the shape is like; its parameters are views of the layer's, or gpt-oss's
+    ``transposed``."""
     try:
         from transformers.models.gpt_oss.modeling_gpt_oss import GptOssConfig, GptOssExperts
         from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralExperts
         from transformers.models.switch_transformers import modeling_switch_transformers as switch
     except ImportError as error:
         raise UnavailableError(f"transformers: {error}") from None
-    s, (projections, bias) = layer.shape, _flat(layer)
+    s, (projections, _) = layer.shape, _flat(layer)
     sizes: dict[str, Any] = {"hidden_size": s.model, "intermediate_size": s.ffn, "num_local_experts": s.experts}
     sizes["experts_implementation"] = form
     with torch.device("meta"):
@@ -203,14 +227,8 @@ def _transformers(layer: Layer, form: str) -> Method:
     if s.matrices == 1:
         named = {f"expert_{e}.wi.weight": projections[e] for e in range(s.experts)}
         named |= {f"expert_{e}.wo.weight": layer.down[e] for e in range(s.experts)}
-    elif bias is not None and layer.down_bias is not None:
-        # [E, 2, H, D] -> [E, D, H, 2] -> [E, D, 2 H]
-        named = {
-            "gate_up_proj": layer.gate_up.permute(0, 3, 2, 1).reshape(s.experts, s.model, -1),
-            "gate_up_proj_bias": layer.gate_up_bias.transpose(1, 2).reshape(s.experts, -1),  # type: ignore[union-attr]
-            "down_proj": layer.down.transpose(1, 2).contiguous(),
-            "down_proj_bias": layer.down_bias,
-        }
+    elif s.biases:
+        named = layer.transposed
     for name, tensor in named.items():
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor))
@@ -273,6 +291,7 @@ def _flat(layer: Layer) -> tuple[Tensor, Tensor | None]:
 
 METHODS: dict[str, Callable[[Layer], Method]] = {
     "moeplan": ours,
+    "moeplan grouped": vendor,
     "grouped_mm": grouped_mm,
     "loop": loop,
     "padded bmm": padded_bmm,
@@ -280,3 +299,4 @@ METHODS: dict[str, Callable[[Layer], Method]] = {
     "Transformers grouped": transformers_grouped,
     "DeepSpeed-MoE": deepspeed,
 }
+OURS = {"moeplan", "moeplan grouped"}

@@ -15,6 +15,7 @@ from torch import Tensor
 from moeplan.spec import Trace
 
 DECODE = 64  # up to so many tokens are one of each sequence, as in a step of decoding; more are whole sequences
+COLD = 512 * 2**20  # bytes of weights that no cache holds
 COLD_START, NEAR, LONG = 0.3, 1.25, 3.0  # see ``interleaved``
 
 
@@ -51,12 +52,18 @@ def recorded_routing(trace: Trace, experts: int, top_k: int, tokens: int) -> tup
     return torch.from_numpy(ids), torch.from_numpy(weights / weights.sum(1, keepdims=True))
 
 
-def ring(ids: Tensor, experts: int) -> list[Tensor]:
-    """The same routing over as many disjoint sets of experts as there are: one after the other, weights are cold."""
+def ring(ids: Tensor, experts: int, expert_bytes: int) -> list[Tensor]:
+    """The same routing over several disjoint sets of experts, for calls one after the other.
+
+    As many as make a round of COLD bytes of weights, so that none of a call's is in a cache any more; one where a call
+    alone has as many; fewer where the layer has fewer.
+    """
     used = ids.unique()
     label = torch.zeros(experts, dtype=torch.int64)
-    found = []
+    found: list[Tensor] = []
     for first in range(0, experts - len(used) + 1, len(used)):
+        if len(found) * len(used) * expert_bytes >= COLD:
+            break
         label[used] = torch.arange(first, first + len(used))
         found.append(label[ids])
     return found
@@ -71,8 +78,11 @@ class Limits:
         self._memory = torch.ones(2**27)
 
     def look(self, dtype: torch.dtype) -> None:
+        matrix = self._memory.view(2**14, -1)
+        vector = torch.ones(matrix.shape[1])
         for _ in range(5):
-            self.stream = max(self.stream, 4 * len(self._memory) / seconds(self._memory.sum))
+            for read in (self._memory.sum, lambda: torch.mv(matrix, vector)):
+                self.stream = max(self.stream, self._memory.nbytes / seconds(read))
         for rows, size in ((2048, 2048), (2048, 4096)):
             a, b = torch.randn(rows, size).to(dtype), torch.randn(size, size).to(dtype)
             for _ in range(4):

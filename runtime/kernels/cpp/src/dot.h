@@ -14,7 +14,7 @@ constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are aske
 // Rows of the weight at a time: sums and operands fit the registers.
 constexpr int weight_rows(int n) {
     int free = (LANES == 16 ? 30 : 14);
-    return (free - 1) / (n + 1) >= 4 ? 4 : (free - 1) / (n + 1) >= 2 ? 2 : 1;
+    return (free - 1) / (n + 1) >= 8 ? 8 : (free - 1) / (n + 1) >= 4 ? 4 : (free - 1) / (n + 1) >= 2 ? 2 : 1;
 }
 
 inline vf load_units_whole(const Real* p) {
@@ -30,7 +30,7 @@ template <int R, int N>
 inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int64_t ldx, int64_t k, float* c,
                  int64_t ldc) {
     vf sums[R][N];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 8
         for (int n = 0; n < N; n++) sums[r][n] = zero();
@@ -40,7 +40,7 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
     const auto run = [&](int64_t end, const Real* ahead) __attribute__((always_inline)) {
         for (; i < end; i += BLOCK) {
             vf rows[R];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 _mm_prefetch(ahead + r * ldw + i, _MM_HINT_T0);
                 rows[r] = load_units_whole(w + r * ldw + i);
@@ -48,7 +48,7 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
 #pragma GCC unroll 8
             for (int n = 0; n < N; n++) {
                 vf column = load(reinterpret_cast<const float*>(x + n * ldx + i));
-#pragma GCC unroll 4
+#pragma GCC unroll 8
                 for (int r = 0; r < R; r++) sums[r][n] = step(sums[r][n], rows[r], column);
             }
         }
