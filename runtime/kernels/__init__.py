@@ -2,7 +2,8 @@
 
 from .dense import dense_ffn
 from .functions import esfk, esmm, ess, estmm, expert_ffn
+from .pack import pack_interleaved
 from .product import linear
 from .registry import implementations
 
-__all__ = ["dense_ffn", "esfk", "esmm", "ess", "estmm", "expert_ffn", "implementations", "linear"]
+__all__ = ["dense_ffn", "esfk", "esmm", "ess", "estmm", "expert_ffn", "implementations", "linear", "pack_interleaved"]

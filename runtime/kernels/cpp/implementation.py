@@ -33,6 +33,11 @@ class CppKernels:
         """Bytes beyond arguments and results that the calling thread's last call used at once."""
         return self._library.moeplan_scratch_bytes()
 
+    def multiply_adds(self) -> int:
+        """What the products of the calling thread's last call multiplied, with the rows and columns that fill up
+        tiles: half the ``flops`` and ``padding`` that ``counting`` foresees."""
+        return self._library.moeplan_multiply_adds()
+
     def esmm(self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
         x, ids = x.contiguous(), ids.contiguous()
         _check_weights("esmm", weight=weight)

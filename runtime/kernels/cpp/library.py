@@ -17,6 +17,7 @@ _FUNCTIONS = {
     "moeplan_level": (0, 0),
     "moeplan_bad_id": (0, 0),
     "moeplan_scratch_bytes": (0, 0),
+    "moeplan_multiply_adds": (0, 0),
     "moeplan_forward": (9, 11),
     "moeplan_backward": (14, 11),
     "moeplan_project": (5, 10),

@@ -16,7 +16,7 @@ namespace {
 enum Type : int64_t { F32 = 0, BF16 = 1, F16 = 2 };
 enum Level : int64_t { NONE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
 
-thread_local int64_t bad_id = 0;
+thread_local int64_t bad_id = 0, multiply_adds = 0;
 
 bool has_avx2() {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -52,6 +52,8 @@ template <class Call>
 int64_t run(Call& call, Status (*Variant::*entry)(const Call&), const void* ids, int64_t id_bytes, int64_t type,
             int64_t level) {
     arena_reset();
+    multiply_adds = 0;
+    call.plan.multiply_adds = &multiply_adds;
     Status status = make_plan(ids, id_bytes, call.T, call.K, call.E, call.plan, bad_id);
     if (status == OK) status = (choose(type, level).*entry)(call);
     arena_done();
@@ -73,6 +75,9 @@ EXPORT int64_t moeplan_bad_id() { return bad_id; }
 
 // Bytes of scratch that the calling thread's last call took.
 EXPORT int64_t moeplan_scratch_bytes() { return arena_used(); }
+
+// What the calling thread's last call multiplied, rows and columns that fill up tiles included.
+EXPORT int64_t moeplan_multiply_adds() { return multiply_adds; }
 
 EXPORT int64_t moeplan_forward(const void* x, const void* gate_up, const void* gate_up_bias, const void* down,
                                const void* down_bias, const void* ids, const float* weights, void* y, void* saved,

@@ -53,6 +53,7 @@ public:
                 wait_for_all();
             }
             dx.round();
+            add_up(b.plan, scratch);
         });
         return OK;
     }
@@ -136,7 +137,7 @@ private:
             int64_t o = task % tall * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
                             least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, columns,
-                            scratch.sums, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
+                            scratch, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
                             past_caches(b.dgate_up, b.E * width, b.D));
         });
         phase[1].run(owners.experts(pass) * wide, [&](int64_t task) {
@@ -144,7 +145,7 @@ private:
             int64_t d = task % wide * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
                             least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, columns,
-                            scratch.sums, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
+                            scratch, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
                             past_caches(b.ddown, b.E * b.D, b.H));
         });
     }

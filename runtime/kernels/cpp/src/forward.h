@@ -42,6 +42,7 @@ public:
             }
             wait_for_all();
             y.round();
+            add_up(f.plan, scratch);
         });
         return OK;
     }

@@ -119,7 +119,7 @@ inline bool past_caches(const void* gradient, int64_t rows, int64_t values) {
 // Idle experts' are left as they are: zeros, in memory that nobody had to write.
 template <class X>
 inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first_row, int64_t o, int64_t m,
-                            const Panels& x, int64_t inputs, Op* staged, float* sums, Real* out, bool far) {
+                            const Panels& x, int64_t inputs, Op* staged, Scratch& scratch, Real* out, bool far) {
     if (owner.n == 0) return;  // zeros, which the memory came with
     stage_columns(dy, first_row, owner.n, o, m, staged);
     for (int64_t i = 0; i < inputs; i += COLUMNS) {
@@ -127,10 +127,10 @@ inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first
         // So few rows at a time that their sums stay in the first-level cache.
         for (int64_t r0 = 0; r0 < m; r0 += GROUP) {
             int64_t rows = least(GROUP, m - r0);
-            rows_times_panels(staged + r0 * row_length(owner.n), row_length(owner.n), rows, x, i / PANEL, n, sums);
+            rows_times_panels(staged + r0 * row_length(owner.n), row_length(owner.n), rows, x, i / PANEL, n, scratch);
             for (int64_t r = 0; r < rows; r++) {
                 Real* to = out + (r0 + r) * inputs + i;
-                const float* from = sums + r * LINE;
+                const float* from = scratch.sums + r * LINE;
                 if (far) {
                     for (int64_t c = 0; c < n; c += LANES) stream(to + c, load(from + c));
                 } else {

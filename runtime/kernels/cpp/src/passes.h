@@ -107,6 +107,7 @@ struct Passes {
 inline void weight_times_piece(const Real* w, int64_t m, const Piece& piece, float* units, int64_t t, int64_t n,
                                int64_t k, Scratch& scratch, float* sums) {
     if (piece.few) {
+        scratch.multiply_adds += m * n * k;
         multiply_few(w, k, m, reinterpret_cast<const Op*>(units), row_length(k), n, k, sums, LINE);
     } else {
         Panels panels{units, ceil_div(piece.n, PANEL), k};

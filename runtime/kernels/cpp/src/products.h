@@ -11,11 +11,14 @@ constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
 constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
-// Scratch of one thread.
+// Scratch of one thread, and what it has multiplied.
 struct Scratch {
     float* sums;    // [BLOCK_ROWS][LINE]
     Op* staged;     // [BLOCK_ROWS][CHUNK]
     float* packed;  // panels of COLUMNS columns, CHUNK deep
+    int64_t multiply_adds = 0;
+
+    void count(int64_t m, int64_t n, int64_t units) { multiply_adds += m * n * units * PAIR; }
 };
 constexpr int64_t SUMS = BLOCK_ROWS * LINE, STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
@@ -33,18 +36,26 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
     for (int64_t r = 0; r < m; r += group) {
         int64_t rows = least(group, m - r);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            int64_t depth = b.depth(chunk), stride = staged ? CHUNK : ldw;
+            int64_t depth = b.depth(chunk), tall = round_up(rows, ROW_STEP);
             const Real* from = w + r * ldw + chunk * CHUNK;
-            const Op *a = reinterpret_cast<const Op*>(from), *next = a + CHUNK;
+            // What comes next: these rows' next chunk, or the first one of the next rows.
+            bool last = chunk + 1 == chunks;
+            const Real* next = last ? w + (r + group < m ? r + group : r) * ldw : from + CHUNK;
+            const float* right = b.at(panel, chunk * CHUNK_UNITS);
+            float* to = sums + r * LINE;
+            scratch.count(tall, n, depth);
             if (staged) {
-                int64_t count = least(CHUNK, k - chunk * CHUNK);
-                stage_rows(Rows<Real>{from, ldw, nullptr}, 0, rows, count, scratch.staged, CHUNK);
-                a = next = scratch.staged;
-            } else if (chunk + 1 == chunks) {
-                next = reinterpret_cast<const Op*>(w + (r + group < m ? r + group : r) * ldw);
+                Rows<Real> lying{from, ldw, nullptr};
+                stage_rows(lying, 0, rows, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
+                Ahead ahead{next, ldw, last ? least(group, most(0, m - r - group)) : rows,
+                            least(CHUNK, last ? k : k - (chunk + 1) * CHUNK)};
+                multiply(scratch.staged, CHUNK, tall, PartNext{&ahead}, right, depth * PANEL, n, depth, to, LINE,
+                         chunk > 0);
+            } else {
+                RowsNext ahead{reinterpret_cast<const Op*>(next), ldw};
+                multiply(reinterpret_cast<const Op*>(from), ldw, tall, ahead, right, depth * PANEL, n, depth, to, LINE,
+                         chunk > 0);
             }
-            multiply(a, stride, round_up(rows, ROW_STEP), RowsNext{next, stride}, b.at(panel, chunk * CHUNK_UNITS), depth * PANEL, n,
-                     depth, sums + r * LINE, LINE, chunk > 0);
         }
     }
 }
@@ -52,11 +63,15 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
 // sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
 inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
                               Scratch& scratch, float* sums) {
-    if (m <= FEW) return spread_few(a, lda, m, w, ldw, k, n, sums, LINE);
+    if (m <= FEW) {
+        scratch.multiply_adds += m * n * k;
+        return spread_few(a, lda, m, w, ldw, k, n, sums, LINE);
+    }
     int64_t k0 = 0;
     do {
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
+        scratch.count(round_up(m, ROW_STEP), round_up(n, PANEL), b.units());
         Ahead ahead{w + (k0 + CHUNK) * ldw, ldw, least(CHUNK, k - k0 - CHUNK), n};
         multiply(a + k0, lda, round_up(m, ROW_STEP), PartNext{&ahead}, b.base, b.units() * PANEL, round_up(n, PANEL),
                  b.units(), sums, LINE, k0 > 0);
@@ -66,12 +81,13 @@ inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w
 
 // sums [m, n] = a [m, k] b, both operands ready, b the panels from `panel` on.
 inline void rows_times_panels(const Op* a, int64_t lda, int64_t m, const Panels& b, int64_t panel, int64_t n,
-                              float* sums) {
+                              Scratch& scratch) {
+    scratch.count(round_up(m, ROW_STEP), round_up(n, PANEL), b.units());
     int64_t unit = 0;
     do {
         int64_t depth = b.depth(unit / CHUNK_UNITS);
         multiply(a + unit * PAIR, lda, round_up(m, ROW_STEP), NothingNext{}, b.at(panel, unit), depth * PANEL,
-                 round_up(n, PANEL), depth, sums, LINE, unit > 0);
+                 round_up(n, PANEL), depth, scratch.sums, LINE, unit > 0);
         unit += CHUNK_UNITS;
     } while (unit < b.units());
 }

@@ -29,6 +29,7 @@ public:
                 phase[1].run(last.product_end, [&](int64_t task) { product(begin, end, task, scratch); });
                 wait_for_all();
             }
+            add_up(p.plan, scratch);
         });
         return OK;
     }
@@ -85,6 +86,7 @@ public:
                 wait_for_all();
             }
             if (p.dx) dx.round();
+            add_up(p.plan, scratch);
         });
         return OK;
     }
@@ -114,7 +116,7 @@ private:
                 const Owner& owner = owners.all[owners.begin(pass) + task / blocks];
                 int64_t o = task % blocks * GRADIENT_ROWS;
                 weight_gradient(owner, dy, owner.row, o, least(GRADIENT_ROWS, p.O - o),
-                                owner_panels(owner, inputs, p.I), p.I, columns, scratch.sums,
+                                owner_panels(owner, inputs, p.I), p.I, columns, scratch,
                                 static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I,
                                 past_caches(p.dweight, p.E * p.O, p.I));
             });

@@ -40,6 +40,10 @@ struct Phase {
     }
 };
 
+inline void add_up(const Plan& plan, const Scratch& scratch) {
+    __atomic_fetch_add(plan.multiply_adds, scratch.multiply_adds, __ATOMIC_RELAXED);
+}
+
 // Columns of a result [rows, width] in a task that takes every expert in order: small enough that every thread gets
 // several, large enough that their rows share the packed operand.
 inline int64_t task_columns(int64_t width, int64_t threads) {
