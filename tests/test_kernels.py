@@ -142,7 +142,7 @@ def test_linear_and_dense_equal_torch(rows, dtype):
 def test_gradients_have_memory_of_their_own_and_zeros_for_idle_experts(ffn):
     cpu = torch.device("cpu")
     for experts in ([0, 2], [1], [], [0, 1, 2, 3], [3]):  # the later ones in memory of the earlier
-        one, other = (memory.gradient((4, ffn), torch.float32, cpu, experts) for _ in range(2))
+        one, other = (memory.gradient((4, ffn), torch.float32, cpu, experts).tensor for _ in range(2))
         idle = [e for e in range(4) if e not in experts]
         assert (one.shape, one.dtype, one.is_contiguous()) == ((4, ffn), torch.float32, True)
         assert not one[idle].any()

@@ -19,6 +19,7 @@ from moeplan.tests.kernel_cpp_cases import TYPES, everything, fuzz, isas, too_fa
 torch.set_num_threads(1)
 
 ISAS = isas()
+SKEWED = [(32, 4, 512, 512), (64, 6, 512, 384), (64, 1, 256, 1024)]
 
 
 @pytest.fixture

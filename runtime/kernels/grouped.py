@@ -37,7 +37,7 @@ class GroupedKernels:
 
     def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
         order, counts = by_expert(ids, experts, "estmm")
-        products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, _busy(counts))
+        products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, _busy(counts)).tensor
         for e, mine in _active(order, counts):
             torch.mm(_rows(dy, ids, mine).t(), _rows(x, ids, mine), out=products[e])
         return products
@@ -48,7 +48,7 @@ class GroupedKernels:
         experts, shared = len(weight), x.ndim == 2
         order, counts = by_expert(ids, experts, "esfk")
         dx = torch.zeros(len(x) if shared else ids.numel(), x.shape[-1], dtype=_wide(x), device=x.device)
-        dweight = memory.gradient(weight.shape, x.dtype, x.device, _busy(counts))
+        dweight = memory.gradient(weight.shape, x.dtype, x.device, _busy(counts)).tensor
         dbias = dy.new_zeros(experts, dy.shape[2]) if with_bias else None
         for e, mine in _active(order, counts):
             back = _rows(dy, ids, mine)
@@ -104,7 +104,7 @@ class GroupedKernels:
         matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
         dx = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
         busy = _busy(counts)
-        dgate_up, ddown = (memory.gradient(w.shape, x.dtype, x.device, busy) for w in (projections, down))
+        dgate_up, ddown = (memory.gradient(w.shape, x.dtype, x.device, busy).tensor for w in (projections, down))
         dgate_up_bias, ddown_bias = (None if b is None else torch.zeros_like(b) for b in (gate_up_bias, down_bias))
         dweights = torch.zeros(ids.numel(), dtype=dx.dtype, device=x.device)
         first = 0

@@ -57,9 +57,9 @@ class CppKernels:
     def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
         x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
         active = active_experts(ids, experts, "estmm")
-        products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, active)
-        self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, products, None)
-        return products
+        room = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, active)
+        self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, room, None)
+        return room.tensor
 
     def esfk(
         self, x: Tensor, weight: Tensor, dy: Tensor, ids: Tensor, with_bias: bool
@@ -68,10 +68,10 @@ class CppKernels:
         _check_weights("esfk", weight=weight)
         experts, outputs, inputs = weight.shape
         active = active_experts(ids, experts, "esfk")
-        dx, dweight = torch.empty_like(x), memory.gradient(weight.shape, weight.dtype, weight.device, active)
+        dx, room = torch.empty_like(x), memory.gradient(weight.shape, weight.dtype, weight.device, active)
         dbias = weight.new_empty(experts, outputs) if with_bias else None
-        self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, dweight, dbias)
-        return dx, dweight, dbias
+        self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, room, dbias)
+        return dx, room.tensor, dbias
 
     def forward(
         self,
@@ -135,11 +135,12 @@ class CppKernels:
         _check_weights("expert_ffn", gate_up=gate_up, down=down)
         experts, matrices, ffn, model = gate_up.shape
         active = active_experts(ids, experts, "expert_ffn")
+        dgate_up, ddown = (memory.gradient(w.shape, w.dtype, w.device, active) for w in (gate_up, down))
         gradients = Gradients(
             torch.empty_like(x),
-            memory.gradient(gate_up.shape, gate_up.dtype, gate_up.device, active),
+            dgate_up.tensor,
             None if gate_up_bias is None else gate_up.new_empty(experts, matrices, ffn),
-            memory.gradient(down.shape, down.dtype, down.device, active),
+            ddown.tensor,
             None if down_bias is None else down.new_empty(experts, model),
             torch.empty_like(weights),
         )
@@ -164,6 +165,7 @@ class CppKernels:
             ids.shape[1],
             ffn,
             matrices,
+            dgate_up.mapped,
         )
         if status:
             self._fail("expert_ffn", status, experts)
@@ -179,11 +181,13 @@ class CppKernels:
         experts: int,
         inputs: int,
         dx: Tensor | None,
-        dweight: Tensor | None,
+        room: memory.Room | None,
         dbias: Tensor | None,
     ) -> None:
+        dweight, mapped = room or (None, False)
         pointers = tuple(map(_pointer, (x, weight, dy, ids, dx, dweight, dbias)))
-        self._project(function, self._library.moeplan_project_backward, pointers, x, ids, experts, inputs, dy.shape[2])
+        call = self._library.moeplan_project_backward
+        self._project(function, call, pointers, x, ids, experts, inputs, dy.shape[2], mapped)
 
     def _project(
         self,
@@ -195,6 +199,7 @@ class CppKernels:
         experts: int,
         inputs: int,
         outputs: int,
+        *more: int,
     ) -> None:
         status = call(
             *pointers,
@@ -208,6 +213,7 @@ class CppKernels:
             inputs,
             outputs,
             x.ndim == 3,
+            *more,
         )
         if status:
             self._fail(function, status, experts)

@@ -19,9 +19,9 @@ _FUNCTIONS = {
     "moeplan_scratch_bytes": (0, 0),
     "moeplan_multiply_adds": (0, 0),
     "moeplan_forward": (9, 11),
-    "moeplan_backward": (14, 11),
+    "moeplan_backward": (14, 12),
     "moeplan_project": (5, 10),
-    "moeplan_project_backward": (7, 10),
+    "moeplan_project_backward": (7, 11),
 }
 
 

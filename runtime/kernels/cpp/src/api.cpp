@@ -91,9 +91,10 @@ EXPORT int64_t moeplan_backward(const void* dy, const void* x, const void* gate_
                                 const void* down_bias, const void* saved, const void* ids, const float* weights,
                                 void* dx, void* dgate_up, void* dgate_up_bias, void* ddown, void* ddown_bias,
                                 float* dweights, int64_t id_bytes, int64_t type, int64_t level, int64_t threads,
-                                int64_t act, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M) {
+                                int64_t act, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M,
+                                int64_t past_caches) {
     Backward call{dy, x, gate_up, down, down_bias, saved, weights, dx, dgate_up, dgate_up_bias, ddown, ddown_bias,
-                  dweights, T, D, E, K, H, M, act, threads, {}};
+                  dweights, T, D, E, K, H, M, act, threads, past_caches, {}};
     return run(call, &Variant::backward, ids, id_bytes, type, level);
 }
 
@@ -107,7 +108,7 @@ EXPORT int64_t moeplan_project(const void* x, const void* weight, const void* bi
 EXPORT int64_t moeplan_project_backward(const void* x, const void* weight, const void* dy, const void* ids, void* dx,
                                         void* dweight, void* dbias, int64_t id_bytes, int64_t type, int64_t level,
                                         int64_t threads, int64_t T, int64_t E, int64_t K, int64_t I, int64_t O,
-                                        int64_t per_choice) {
-    ProjectBackward call{x, weight, dy, dx, dweight, dbias, T, E, K, I, O, per_choice, threads, {}};
+                                        int64_t per_choice, int64_t past_caches) {
+    ProjectBackward call{x, weight, dy, dx, dweight, dbias, T, E, K, I, O, per_choice, threads, past_caches, {}};
     return run(call, &Variant::project_backward, ids, id_bytes, type, level);
 }

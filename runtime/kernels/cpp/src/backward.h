@@ -134,19 +134,19 @@ private:
         int64_t tall = ceil_div(width, GRADIENT_ROWS), wide = ceil_div(b.D, GRADIENT_ROWS);
         phase[0].run(owners.experts(pass) * tall, [&](int64_t task) {
             const Owner& own = owner(pass, task / tall);
-            int64_t o = task % tall * GRADIENT_ROWS;
+            int64_t o = far_apart(task % tall, tall, b.threads) * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
                             least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, columns,
                             scratch, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
-                            past_caches(b.dgate_up, b.E * width, b.D));
+                            b.past_caches && whole_lines(b.dgate_up, b.D));
         });
         phase[1].run(owners.experts(pass) * wide, [&](int64_t task) {
             const Owner& own = owner(pass, task / wide);
-            int64_t d = task % wide * GRADIENT_ROWS;
+            int64_t d = far_apart(task % wide, wide, b.threads) * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
                             least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, columns,
                             scratch, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
-                            past_caches(b.ddown, b.E * b.D, b.H));
+                            b.past_caches && whole_lines(b.ddown, b.H));
         });
     }
 

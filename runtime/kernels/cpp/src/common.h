@@ -51,12 +51,13 @@ struct Forward {
 };
 
 // Its gradients; `dy` and `dx` are [T, D], the others have the shapes of what they belong to. Biases may be null.
+// `past_caches`: gradients of weights are written past the caches.
 struct Backward {
     const void *dy, *x, *gate_up, *down, *down_bias, *saved;
     const float* weights;
     void *dx, *dgate_up, *dgate_up_bias, *ddown, *ddown_bias;
     float* dweights;
-    int64_t T, D, E, K, H, M, act, threads;
+    int64_t T, D, E, K, H, M, act, threads, past_caches;
     Plan plan;
 };
 
@@ -72,7 +73,7 @@ struct Project {
 struct ProjectBackward {
     const void *x, *weight, *dy;
     void *dx, *dweight, *dbias;
-    int64_t T, E, K, I, O, per_choice, threads;
+    int64_t T, E, K, I, O, per_choice, threads, past_caches;
     Plan plan;
 };
 

@@ -7,7 +7,6 @@ namespace moeplan::VARIANT {
 constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
 constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
 constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
-constexpr int64_t FAR_BYTES = 32 << 20;  // a gradient of so many is not in the caches when somebody reads it
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
 // and panels along its rows at `depth` times their number of columns.
@@ -109,10 +108,9 @@ inline void input_gradient(const Owner& owner, const int32_t* index, const Op* s
     }
 }
 
-// Whether rows of a gradient are written past the caches: where it is larger than these, and its rows are whole lines.
-inline bool past_caches(const void* gradient, int64_t rows, int64_t values) {
-    int64_t bytes = values * static_cast<int64_t>(sizeof(Real));
-    return rows * bytes >= FAR_BYTES && bytes % 64 == 0 && reinterpret_cast<uintptr_t>(gradient) % 64 == 0;
+// Rows of so many values are whole cache lines, which can be written past the caches.
+inline bool whole_lines(const void* gradient, int64_t values) {
+    return values * sizeof(Real) % 64 == 0 && reinterpret_cast<uintptr_t>(gradient) % 64 == 0;
 }
 
 // Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.

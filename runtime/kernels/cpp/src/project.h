@@ -114,11 +114,11 @@ private:
             int64_t blocks = ceil_div(p.O, GRADIENT_ROWS);
             phase[2].run(owners.experts(pass) * blocks, [&](int64_t task) {
                 const Owner& owner = owners.all[owners.begin(pass) + task / blocks];
-                int64_t o = task % blocks * GRADIENT_ROWS;
+                int64_t o = far_apart(task % blocks, blocks, p.threads) * GRADIENT_ROWS;
                 weight_gradient(owner, dy, owner.row, o, least(GRADIENT_ROWS, p.O - o),
                                 owner_panels(owner, inputs, p.I), p.I, columns, scratch,
                                 static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I,
-                                past_caches(p.dweight, p.E * p.O, p.I));
+                                p.past_caches && whole_lines(p.dweight, p.I));
             });
         }
         if (p.dbias) {

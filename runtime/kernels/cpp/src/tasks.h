@@ -40,6 +40,13 @@ struct Phase {
     }
 };
 
+// Tasks 0 to `count` - 1 in an order that keeps threads far apart: of two that write to a new page of memory at once
+// each clears one.
+inline int64_t far_apart(int64_t task, int64_t count, int64_t threads) {
+    int64_t each = count / threads;
+    return task < each * threads ? task % threads * each + task / threads : task;
+}
+
 inline void add_up(const Plan& plan, const Scratch& scratch) {
     __atomic_fetch_add(plan.multiply_adds, scratch.multiply_adds, __ATOMIC_RELAXED);
 }
