@@ -75,7 +75,7 @@ def test_results_do_not_depend_on_the_threads(dtype, threads):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        results.append(everything(CppKernels(), p, "silu"))
+        results.append(everything(CppKernels(), p, "silu", dtype))
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in other)
 
 
@@ -84,8 +84,8 @@ def test_results_do_not_depend_on_the_threads(dtype, threads):
 def test_bfloat16_is_within_twice_the_error_of_torch(isa, tokens):
     p = problem(tokens, 3, 2, 256, 512, biases=True).to(torch.bfloat16)
     kernels = CppKernels(isa)
-    want = everything(kernels, p.to(torch.float32), "silu")  # within 1e-5 of float64: see above
-    got = everything(kernels, p, "silu")
+    want = everything(kernels, p.to(torch.float32), "silu", torch.bfloat16)  # within 1e-5 of float64: see above
+    got = everything(kernels, p, "silu", torch.bfloat16)
     usual = p.results("silu", "", torch_path)
     exact = p.to(torch.float64).results("silu", "reference")
     assert error(got["y"], exact["y"]) <= 2 * error(usual["y"], exact["y"])
