@@ -60,7 +60,8 @@ inline int64_t task_columns(int64_t width, int64_t threads) {
 // The same where a task reads columns of a weight, of which long stretches come faster: as wide as a block of sums can
 // be, with as many tasks for each thread.
 inline int64_t wide_columns(int64_t width, int64_t threads) {
-    return round_up(ceil_div(width, threads * ceil_div(width, threads * COLUMNS)), PANEL);
+    int64_t each = most(1, ceil_div(width, threads * COLUMNS));
+    return most(PANEL, round_up(ceil_div(width, threads * each), PANEL));
 }
 
 // Float32 sums of a result [rows, width] of another type: cleared in one phase, rounded into place in a later one.
