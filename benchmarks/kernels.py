@@ -22,6 +22,7 @@ DeepSpeed-MoE is measured where it is installed. In an environment beside the pr
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -120,6 +121,8 @@ class Bench:
             for name, t in rows[-1].times.items():
                 if n >= MANY and isinstance(t, Timing) and name != "moeplan" and t.median > FAR * rows[-1].best_other:
                     methods[name] = "slower"
+        del layer, methods
+        gc.collect()  # modules refer to themselves, and a layer is gigabytes
         self.limits.look(dtype)
         self.rows += rows
         self._table(shape, dtype, training, rows)
