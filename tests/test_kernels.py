@@ -165,6 +165,20 @@ def test_memory_is_used_again_once_nobody_holds_it():
     assert {t.data_ptr() for t in (make(), make())} <= places
 
 
+def test_tensors_of_many_sizes_leave_few_mappings_behind():
+    def free():
+        return sum(len(waiting) for waiting in memory._free.values())
+
+    before = free()
+    for more in range(100):
+        rows = memory.LARGE // 256 + 997 * more
+        held = memory.empty((rows, 64), torch.float32, torch.device("cpu"))
+        assert held.shape == (rows, 64)
+        held[-1] = 1.0
+        del held
+    assert free() - before <= 8
+
+
 def test_wrong_arguments_are_named():
     p = problem(biases=True)
     x, gate_up, gate_up_bias, down, down_bias, ids, weights = p

@@ -75,10 +75,13 @@ _free: defaultdict[int, deque[_Pages]] = defaultdict(deque)
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Anything, contiguous, each call's in memory of its own."""
-    size = prod(shape) * dtype.itemsize
+    count = prod(shape)
+    size = count * dtype.itemsize
     if device.type != "cpu" or size < LARGE:
         return torch.empty(tuple(shape), dtype=dtype, device=device)
-    return torch.frombuffer(_take(size).lease(), dtype=dtype).view(tuple(shape))
+    # It grows with the tokens, whose number changes: few sizes, or every number would leave a mapping behind.
+    step = 1 << (size.bit_length() - 3)
+    return torch.frombuffer(_take(-(-size // step) * step).lease(), dtype=dtype, count=count).view(tuple(shape))
 
 
 def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, experts: Iterable[int]) -> Room:
