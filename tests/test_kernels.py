@@ -165,6 +165,12 @@ def test_memory_is_used_again_once_nobody_holds_it():
     assert {t.data_ptr() for t in (make(), make())} <= places
 
 
+def test_memory_that_is_not_there_is_named():
+    for make in (memory.empty, functools.partial(memory.gradient, experts=[0])):
+        with pytest.raises(MoeplanError, match=r"out of memory: expected .* GiB for gradients .*use fewer tokens"):
+            make((2**20, 2**30), torch.float32, torch.device("cpu"))
+
+
 def test_tensors_of_many_sizes_leave_few_mappings_behind():
     def free():
         return sum(len(waiting) for waiting in memory._free.values())

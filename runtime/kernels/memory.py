@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...spec import MoeplanError
+
 LARGE = 32 * 2**20  # bytes; below, the allocator reuses memory that is mapped already
 HUGE_PAGE = 2 * 2**20
 
@@ -35,7 +37,11 @@ class _Pages:
     """A mapping, zero where nobody wrote; ``written``: its last owner's experts, of ``part`` bytes each."""
 
     def __init__(self, size: int) -> None:
-        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            wanted = f"{size / 2**30:.1f} GiB for gradients or saved projections"
+            raise MoeplanError(f"kernels: out of memory: expected {wanted}, got: {error}; use fewer tokens") from None
         self.fresh, self.part, self.written = True, size, set[int]()
         self._advise("MADV_HUGEPAGE", 0, size)
 
@@ -74,7 +80,7 @@ _free: defaultdict[int, deque[_Pages]] = defaultdict(deque)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Anything, contiguous, each call's in memory of its own."""
+    """Anything, contiguous, each call's in memory of its own. Raises MoeplanError where there is none."""
     count = prod(shape)
     size = count * dtype.itemsize
     if device.type != "cpu" or size < LARGE:
@@ -86,7 +92,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
 
 def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, experts: Iterable[int]) -> Room:
     """For a gradient [E, ...], contiguous, each call's in memory of its own: anything for ``experts``, which the caller
-    writes, zeros for all others."""
+    writes, zeros for all others. Raises MoeplanError where there is none."""
     size, busy = prod(shape) * dtype.itemsize, set(experts)
     if device.type != "cpu" or size < LARGE:
         return Room(torch.zeros(tuple(shape), dtype=dtype, device=device), False)
