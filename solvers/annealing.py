@@ -9,7 +9,7 @@
     hottest[l] = mean_s max_g sum_{e: d[l, e] = g} load[s][l][e] / speed[g], over the ideal of sample s
 
     (1) slots:    #{e: d[l, e] = g} <= capacity[g]                          kept by every proposal, ``walk``
-    (2) balance:  mean_l hottest[l] <= balance_cap                          ``_Chain.steer``, then a rule of ``walk``
+    (2) balance:  mean_l hottest[l] <= balance_cap                          ``Chain.steer``, then a rule of ``walk``
     (3) moves:    #{(l, e): d[l, e] != previous[l, e]} <= max_moves         a rule of ``walk``
     (4) hosts:    host(d[l, e]) = host(start[l, e]) where ``fixed_hosts``   a rule of ``walk``
 
@@ -35,21 +35,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .annealing_kernel import FREE, LANES, fill_finish, fill_near, walk
+from .annealing_chain import Chain, Problem
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
 STEPS_PER_EXPERT, MOST_STEPS = 5_000, 50_000_000  # proposals of each chain
+STEPS_PER_PAIR, ENOUGH = 40, 16_000_000  # where pairs of experts ask for more: slow modes are of whole groups of them
 THREADS = 2
-FEWEST_CHAINS, CHAINS, MOST_CHAINS = THREADS, 8, 32  # of one length, more chains find deeper minima than longer ones
-LARGE, SMALL = 100_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps
-FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
-FIRST = 10_000  # steps of the first epoch under a time limit
-FINAL = 0.1  # of the epochs the cap is a rule
-WARMEST = 1.0  # temperature over the mean traffic of an expert: above it placements are as good as random
-COLDEST = 0.01  # nearly nothing that costs is accepted
-FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
-PRICE_RANGE = (1e-2, 1e2)  # of the price over the mean traffic of a layer
+CHAINS, MOST_CHAINS = 8, 32
+LARGE, SMALL = 40_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps
 EXACT = 2**22  # counts below this are whole and their sums exact in float32
 
 
@@ -167,7 +161,7 @@ def anneal(
     relative = over_ideal(samples, speeds)
     if start is None:
         start = previous if previous is not None else greedy(samples.sum(axis=0), speeds, slots)
-    problem = _Problem(
+    problem = Problem(
         *affinity.between(),
         load=relative if balance_cap < math.inf or price > 0 else relative[:0],
         slots=slots,
@@ -181,12 +175,12 @@ def anneal(
         fixed_hosts=fixed_hosts,
     )
     size = affinity.together.shape[0] * affinity.together.shape[1]
-    steps = steps or min(STEPS_PER_EXPERT * size, MOST_STEPS)
-    chains = chains or max(min(CHAINS, LARGE // steps), FEWEST_CHAINS, min(SMALL // size, MOST_CHAINS))
+    steps = steps or usual_steps(size)
+    chains = chains or max(min(CHAINS, LARGE // steps // THREADS * THREADS), THREADS, min(SMALL // size, MOST_CHAINS))
     rounds = -(-chains // THREADS)
     stop = stop or Event()
     with ThreadPoolExecutor(THREADS) as pool:
-        walks = [_Chain(problem, start.copy(), seed * 7919 + i) for i in range(chains)]
+        walks = [Chain(problem, start.copy(), seed * 7919 + i) for i in range(chains)]
         runs = []
         for i, chain in enumerate(walks):
             turn, first = i // THREADS, i % THREADS == 0
@@ -210,6 +204,11 @@ def anneal(
     return Solution(best, objective, 0.0, status, time.perf_counter() - started)
 
 
+def usual_steps(size: int) -> int:
+    """Proposals of a chain for so many layers x experts; ``benchmarks/annealing.py`` shows what more of them bring."""
+    return min(max(STEPS_PER_EXPERT * size, min(STEPS_PER_PAIR * size**2, ENOUGH)), MOST_STEPS)
+
+
 def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     """[L, E] longest-first placement; load: [L, E]."""
     return np.stack([longest_first(row, speed, capacity) for row in load])
@@ -222,163 +221,3 @@ def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) 
         on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
 
     return report
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """The input in the kernel's form."""
-
-    between: np.ndarray  # [L, 3, E, E]
-    unit: float  # of ``between``
-    load: np.ndarray  # [S, L, E] over the ideal; no samples where balance does not count
-    slots: np.ndarray
-    speed: np.ndarray
-    host: np.ndarray
-    weights: tuple[float, float]
-    cap: float
-    price: float
-    previous: np.ndarray
-    max_moves: int
-    fixed_hosts: bool
-
-
-@dataclass(eq=False)
-class _Chain:
-    """One annealing walk; ``placed`` [L, E] is where it stands."""
-
-    problem: _Problem
-    placed: np.ndarray
-    seed: int
-    price: float = 0.0
-    squeezed: bool = False
-
-    def __post_init__(self) -> None:
-        p, (layers, experts) = self.problem, self.placed.shape
-        self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
-        self.layer_traffic = self.traffic * experts
-        self.price = p.price or self.layer_traffic
-        self.load = np.zeros((layers, experts, -(-len(p.load) // LANES) * LANES), np.float32)
-        self.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
-        self.inverse_speed = (1.0 / p.speed).astype(np.float32)
-        self.finish = np.zeros((layers, len(p.slots), self.load.shape[2]), np.float32)
-        self.device_of_slot = np.repeat(np.arange(len(p.slots)), p.slots)
-        self.slots, self.slot_of = _seats(self.placed, p.slots)
-        self.near = np.zeros((layers, len(p.slots), experts), np.float32)
-        self.near_host = np.zeros((layers, int(p.host.max()) + 1, experts), np.float32)
-        fill_near(p.between, self.placed, self.near)
-        fill_near(p.between, p.host[self.placed], self.near_host)
-        self.moved = int((self.placed != p.previous).sum())
-        # splitmix64 of the seed: xorshift must not begin with few bits set
-        mixed = (self.seed + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1)
-        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-        self.state = np.array([mixed ^ mixed >> 27 or 1], np.uint64)
-
-    def run(
-        self, steps: int, deadline: float, turns: int, stop: Event, on_event: Callable[[dict[str, Any]], None] | None
-    ) -> tuple[float, np.ndarray] | None:
-        """The best placement that keeps the cap among the final epochs, with its energy; None where none did.
-
-        The time up to the deadline is for as many ``turns``, of which this chain is the first.
-        """
-        p, layers = self.problem, len(self.placed)
-        deadline = time.perf_counter() + (deadline - time.perf_counter()) / turns
-        epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
-        cooling = math.ceil(epochs * (1 - FINAL))
-        ratio = (COLDEST / WARMEST) ** (1 / cooling)
-        energy, best = 0.0, None
-        began, done, planned = time.perf_counter(), 0, math.ceil(steps / epochs)
-        for epoch in range(epochs):
-            final = epoch >= cooling
-            count = self._affordable(planned, done, began, deadline, epochs - epoch, stop)
-            warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
-            cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
-            limit = layers * p.cap
-            hard = final and self.balance() <= p.cap
-            energy += self._walk(warm, cold, limit, hard, count)
-            done += count
-            balance = self.balance()
-            if p.cap < math.inf:
-                self.steer(balance)
-            value = energy + p.price * balance * layers
-            if final and balance <= p.cap and (best is None or value < best[0]):
-                best = value, self.placed.copy()
-            if on_event:
-                on_event({"done": epoch + 1, "of": epochs, "what": f"balance {balance:.3f}" if balance else ""})
-        return best
-
-    def balance(self) -> float:
-        """Mean hottest finish; 0 where balance does not count."""
-        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
-        samples = len(self.problem.load)
-        return float(self.finish.max(axis=1)[:, :samples].mean()) if samples else 0.0
-
-    def steer(self, balance: float) -> None:
-        """Raise the price above the cap, lower it below."""
-        p = self.problem
-        push = np.clip((balance - p.cap) / max(0.2 * (p.cap - 1.0), 0.005), -1, 1)
-        low, high = (edge * self.layer_traffic for edge in PRICE_RANGE)
-        self.price = float(np.clip(self.price * math.exp(FOLLOW * push), low, high))
-
-    def _walk(self, warm: float, cold: float, limit: float, hard: bool, steps: int) -> float:
-        p = self.problem
-        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
-        gained, self.moved = walk(
-            p.between,
-            self.near,
-            self.near_host,
-            self.placed,
-            self.slots,
-            self.slot_of,
-            self.device_of_slot,
-            p.host,
-            self.load,
-            self.inverse_speed,
-            self.finish,
-            len(p.load),
-            p.previous,
-            p.weights[0] * p.unit,
-            p.weights[1] * p.unit,
-            self.price,
-            limit,
-            hard,
-            self.moved,
-            p.max_moves,
-            p.fixed_hosts,
-            warm,
-            cold,
-            steps,
-            self.state,
-        )
-        return gained
-
-    def _affordable(self, planned: int, done: int, began: float, deadline: float, epochs: int, stop: Event) -> int:
-        """Steps of the next epoch: what is planned, or what the time still allows in equal parts."""
-        if stop.is_set():
-            self.squeezed = True
-            return 0
-        if deadline == math.inf:
-            return planned
-        if not done:  # how long a step takes is not known yet
-            return min(planned, FIRST)
-        now = time.perf_counter()
-        rate = done / max(now - began, 1e-9)
-        possible = max(1, int((deadline - now) * 0.95 * rate / epochs))
-        self.squeezed |= possible < planned
-        return min(planned, possible)
-
-
-def _seats(device_of: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """slots [L, R] and slot_of [L, E]: every expert on a slot of its device."""
-    first = np.concatenate([[0], np.cumsum(capacity)])
-    slots = np.full((len(device_of), first[-1]), FREE)
-    slot_of = np.empty_like(device_of)
-    for row, placed in enumerate(device_of):
-        order = np.argsort(placed, kind="stable")
-        taken = np.bincount(placed, minlength=len(capacity))
-        if (taken > capacity).any():
-            device = int((taken - capacity).argmax())
-            raise ValueError(f"layer {row}: device {device} holds {taken[device]} experts in {capacity[device]} slots")
-        within = np.concatenate([np.arange(n) for n in taken])
-        slot_of[row, order] = first[placed[order]] + within
-        slots[row, slot_of[row]] = np.arange(len(placed))
-    return slots, slot_of

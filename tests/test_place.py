@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from moeplan.planner.place.baselines import eplb_slots, greedy, linear_slots
 from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.interpolation import transitions
 from moeplan.planner.place.replan import copies_to_load, knapsack, within_moves
 from moeplan.planner.place.request import Request, tokens_needed
-from moeplan.planner.place.sample import coherent_affinity, fan_out_affinity, transitions, windows
+from moeplan.planner.place.sample import coherent_affinity, fan_out_affinity, windows
 from moeplan.planner.place.single import check_groups
 from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance

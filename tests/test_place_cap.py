@@ -1,17 +1,20 @@
 """The default balance cap, and the load samples that it is of."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, MARGIN, _fraction, default_cap
+from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, SAMPLES, WINDOWS, load_samples, windows
 from moeplan.planner.place.single import Single
 from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance
+from moeplan.solvers.result import NotFound
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace
 
@@ -43,11 +46,13 @@ def test_counts_are_their_only_sample():
 
 
 @given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
-def test_the_fraction_is_where_a_line_reaches_the_margin(start, slope):
-    excess = start + slope * np.array([FRACTIONS, FRACTIONS])
-    assert _fraction(excess) == pytest.approx(np.clip((-MARGIN - start) / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start, slope):
+    worse = start + slope * np.array(FRACTIONS)
+    expected = pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    assert _fraction(np.array([worse, worse - 0.1])) == expected
+    excess = np.array([worse, worse])
     excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count
-    assert _fraction(excess) == pytest.approx(np.clip((-MARGIN - start) / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    assert _fraction(excess) == expected
 
 
 def test_without_trials_the_safest_cap_is_taken():
@@ -75,9 +80,16 @@ def test_the_cap_lies_between_the_coolest_and_eplb():
     assert cap < 1.5 * eplb
 
 
+class OutOfTime(Single):
+    """Finds nothing within a cap, as where time is up."""
+
+    def solve(self, affinity, load, *, cap=math.inf, **options):
+        if cap < math.inf:
+            raise NotFound("time is up")
+        return super().solve(affinity, load, cap=cap, **options)
+
+
 def test_trials_that_find_nothing_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
-    fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    _, notes = default_cap(Single(fleet), trace, 1e-4)
-    assert len(notes) == 1
-    assert "trials of the balance cap found nothing in their time" in notes[0]
+    _, notes = default_cap(OutOfTime(Fleet.of(even_fleet(4, 2, 16, False))), trace, 60.0)
+    assert notes == ("8 of 8 trials of the balance cap found nothing in their time: raise --time-limit",)

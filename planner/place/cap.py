@@ -22,16 +22,15 @@ from .sample import load_samples, windows
 from .single import Single, device_of
 
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
-MARGIN = 0.02  # of balance: tokens to come differ more than halves do; chosen by looking at held-out recorded traces
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
-TRIAL_STEPS, COOLEST_STEPS = 1200, 300  # per layer and expert
+TRIAL_STEPS, COOLEST_STEPS = 1000, 200  # per layer and expert
 
 
 def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float, tuple[str, ...]]:
     """A cap on the mean balance over ``load_samples`` of the trace, and what the user should know of its making.
 
-    The excess of a trial is its balance on the other half less EPLB's. A line through the mean excess at each of
-    ``FRACTIONS`` says where it is ``MARGIN`` below 0.
+    The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
+    at each of ``FRACTIONS`` says where it is 0.
     """
     free, deadline = replace(single, previous=None, max_moves=None), time.perf_counter() + time_limit
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
@@ -87,11 +86,11 @@ def _between(coolest: float, usual: float, fraction: float) -> float:
 
 
 def _fraction(excess: np.ndarray) -> float:
-    """Where a line through the mean excess reaches -MARGIN, within FRACTIONS; excess: [folds, F]."""
+    """Where a line through the largest excess reaches 0, within FRACTIONS; excess: [folds, F]."""
     tried = ~np.isnan(excess).all(axis=0)
     if tried.sum() < 2:
         return FRACTIONS[0]  # nothing is known: the safest
-    slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmean(excess[:, tried], axis=0), 1)
+    slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmax(excess[:, tried], axis=0), 1)
     if slope <= 0:
-        return FRACTIONS[-1] if start + slope <= -MARGIN else FRACTIONS[0]
-    return float(np.clip((-MARGIN - start) / slope, FRACTIONS[0], FRACTIONS[-1]))
+        return FRACTIONS[-1] if start + slope <= 0 else FRACTIONS[0]
+    return float(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]))

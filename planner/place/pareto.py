@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.annealing import CHAINS, FEWEST_CHAINS, MOST_STEPS, STEPS_PER_EXPERT, Affinity
+from ...solvers.annealing import THREADS, Affinity, usual_steps
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
@@ -107,8 +107,7 @@ def pareto(
     single, load = single_of(request, fleet), load_samples(fitted)
     affinity = single.affinity(fitted)
     nothing = Affinity.of(np.zeros_like(affinity.transitions))
-    whole = min(STEPS_PER_EXPERT * load[0].size, MOST_STEPS) if request.steps is None else request.steps
-    steps = max(1, whole * CHAINS // (FEWEST_CHAINS * points))
+    steps = max(1, (request.steps or usual_steps(load[0].size)) // points)
 
     def search(done: int, what: Affinity, cap: float, price: float = 0.0) -> np.ndarray:
         if on_event:
@@ -116,7 +115,7 @@ def pareto(
         left = (request.time_limit - (time.perf_counter() - began)) / (points - done)
         limit = max(left, LEAST_TIME)
         return single.solve(
-            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=FEWEST_CHAINS, stop=stop
+            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=THREADS, stop=stop
         ).assignment
 
     def point(name: str, placed: np.ndarray, cap: float | None = None) -> Point:

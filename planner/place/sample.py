@@ -6,11 +6,10 @@ import numpy as np
 
 from ...solvers.annealing import Affinity, pairs
 from ...spec.trace import WHOLE_SEQUENCES, Trace
+from .interpolation import interpolated
 
 WINDOWS = SAMPLES = 16
 DRAWN = 4  # windows in a sample
-SMOOTHING = 0.4  # of the traffic is counted over all chosen experts, not the first alone
-SHARPNESS = 3  # power of the gate weights by which those are counted
 PARTIAL_SUMS = 0.02  # of a move between devices: what a token's partial sum costs beside it
 
 
@@ -35,21 +34,9 @@ def load_samples(trace: Trace) -> np.ndarray:
     return parts[drawn].sum(axis=1)
 
 
-def transitions(trace: Trace) -> np.ndarray:
-    """[L-1, E, E] tokens whose first expert is a in one layer and b in the next."""
-    first, experts = trace.expert_ids[:, :, 0].astype(np.int64), trace.num_experts
-    pairs = first[:, :-1] * experts + first[:, 1:]
-    return np.array([np.bincount(row, minlength=experts**2) for row in pairs.T], float).reshape(-1, experts, experts)
-
-
 def coherent_affinity(trace: Trace) -> Affinity:
-    """Moves of the first expert between layers, then partial sums; per token.
-
-    A recording of some thousand tokens fills few of the E x E pairs of a boundary. A token's first choice is often
-    nearly a tie, so its other choices, by the power ``SHARPNESS`` of their gate weights, say which pairs are likely.
-    """
-    smooth = (1 - SMOOTHING) * transitions(trace) + SMOOTHING * _soft_transitions(trace)
-    return Affinity.of(smooth / trace.tokens, PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
+    """Moves of the first expert between layers as tokens to come will bring them, then partial sums; per token."""
+    return Affinity.of(interpolated(trace), PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
 
 
 def fan_out_affinity(trace: Trace) -> Affinity:
@@ -61,21 +48,6 @@ def fan_out_affinity(trace: Trace) -> Affinity:
 def _counts(ids: np.ndarray, experts: int) -> np.ndarray:
     """[L, E] of ids [T, L, K]."""
     return np.stack([np.bincount(ids[:, layer].ravel(), minlength=experts) for layer in range(ids.shape[1])]) * 1.0
-
-
-def _soft_transitions(trace: Trace) -> np.ndarray:
-    """[L-1, E, E] every token's unit spread over all pairs of its experts of two layers."""
-    weights = np.maximum(trace.expert_weights.astype(float), 0) ** SHARPNESS
-    total = weights.sum(axis=2, keepdims=True)
-    weights = np.where(total > 0, weights / np.where(total > 0, total, 1.0), 1.0 / trace.top_k)
-    found, before = [], None
-    for layer in range(trace.layers):
-        now = np.zeros((trace.tokens, trace.num_experts))
-        np.put_along_axis(now, trace.expert_ids[:, layer].astype(np.int64), weights[:, layer], axis=1)
-        if before is not None:
-            found.append(before.T @ now)
-        before = now
-    return np.array(found).reshape(-1, trace.num_experts, trace.num_experts)
 
 
 def _first_with_others(trace: Trace) -> np.ndarray:

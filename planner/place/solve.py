@@ -34,11 +34,12 @@ from ...spec.trace import Trace
 from . import baselines
 from .cap import default_cap
 from .fleet import Fleet
+from .interpolation import transitions
 from .layers import document_layers
 from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
-from .sample import load_samples, transitions, windows
+from .sample import load_samples, windows
 from .score import score
 from .single import Single, device_of
 from .timed import Timing, place_for_time

@@ -1,0 +1,95 @@
+"""What more proposals, and proposals that move more than one expert, bring to the annealing of placements.
+
+    python benchmarks/annealing.py                          the shipped trace, 4 devices of 2 hosts
+    python benchmarks/annealing.py T.npz ... --devices 8    others
+
+Every trace is fitted on its first half and annealed without a cap on balance, one chain, several seeds. Columns: median
+objective over the seeds (and how far they spread), over the best that any row found, and the seconds of a chain.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.sample import load_samples
+from moeplan.planner.place.single import Single
+from moeplan.solvers import annealing_chain
+from moeplan.solvers.annealing import usual_steps
+from moeplan.spec.trace import Trace
+
+ROOT = Path(__file__).parents[1]
+PARTS = (0.03, 0.1, 0.3, 1.0)  # of the usual proposals
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("traces", nargs="*", type=Path, default=[ROOT / "examples" / "tiny_moe" / "trace.npz"])
+    parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--hosts", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "annealing.md")
+    args = parser.parse_args()
+    console = Console(width=120)
+    command = " ".join(["python benchmarks/annealing.py", *sys.argv[1:]])
+    lines = [f"# Annealing\n\n{date.today()}, {platform.machine()}, {os.cpu_count()} cores. Command: `{command}`"]
+    for path in args.traces:
+        trace = Trace.read(path).part(0, 0.5)
+        title = f"{path.parent.name}/{path.stem}: {trace.layers} x {trace.num_experts}, {args.devices} devices"
+        rows = compare(trace, args.devices, args.hosts, args.seeds)
+        table = Table(*rows[0], title=title)
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+        body = [f"| {' | '.join(row)} |" for row in rows]
+        lines += [f"\n## {title}\n", body[0], "|" + " --- |" * len(rows[0]), *body[1:]]
+        args.output.write_text("\n".join(lines) + "\n")
+
+
+def compare(trace: Trace, devices: int, hosts: int, seeds: int) -> list[tuple[str, ...]]:
+    """Header and rows of the table."""
+    fleet = Fleet.of(even_fleet(devices, hosts, trace.num_experts, False))
+    load, affinity = load_samples(trace), Single(fleet).affinity(trace)
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for part in PARTS:
+        steps = int(part * usual_steps(load[0].size))
+        for seed in range(seeds):
+            for name in ("experts alone", "and whole devices"):
+                with moves(name):
+                    began = time.perf_counter()
+                    placed = Single(fleet, seed=seed).solve(affinity, load, steps=steps, chains=1)
+                    found.setdefault((name, steps), []).append((placed.objective, time.perf_counter() - began))
+    best = min(objective for runs in found.values() for objective, _ in runs)
+    rows: list[tuple[str, ...]] = [("moves", "proposals", "objective over the best", "spread", "s")]
+    for (name, steps), runs in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+        objectives = np.array([objective for objective, _ in runs]) / best - 1
+        middle, spread = np.median(objectives), objectives.max() - objectives.min()
+        seconds = statistics.median(seconds for _, seconds in runs)
+        rows.append((name, f"{steps:,}", f"{middle:+.1%}", f"{spread:.1%}", f"{seconds:.2f}"))
+    return rows
+
+
+@contextmanager
+def moves(name: str) -> Iterator[None]:
+    """Annealing with or without moves of whole devices."""
+    if name == "and whole devices":
+        yield
+        return
+    with patch.object(annealing_chain, "RELABEL", 10**9):
+        yield
+
+
+if __name__ == "__main__":
+    main()

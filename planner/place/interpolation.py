@@ -1,0 +1,88 @@
+"""Traffic between adjacent layers as tokens to come will bring it: pairs of first choices, smoothed.
+
+A recording of some thousand tokens fills few of the E x E pairs of a boundary, and what it counts there is partly
+chance. Other views of the same tokens are coarser but steadier:
+    counted        pairs of first choices
+    shared out     every token's unit spread over all pairs of its choices in two layers, by a power of their gate
+                   weights: a first choice is often nearly a tie
+    independent    what both layers would give without any affinity
+They are mixed with weights that make the first choices of one half of the recording likeliest under the other half's
+views: deleted interpolation (Jelinek and Mercer 1980), by expectation maximisation.
+"""
+
+# T tokens, L layers, E experts, K top-k, V views
+
+from itertools import pairwise
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from ...spec.trace import Trace
+
+POWERS = (1, 3, 6)  # of the gate weights: from nearly even shares to nearly the first choice alone
+ROUNDS = 100  # of expectation maximisation, which nears the optimum slowly but never leaves it
+
+
+def transitions(trace: Trace) -> np.ndarray:
+    """[L-1, E, E] tokens whose first expert is a in one layer and b in the next."""
+    first, experts = trace.expert_ids[:, :, 0].astype(np.int64), trace.num_experts
+    pairs = first[:, :-1] * experts + first[:, 1:]
+    return np.array([np.bincount(row, minlength=experts**2) for row in pairs.T], float).reshape(-1, experts, experts)
+
+
+def interpolated(trace: Trace) -> np.ndarray:
+    """[L-1, E, E] traffic per token, each boundary summing to 1; of a single token, its own pairs."""
+    if trace.tokens < 2 or trace.layers < 2:
+        return transitions(trace) / trace.tokens
+    halves = [_views(half) for half in (trace.part(0, 0.5), trace.part(0.5, 1))]
+    known = np.concatenate([_likelihoods(fitted, rest[0]) for fitted, rest in (halves, halves[::-1])], axis=1)
+    seen = np.concatenate([rest[0][rest[0] > 0] for rest in halves[::-1]])
+    return np.tensordot(mixture(known, seen), _shares(halves[0] + halves[1]), axes=1)
+
+
+def mixture(likelihoods: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """[V] weights, summing to 1, that make what was seen likeliest.
+
+    likelihoods: [V, N] of N kinds of events under each view; seen: [N] how often each came.
+    """
+    weights = np.full(len(likelihoods), 1 / len(likelihoods))
+    for _ in range(ROUNDS):
+        parts = weights[:, None] * likelihoods
+        whole = parts.sum(axis=0)
+        # An event that no view allows says nothing about the views.
+        credit = (parts * np.divide(seen, whole, out=np.zeros_like(whole), where=whole > 0)).sum(axis=1)
+        if not credit.any():
+            break
+        weights = credit / credit.sum()
+    return weights
+
+
+def _views(trace: Trace) -> np.ndarray:
+    """[V - 1, L-1, E, E] tokens per pair: counted, and shared out by each power."""
+    return np.stack([transitions(trace), *(_shared_out(trace, power) for power in POWERS)])
+
+
+def _shares(views: np.ndarray) -> np.ndarray:
+    """[V, L-1, E, E] per token, with what the most even view gives without affinity as the last."""
+    even = views[1] / views[1].sum(axis=(1, 2), keepdims=True)
+    independent = even.sum(axis=2, keepdims=True) * even.sum(axis=1, keepdims=True)
+    return np.concatenate([views / views.sum(axis=(2, 3), keepdims=True), independent[None]])
+
+
+def _likelihoods(fitted: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[V, N] of the N pairs with counts [L-1, E, E] above 0, under each view that was fitted."""
+    return _shares(fitted)[:, counts > 0]
+
+
+def _shared_out(trace: Trace, power: int) -> np.ndarray:
+    """[L-1, E, E] every token's unit spread over all pairs of its experts of two layers."""
+    weights = np.maximum(trace.expert_weights.astype(float), 0) ** power
+    total = weights.sum(axis=2, keepdims=True)
+    weights = np.divide(weights, total, out=np.full_like(weights, 1.0 / trace.top_k), where=total > 0)
+    rows = np.arange(trace.tokens + 1) * trace.top_k
+    shape = (trace.tokens, trace.num_experts)
+    chosen = [
+        csr_array((weights[:, layer].ravel(), trace.expert_ids[:, layer].ravel(), rows), shape)
+        for layer in range(trace.layers)
+    ]
+    return np.stack([(a.T @ b).toarray() for a, b in pairwise(chosen)])

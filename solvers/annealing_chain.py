@@ -1,0 +1,228 @@
+"""One walk of ``annealing``: its temperatures, the price of balance, the tables, and moves of whole devices between."""
+
+# L layers, E experts, G devices, H hosts, R slots, S samples
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from .annealing_kernel import walk
+from .annealing_relabel import relabel
+from .annealing_tables import FREE, LANES, PARTNERS, fill_finish, fill_flows, fill_near, fill_partners
+
+FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
+FIRST = 10_000  # steps of the first epoch under a time limit
+FINAL = 0.1  # of the epochs the cap is a rule
+WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placements are nearly as good as random
+COLDEST = 0.01  # nearly nothing that costs is accepted
+FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
+PRICE_RANGE = (1e-2, 1e2)  # of the price over the mean traffic of a layer
+RELABEL = 4  # epochs between moves of whole devices, as many as there are devices in all layers
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The input in the kernel's form."""
+
+    between: np.ndarray  # [L, 3, E, E]
+    unit: float  # of ``between``
+    load: np.ndarray  # [S, L, E] over the ideal; no samples where balance does not count
+    slots: np.ndarray
+    speed: np.ndarray
+    host: np.ndarray
+    weights: tuple[float, float]
+    cap: float
+    price: float
+    previous: np.ndarray
+    max_moves: int
+    fixed_hosts: bool
+
+
+@dataclass(eq=False)
+class Chain:
+    """One annealing walk; ``placed`` [L, E] is where it stands."""
+
+    problem: Problem
+    placed: np.ndarray
+    seed: int
+    price: float = 0.0
+    squeezed: bool = False
+
+    def __post_init__(self) -> None:
+        p, (layers, experts) = self.problem, self.placed.shape
+        self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
+        self.layer_traffic = self.traffic * experts
+        self.price = p.price or self.layer_traffic
+        self.load = np.zeros((layers, experts, -(-len(p.load) // LANES) * LANES), np.float32)
+        self.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
+        self.inverse_speed = (1.0 / p.speed).astype(np.float32)
+        self.finish = np.zeros((layers, len(p.slots), self.load.shape[2]), np.float32)
+        self.first_slot = np.concatenate([[0], np.cumsum(p.slots)])
+        self.device_of_slot = np.repeat(np.arange(len(p.slots)), p.slots)
+        self.slots, self.slot_of = _seats(self.placed, p.slots)
+        self.near = np.zeros((layers, len(p.slots), experts), np.float32)
+        self.near_host = np.zeros((layers, int(p.host.max()) + 1, experts), np.float32)
+        fill_near(p.between, self.placed, self.near)
+        fill_near(p.between, p.host[self.placed], self.near_host)
+        self.partners = np.zeros((layers, experts, PARTNERS), np.int32)
+        fill_partners(p.between, self.partners)
+        self.moved = int((self.placed != p.previous).sum())
+        # splitmix64 of the seed: xorshift must not begin with few bits set
+        mixed = (self.seed + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1)
+        mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+        self.state = np.array([mixed ^ mixed >> 27 or 1], np.uint64)
+
+    def run(
+        self, steps: int, deadline: float, turns: int, stop: Event, on_event: Callable[[dict[str, Any]], None] | None
+    ) -> tuple[float, np.ndarray] | None:
+        """The best placement that keeps the cap among the final epochs, with its energy; None where none did.
+
+        The time up to the deadline is for as many ``turns``, of which this chain is the first.
+        """
+        p, layers = self.problem, len(self.placed)
+        deadline = time.perf_counter() + (deadline - time.perf_counter()) / turns
+        epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
+        cooling = math.ceil(epochs * (1 - FINAL))
+        ratio = (COLDEST / WARMEST) ** (1 / cooling)
+        energy, best = 0.0, None
+        began, done, planned = time.perf_counter(), 0, math.ceil(steps / epochs)
+        for epoch in range(epochs):
+            final = epoch >= cooling
+            count = self._affordable(planned, done, began, deadline, epochs - epoch, stop)
+            warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
+            cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
+            limit = layers * p.cap
+            hard = final and self.balance() <= p.cap
+            energy += self._walk(warm, cold, limit, hard, count)
+            if epoch % RELABEL == 0 and count and p.max_moves < 0:
+                energy += self._relabel(cold)
+            done += count
+            balance = self.balance()
+            if p.cap < math.inf:
+                self.steer(balance)
+            value = energy + p.price * balance * layers
+            if final and balance <= p.cap and (best is None or value < best[0]):
+                best = value, self.placed.copy()
+            if on_event:
+                on_event({"done": epoch + 1, "of": epochs, "what": f"balance {balance:.3f}" if balance else ""})
+        return best
+
+    def balance(self) -> float:
+        """Mean hottest finish; 0 where balance does not count."""
+        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
+        samples = len(self.problem.load)
+        return float(self.finish.max(axis=1)[:, :samples].mean()) if samples else 0.0
+
+    def steer(self, balance: float) -> None:
+        """Raise the price above the cap, lower it below."""
+        p = self.problem
+        push = np.clip((balance - p.cap) / max(0.2 * (p.cap - 1.0), 0.005), -1, 1)
+        low, high = (edge * self.layer_traffic for edge in PRICE_RANGE)
+        self.price = float(np.clip(self.price * math.exp(FOLLOW * push), low, high))
+
+    def _walk(self, warm: float, cold: float, limit: float, hard: bool, steps: int) -> float:
+        p = self.problem
+        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
+        gained, self.moved = walk(
+            p.between,
+            self.partners,
+            self.near,
+            self.near_host,
+            self.placed,
+            self.slots,
+            self.slot_of,
+            self.device_of_slot,
+            self.first_slot,
+            p.host,
+            self.load,
+            self.inverse_speed,
+            self.finish,
+            len(p.load),
+            p.previous,
+            p.weights[0] * p.unit,
+            p.weights[1] * p.unit,
+            self.price,
+            limit,
+            hard,
+            self.moved,
+            p.max_moves,
+            p.fixed_hosts,
+            warm,
+            cold,
+            steps,
+            self.state,
+        )
+        return gained
+
+    def _relabel(self, temperature: float) -> float:
+        """Whole devices and hosts change places in runs of layers; the energy gained."""
+        p, (layers, devices) = self.problem, (len(self.placed), len(self.problem.slots))
+        _, kind = np.unique(np.stack([p.slots, p.speed]), axis=1, return_inverse=True)
+        of_host = [np.flatnonzero(p.host == h) for h in range(int(p.host.max()) + 1)]
+        members = np.full((len(of_host), max(map(len, of_host))), -1)
+        kinds = np.full(members.shape, -1)
+        for host, mine in enumerate(of_host):
+            members[host, : len(mine)] = mine
+            kinds[host, : len(mine)] = kind[mine]
+        _, host_kind = np.unique(kinds, axis=0, return_inverse=True)
+        flows = np.zeros((layers - 1, devices, devices))
+        fill_flows(p.between, self.placed, flows)
+        label = np.tile(np.arange(devices), (layers, 1))
+        gained = relabel(
+            flows,
+            label,
+            members,
+            p.host,
+            kind,
+            host_kind,
+            p.fixed_hosts,
+            p.weights[0] * p.unit,
+            p.weights[1] * p.unit,
+            temperature,
+            layers * devices,
+            self.state,
+        )
+        moved = np.take_along_axis(label, self.placed, axis=1)
+        if not np.array_equal(moved, self.placed):
+            self.placed[:] = moved
+            self.slots, self.slot_of = _seats(moved, p.slots)
+            fill_near(p.between, moved, self.near)
+            fill_near(p.between, p.host[moved], self.near_host)
+        return gained
+
+    def _affordable(self, planned: int, done: int, began: float, deadline: float, epochs: int, stop: Event) -> int:
+        """Steps of the next epoch: what is planned, or what the time still allows in equal parts."""
+        if stop.is_set():
+            self.squeezed = True
+            return 0
+        if deadline == math.inf:
+            return planned
+        if not done:  # how long a step takes is not known yet
+            return min(planned, FIRST)
+        now = time.perf_counter()
+        rate = done / max(now - began, 1e-9)
+        possible = max(1, int((deadline - now) * 0.95 * rate / epochs))
+        self.squeezed |= possible < planned
+        return min(planned, possible)
+
+
+def _seats(device_of: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """slots [L, R] and slot_of [L, E]: every expert on a slot of its device."""
+    first = np.concatenate([[0], np.cumsum(capacity)])
+    slots = np.full((len(device_of), first[-1]), FREE)
+    slot_of = np.empty_like(device_of)
+    for row, placed in enumerate(device_of):
+        order = np.argsort(placed, kind="stable")
+        taken = np.bincount(placed, minlength=len(capacity))
+        if (taken > capacity).any():
+            device = int((taken - capacity).argmax())
+            raise ValueError(f"layer {row}: device {device} holds {taken[device]} experts in {capacity[device]} slots")
+        within = np.concatenate([np.arange(n) for n in taken])
+        slot_of[row, order] = first[placed[order]] + within
+        slots[row, slot_of[row]] = np.arange(len(placed))
+    return slots, slot_of

@@ -1,0 +1,89 @@
+"""The tables that ``annealing_kernel`` reads costs from in constant time, and its random numbers.
+
+    near[l, g, e]       tokens that expert e of layer l exchanges with the experts on device g of its own and the
+                        adjacent layers (``near_host``: on the hosts)
+    finish[l, g, s]     load of device g over its speed in sample s
+    partners[l, e, i]   experts drawn in proportion to the tokens that e exchanges with them
+    flows[l, g, k]      tokens from device g in layer l to device k in layer l + 1
+
+Counts are whole numbers below 2**24, exact in float32, so that tables that follow every change never drift.
+"""
+
+# L layers, E experts, G devices, S samples in multiples of LANES
+
+import numba
+import numpy as np
+
+FREE = -1  # a slot without expert
+PARTNERS = 64  # drawn for every expert; a power of two
+LANES = 16  # samples are a multiple of this, by empty ones: loops of a known length become vector instructions
+PART = np.uint64(2**21 - 1)
+UNIT = 2.0**-53
+
+
+@numba.njit(cache=True, nogil=True)
+def random_bits(state):
+    """The next 64 bits of xorshift64*; state: [1] uint64, never 0."""
+    x = state[0]
+    x ^= x >> np.uint64(12)
+    x ^= x << np.uint64(25)
+    x ^= x >> np.uint64(27)
+    state[0] = x
+    return x * np.uint64(2685821657736338717)
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_near(between, placed, near):
+    """near: [L, G, E] out; between: [L, 3, E, E] tokens that expert e exchanges with experts of layer l - 1, l, l + 1;
+    placed: [L, E] devices (or hosts)."""
+    layers, experts = placed.shape
+    near[:] = 0
+    for layer in range(layers):
+        for side in range(3):
+            other = layer + side - 1
+            if 0 <= other < layers:
+                for e in range(experts):
+                    for f in range(experts):
+                        near[layer, placed[other, f], e] += between[layer, side, e, f]
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_finish(load, placed, inverse_speed, finish):
+    """finish: [L, G, S] out, load over speed of each device; load: [L, E, S]; placed: [L, E]; inverse_speed: [G]."""
+    finish[:] = 0
+    layers, experts, samples = load.shape
+    for layer in range(layers):
+        for e in range(experts):
+            g = placed[layer, e]
+            for s in range(samples):
+                finish[layer, g, s] += load[layer, e, s] * inverse_speed[g]
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_partners(between, partners):
+    """partners: [L, E, PARTNERS] out, side * E + f for expert f of layer l - 1 + side; -1 where there is no traffic."""
+    layers, experts = partners.shape[:2]
+    for layer in range(layers):
+        for e in range(experts):
+            partners[layer, e] = -1
+            every = between[layer, :, e].sum()
+            if every <= 0:
+                continue
+            seen, drawn = 0.0, 0
+            for side in range(3):
+                for f in range(experts):
+                    seen += between[layer, side, e, f]
+                    while drawn < PARTNERS and (drawn + 0.5) * every <= seen * PARTNERS:
+                        partners[layer, e, drawn] = side * experts + f
+                        drawn += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_flows(between, placed, flows):
+    """flows: [L-1, G, G] out."""
+    layers, experts = placed.shape
+    flows[:] = 0
+    for layer in range(layers - 1):
+        for e in range(experts):
+            for f in range(experts):
+                flows[layer, placed[layer, e], placed[layer + 1, f]] += between[layer, 2, e, f]

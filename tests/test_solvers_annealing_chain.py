@@ -1,0 +1,133 @@
+"""One annealing walk: its tables follow every proposal, its energies are real, whole devices change places safely."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeplan.solvers.annealing import Affinity, greedy
+from moeplan.solvers.annealing_chain import Chain, Problem
+from moeplan.solvers.annealing_relabel import relabel
+from moeplan.solvers.annealing_tables import FREE, PARTNERS, fill_flows, fill_near, fill_partners
+
+
+def chain_for(seed: int, *, alike: bool, max_moves: int = -1, fixed_hosts: bool = False) -> tuple[Chain, Affinity]:
+    """Four layers of eight experts in eleven slots of five devices, on hosts of two, two and one; not placed well."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, 20, (3, 8, 8)) * (rng.random((3, 8, 8)) < 0.4)
+    pairs = np.triu(rng.integers(0, 5, (4, 8, 8)), 1).astype(float)
+    affinity = Affinity.of(counts, pairs + pairs.transpose(0, 2, 1))
+    slots = np.array([2, 2, 2, 2, 3])
+    speed = np.ones(5) if alike else rng.uniform(0.5, 2.0, 5)
+    load = rng.gamma(1.0, 1.0, (3, 4, 8))
+    start = greedy(load.sum(axis=0), speed, slots)
+    problem = Problem(
+        *affinity.between(),
+        load=load,
+        slots=slots,
+        speed=speed,
+        host=np.array([0, 1, 0, 1, 2]),
+        weights=(0.3, 1.0),
+        cap=100.0,
+        price=0.0,
+        previous=start.copy(),
+        max_moves=max_moves,
+        fixed_hosts=fixed_hosts,
+    )
+    return Chain(problem, start.copy(), seed), affinity
+
+
+def cost(affinity: Affinity, chain: Chain) -> float:
+    return affinity.cost(chain.placed, chain.problem.host, 0.3, 1.3)
+
+
+def check_tables(chain: Chain) -> None:
+    p = chain.problem
+    near, near_host = np.zeros_like(chain.near), np.zeros_like(chain.near_host)
+    fill_near(p.between, chain.placed, near)
+    fill_near(p.between, p.host[chain.placed], near_host)
+    assert np.array_equal(near, chain.near)
+    assert np.array_equal(near_host, chain.near_host)
+    for placed, held, slot in zip(chain.placed, chain.slots, chain.slot_of, strict=True):
+        assert np.array_equal(chain.device_of_slot[slot], placed)
+        assert np.array_equal(held[slot], np.arange(8))
+        assert (held == FREE).sum() == len(held) - 8
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.sampled_from([-1, 0, 5]), st.booleans())
+def test_tables_and_energies_follow_every_proposal(seed, hot, max_moves, fixed):
+    chain, affinity = chain_for(seed, alike=False, max_moves=max_moves, fixed_hosts=fixed)
+    p, before, hosts = chain.problem, cost(affinity, chain), chain.problem.host[chain.placed]
+    warm = 100.0 if hot else 5.0
+    gained = chain._walk(warm, warm / 10, limit=1e9, hard=False, steps=500)
+    assert cost(affinity, chain) - before == pytest.approx(gained, abs=1e-3)
+    check_tables(chain)
+    moved = (chain.placed != p.previous).sum()
+    if max_moves >= 0:
+        assert chain.moved == moved <= max_moves
+    if fixed:
+        assert np.array_equal(p.host[chain.placed], hosts)
+    elif hot and max_moves < 0:
+        assert moved > 0
+    finish = chain.finish.copy()
+    chain.balance()  # fills it again
+    assert np.allclose(finish, chain.finish, atol=1e-4)
+
+
+def test_the_cap_is_a_rule_where_it_is_hard():
+    chain, _ = chain_for(3, alike=False)
+    chain.price = 0.0
+    limit = chain.balance() * 4
+    chain._walk(100.0, 10.0, limit=limit, hard=True, steps=5_000)
+    assert chain.balance() * 4 <= limit * (1 + 1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.booleans(), st.booleans())
+def test_whole_devices_change_places_without_changing_balance(seed, alike, fixed):
+    chain, affinity = chain_for(seed, alike=alike, fixed_hosts=fixed)
+    before, balance, was = cost(affinity, chain), chain.balance(), chain.placed.copy()
+    hosts = chain.problem.host[was]
+    gained = sum(chain._relabel(1e6) for _ in range(3))
+    assert cost(affinity, chain) - before == pytest.approx(gained, abs=1e-3)
+    assert chain.balance() == pytest.approx(balance)
+    check_tables(chain)
+    for old, new in zip(was, chain.placed, strict=True):
+        for device in range(5):
+            assert len(set(new[old == device])) <= 1  # a group stays together
+    if not alike:
+        assert np.array_equal(chain.placed, was)
+    if fixed:
+        assert np.array_equal(chain.problem.host[chain.placed], hosts)
+    assert (chain.placed == 4).sum() == (was == 4).sum()  # the device of three slots is like no other
+
+
+def test_two_halves_with_crossed_names_are_mended():
+    """The first two layers agree, and the last two, but those have the devices exchanged."""
+    between = np.zeros((4, 3, 8, 8), np.float32)
+    for layer in range(3):
+        between[layer, 2] = np.eye(8) * 10
+        between[layer + 1, 0] = np.eye(8) * 10
+    groups = np.arange(8) // 2
+    placed = np.stack([groups, groups, groups[::-1], groups[::-1]])
+    host = np.array([0, 0, 1, 1])
+    flows, label = np.zeros((3, 4, 4)), np.tile(np.arange(4), (4, 1))
+    fill_flows(between, placed, flows)
+    assert flows[1].diagonal().sum() == 0
+    members, alike = np.array([[0, 1], [2, 3]]), np.zeros(4, int)
+    state = np.array([88172645463325252], np.uint64)
+    gained = relabel(flows, label, members, host, alike, np.zeros(2, int), False, 1.0, 1.0, 1e-9, 4000, state)
+    assert gained == -(80 + 80)  # between devices, and hosts
+    assert len(np.unique(np.take_along_axis(label, placed, axis=1), axis=0)) == 1
+
+
+def test_partners_are_drawn_in_proportion_to_traffic():
+    between = np.zeros((2, 3, 4, 4), np.float32)
+    between[0, 2, 1] = [30, 0, 10, 0]
+    between[0, 1, 1, 3] = 24
+    partners = np.zeros((2, 4, PARTNERS), np.int32)
+    fill_partners(between, partners)
+    kinds, times = np.unique(partners[0, 1], return_counts=True)
+    assert dict(zip(kinds.tolist(), times.tolist(), strict=True)) == {1 * 4 + 3: 24, 2 * 4: 30, 2 * 4 + 2: 10}
+    assert (partners[1] == -1).all()
