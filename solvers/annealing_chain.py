@@ -67,8 +67,9 @@ class Chain:
         self.slots, self.slot_of = _seats(self.placed, p.slots)
         self.near = np.zeros((layers, len(p.slots), experts), np.float32)
         self.near_host = np.zeros((layers, int(p.host.max()) + 1, experts), np.float32)
-        fill_near(p.between, self.placed, self.near)
-        fill_near(p.between, p.host[self.placed], self.near_host)
+        stale = np.ones(layers, bool)
+        fill_near(p.between, self.placed, self.near, stale)
+        fill_near(p.between, p.host[self.placed], self.near_host, stale)
         self.partners = np.zeros((layers, experts, PARTNERS), np.int32)
         fill_partners(p.between, self.partners)
         self.moved = int((self.placed != p.previous).sum())
@@ -187,12 +188,15 @@ class Chain:
             layers * devices,
             self.state,
         )
-        moved = np.take_along_axis(label, self.placed, axis=1)
-        if not np.array_equal(moved, self.placed):
-            self.placed[:] = moved
-            self.slots, self.slot_of = _seats(moved, p.slots)
-            fill_near(p.between, moved, self.near)
-            fill_near(p.between, p.host[moved], self.near_host)
+        moved = (label != np.arange(devices)).any(axis=1)
+        if moved.any():
+            self.placed[:] = np.take_along_axis(label, self.placed, axis=1)
+            self.slots, self.slot_of = _seats(self.placed, p.slots)
+            stale = moved.copy()  # an expert's own layer and the adjacent ones are near
+            stale[1:] |= moved[:-1]
+            stale[:-1] |= moved[1:]
+            fill_near(p.between, self.placed, self.near, stale)
+            fill_near(p.between, p.host[self.placed], self.near_host, stale)
         return gained
 
     def _affordable(self, planned: int, done: int, began: float, deadline: float, epochs: int, stop: Event) -> int:

@@ -33,18 +33,22 @@ def random_bits(state):
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_near(between, placed, near):
-    """near: [L, G, E] out; between: [L, 3, E, E] tokens that expert e exchanges with experts of layer l - 1, l, l + 1;
-    placed: [L, E] devices (or hosts)."""
+def fill_near(between, placed, near, stale):
+    """near: [L, G, E] out, for the layers that are stale [L]; between: [L, 3, E, E] tokens that expert e exchanges with
+    experts of layer l - 1, l, l + 1; placed: [L, E] devices (or hosts)."""
     layers, experts = placed.shape
-    near[:] = 0
     for layer in range(layers):
+        if not stale[layer]:
+            continue
+        near[layer] = 0
         for side in range(3):
             other = layer + side - 1
             if 0 <= other < layers:
-                for e in range(experts):
-                    for f in range(experts):
-                        near[layer, placed[other, f], e] += between[layer, side, e, f]
+                for f in range(experts):
+                    there = near[layer, placed[other, f]]
+                    row = between[other, 2 - side, f]
+                    for e in range(experts):
+                        there[e] += row[e]
 
 
 @numba.njit(cache=True, nogil=True)

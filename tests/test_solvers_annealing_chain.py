@@ -44,8 +44,9 @@ def cost(affinity: Affinity, chain: Chain) -> float:
 def check_tables(chain: Chain) -> None:
     p = chain.problem
     near, near_host = np.zeros_like(chain.near), np.zeros_like(chain.near_host)
-    fill_near(p.between, chain.placed, near)
-    fill_near(p.between, p.host[chain.placed], near_host)
+    every = np.ones(len(near), bool)
+    fill_near(p.between, chain.placed, near, every)
+    fill_near(p.between, p.host[chain.placed], near_host, every)
     assert np.array_equal(near, chain.near)
     assert np.array_equal(near_host, chain.near_host)
     for placed, held, slot in zip(chain.placed, chain.slots, chain.slot_of, strict=True):

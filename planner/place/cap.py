@@ -36,7 +36,7 @@ def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float,
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
         excess = np.stack(list(pool.map(lambda a, b: _excess(free, a, b, deadline), halves, halves[::-1])))
-    coolest, usual = _range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
+    coolest, usual = balance_range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
     missing = int(np.isnan(excess).sum())
     notes: tuple[str, ...] = ()
     if missing:
@@ -50,7 +50,7 @@ def _excess(single: Single, fitted: Trace, rest: Trace, deadline: float) -> np.n
     """[F] balance on ``rest`` above EPLB's at each of ``FRACTIONS``; nan where no placement was found in time."""
     load, speed = load_samples(fitted), single.fleet.speed
     turns = len(FRACTIONS) + 1
-    coolest, usual = _range(single, fitted, (deadline - time.perf_counter()) / turns)
+    coolest, usual = balance_range(single, fitted, (deadline - time.perf_counter()) / turns)
     unseen, affinity = windows(rest, 1), single.affinity(fitted)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
     found = np.full(len(FRACTIONS), np.nan)
@@ -65,7 +65,7 @@ def _excess(single: Single, fitted: Trace, rest: Trace, deadline: float) -> np.n
     return found
 
 
-def _range(single: Single, trace: Trace, time_limit: float) -> tuple[float, float]:
+def balance_range(single: Single, trace: Trace, time_limit: float) -> tuple[float, float]:
     """Balance over the load samples of the coolest placement that a short search finds, and of EPLB's."""
     load, speed = load_samples(trace), single.fleet.speed
     nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ...solvers.annealing import anneal
-from ...solvers.balance import mean_balance
 from ...solvers.replication import replicate
 from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import Solution
@@ -19,12 +18,14 @@ from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
-from . import baselines
+from .cap import LEAST_ROOM, balance_range
 from .fleet import Fleet
-from .sample import windows
+from .sample import load_samples, windows
 from .single import Single, check_groups
 
 HOST_STAGE = 0.6  # of the time
+CAP_TIME = 0.2  # of which at most for the coolest hosts
+ROOM = 0.25  # of the way from their balance to EPLB's may go into locality: with half, hosts run hotter than EPLB's
 
 
 def place_copies(
@@ -49,7 +50,7 @@ def place_copies(
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
     host_of, late = np.zeros((trace.layers, experts), np.int64), False
     if hosts > 1:
-        onto = _hosts(single, trace, load, steps, HOST_STAGE * time_limit, on_event, stop)
+        onto = _hosts(single, trace, steps, HOST_STAGE * time_limit, on_event, stop)
         host_of, late = onto.assignment, onto.status == "time_limit"
     share = max(1.0, (time_limit - (time.perf_counter() - began)) / hosts)
     expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
@@ -95,7 +96,6 @@ def balance_and_bound(slots: Slots, single: Single, load: np.ndarray, shares: Sh
 def _hosts(
     single: Single,
     trace: Trace,
-    load: np.ndarray,
     steps: int | None,
     time_limit: float,
     on_event: Callable[[dict[str, Any]], None] | None,
@@ -107,11 +107,14 @@ def _hosts(
     counts = _proportional(experts, room)
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
     stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
-    affinity = stage.affinity(trace)
+    affinity, load = stage.affinity(trace), load_samples(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
         return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop)
-    greedy = mean_balance(baselines.greedy(trace.expert_counts, over), load, over.speed)
+    began = time.perf_counter()
+    # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
+    coolest, usual = balance_range(stage, trace, CAP_TIME * time_limit)
+    cap = coolest + max(ROOM * (usual - coolest), LEAST_ROOM)
     return anneal(
         affinity,
         load,
@@ -120,10 +123,10 @@ def _hosts(
         over.hosts,
         device_weight=single.weights[1],
         host_weight=single.weights[1],
-        balance_cap=greedy,  # hosts that run hot cannot be cooled by copies inside them
+        balance_cap=cap,
         steps=steps,
         seed=single.seed,
-        time_limit=time_limit,
+        time_limit=time_limit - (time.perf_counter() - began),
         on_event=on_event,
         stop=stop,
     )
