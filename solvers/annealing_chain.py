@@ -22,7 +22,7 @@ WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placem
 COLDEST = 0.01  # nearly nothing that costs is accepted
 FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
 PRICE_RANGE = (1e-2, 1e2)  # of the price over the mean traffic of a layer
-RELABEL = 4  # epochs between moves of whole devices, as many as there are devices in all layers
+RELABEL = 4  # epochs between moves of whole devices, or as many steps as their tables have entries
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Chain:
         epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
         cooling = math.ceil(epochs * (1 - FINAL))
         ratio = (COLDEST / WARMEST) ** (1 / cooling)
-        energy, best = 0.0, None
+        energy, best, relabelled = 0.0, None, 0
         began, done, planned = time.perf_counter(), 0, math.ceil(steps / epochs)
         for epoch in range(epochs):
             final = epoch >= cooling
@@ -100,9 +100,9 @@ class Chain:
             limit = layers * p.cap
             hard = final and self.balance() <= p.cap
             energy += self._walk(warm, cold, limit, hard, count)
-            if epoch % RELABEL == 0 and count and p.max_moves < 0:
-                energy += self._relabel(cold)
             done += count
+            if epoch % RELABEL == 0 and done - relabelled >= p.between.size and p.max_moves < 0:
+                energy, relabelled = energy + self._relabel(cold), done
             balance = self.balance()
             if p.cap < math.inf:
                 self.steer(balance)

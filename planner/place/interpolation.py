@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from ...spec.trace import Trace
 
 POWERS = (1, 3, 6)  # of the gate weights: from nearly even shares to nearly the first choice alone
+ENOUGH = 50_000  # kinds of pairs, evenly picked, show how to mix a handful of views
 ROUNDS = 100  # of expectation maximisation, which nears the optimum slowly but never leaves it
 
 
@@ -35,9 +36,14 @@ def interpolated(trace: Trace) -> np.ndarray:
     if trace.tokens < 2 or trace.layers < 2:
         return transitions(trace) / trace.tokens
     halves = [_views(half) for half in (trace.part(0, 0.5), trace.part(0.5, 1))]
-    known = np.concatenate([_likelihoods(fitted, rest[0]) for fitted, rest in (halves, halves[::-1])], axis=1)
-    seen = np.concatenate([rest[0][rest[0] > 0] for rest in halves[::-1]])
-    return np.tensordot(mixture(known, seen), _shares(halves[0] + halves[1]), axes=1)
+    pairs = [np.nonzero(rest[0]) for rest in halves[::-1]]
+    step = -(-sum(len(pair[0]) for pair in pairs) // ENOUGH)
+    pairs = [tuple(index[::step] for index in pair) for pair in pairs]
+    known = np.concatenate([_shares(views, *pair) for views, pair in zip(halves, pairs, strict=True)], axis=1)
+    seen = np.concatenate([rest[0][pair] for rest, pair in zip(halves[::-1], pairs, strict=True)])
+    weights, views = mixture(known, seen), halves[0] + halves[1]
+    mixed = np.tensordot(weights[:-1] / trace.tokens, views, axes=1)
+    return mixed + weights[-1] * np.einsum("la,lb->lab", *_margins(views))
 
 
 def mixture(likelihoods: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -62,16 +68,17 @@ def _views(trace: Trace) -> np.ndarray:
     return np.stack([transitions(trace), *(_shared_out(trace, power) for power in POWERS)])
 
 
-def _shares(views: np.ndarray) -> np.ndarray:
-    """[V, L-1, E, E] per token, with what the most even view gives without affinity as the last."""
-    even = views[1] / views[1].sum(axis=(1, 2), keepdims=True)
-    independent = even.sum(axis=2, keepdims=True) * even.sum(axis=1, keepdims=True)
-    return np.concatenate([views / views.sum(axis=(2, 3), keepdims=True), independent[None]])
+def _margins(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[L-1, E] shares of the experts before and after each boundary, in the most even view."""
+    tokens = views[1].sum(axis=(1, 2))[:, None]
+    return views[1].sum(axis=2) / tokens, views[1].sum(axis=1) / tokens
 
 
-def _likelihoods(fitted: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """[V, N] of the N pairs with counts [L-1, E, E] above 0, under each view that was fitted."""
-    return _shares(fitted)[:, counts > 0]
+def _shares(views: np.ndarray, boundary: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[V, N] shares of N pairs of experts a and b under each view; the last is the independent one."""
+    before, after = _margins(views)
+    tokens = views[:, boundary[:1]].sum(axis=(1, 2, 3))[:, None]
+    return np.concatenate([views[:, boundary, a, b] / tokens, [before[boundary, a] * after[boundary, b]]])
 
 
 def _shared_out(trace: Trace, power: int) -> np.ndarray:
