@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-replication bench-placement bench-kernels clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-annealing bench-replication bench-placement bench-kernels clean
 
 setup: $(READY)
 
@@ -58,6 +58,9 @@ bench-replication: setup
 
 # TRACES: recorded routing to place on, by default the one that ships.
 TRACES ?= examples/tiny_moe/trace.npz
+bench-annealing: setup
+	$(BIN)/python benchmarks/annealing.py $(TRACES)
+
 bench-placement: setup
 	$(BIN)/python benchmarks/placement.py $(TRACES)
 

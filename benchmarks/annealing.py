@@ -1,4 +1,4 @@
-"""What more proposals, and proposals that move more than one expert, bring to the annealing of placements.
+"""What more proposals, and moves of whole devices between them, bring to the annealing of placements.
 
     python benchmarks/annealing.py                          the shipped trace, 4 devices of 2 hosts
     python benchmarks/annealing.py T.npz ... --devices 8    others
