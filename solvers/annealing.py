@@ -18,8 +18,9 @@ one that fits only their sum does not.
 
 Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), several chains, the best
 counts. The balance cap holds throughout: its price rises while the balance lies above it and falls below it, so that
-every temperature sees the constrained problem. Last, proposals that break (2) are refused. ``annealing_kernel`` proposes
-for one expert or two, ``annealing_relabel`` for whole devices. It is a heuristic; bounds are in ``affinity_bound``.
+every temperature sees the constrained problem. Last, proposals that break (2) are refused. ``annealing_kernel``
+proposes for one expert or two, ``annealing_relabel`` for whole devices. It is a heuristic; bounds are in
+``affinity_bound``.
 """
 
 # L layers, E experts, G devices, R slots, S samples
