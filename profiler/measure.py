@@ -7,6 +7,7 @@ host's cores) is in the number. Decisions are taken on values that all ranks agr
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import cycle
 from math import ceil
 from typing import NamedTuple
@@ -24,6 +25,7 @@ LONG_CALL = 1.0  # seconds: beyond it the first call counts as a measurement, an
 MIN_BATCHES = 3
 SHARED_BATCH = 0.02  # seconds: spans many turns of a core that several ranks share
 PLAIN_BATCH = 0.004  # seconds: far beyond the timer's resolution
+COLD_STRETCH = 4.0  # times the usual seconds, where most of them pass between the calls
 NOISY_SPREAD = 0.5
 
 
@@ -46,6 +48,11 @@ class Pace(NamedTuple):
         """A device with a share of a core takes turns with others: only longer averages are the truth there."""
         batch = SHARED_BATCH if throttled else PLAIN_BATCH
         return cls(batch, 5 * batch)
+
+    def among(self, call: float, other: float) -> "Pace":
+        """The pace where ``other`` seconds pass before every call of ``call``: fewer calls, COLD_STRETCH as long."""
+        part = min(1.0, COLD_STRETCH * call / max(call + other, 1e-9))
+        return Pace(self.batch * part, self.window * part)
 
     def cost(self, call: float) -> float:
         """Seconds that ``measure`` needs at most for calls of ``call`` seconds; never less for a longer call."""
@@ -126,6 +133,32 @@ def timer(calls: Sequence[Callable[[], object]], device: torch.device) -> Run:
         return begin.elapsed_time(end) / 1000
 
     return on_cuda if device.type == "cuda" else on_cpu
+
+
+class ColdTimer:
+    """Seconds of the calls alone, each after ``between`` bytes of other memory were read, as in a step of a model.
+
+    A layer's small operators find caches that its weights went through: tens of microseconds in a tight loop are
+    hundreds there. For processors; ``outside`` adds up the seconds of reading, which are in no result.
+    """
+
+    def __init__(self, calls: Sequence[Callable[[], object]], between: int) -> None:
+        self._turn, self._other, self.outside = cycle(calls), _other_memory(between), 0.0
+
+    def __call__(self, times: int) -> float:
+        begin, inside = time.perf_counter(), 0.0
+        for _ in range(times):
+            self._other.sum()
+            start = time.perf_counter()
+            next(self._turn)()
+            inside += time.perf_counter() - start
+        self.outside += time.perf_counter() - begin - inside
+        return inside
+
+
+@lru_cache(maxsize=1)
+def _other_memory(size: int) -> torch.Tensor:
+    return torch.ones(max(size // 4, 1))
 
 
 def noise_warning(what: str, spreads: Sequence[float]) -> str | None:

@@ -27,10 +27,11 @@ from ..spec.operators import (
     vocabulary_shape,
 )
 from .grids import Coordinates, Grid, Growth, Point, steps
-from .measure import Bench, measure, timer
+from .measure import Bench, ColdTimer, Timing, measure, timer
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
+MOST_BETWEEN = 32 * 2**20  # bytes read between two calls: beyond the caches of a core
 MOST_COPIES = 8  # of calls to rotate over: each has to be built
 
 TOKENS = Grid({"tokens": 1}, steps("tokens", 64, 512, 16, 256, 128, 2048, 4, 1024, 32, 4096), needed=2)
@@ -165,6 +166,20 @@ class Task(NamedTuple):
             width += 4 * at.get("ffn", int(self.shape.get("ffn", 0)))
         return 2 * self.weight_bytes(at) + 2 * rows * width * DTYPE_BYTES[self.dtype]
 
+    @property
+    def between(self) -> int:
+        """Bytes of weights that a device reads in a layer, up to MOST_BETWEEN: what its small operators stand among."""
+        block, values = self.block, 0
+        if block.attention is not None:
+            values += block.attention.parameters(block.hidden_size) // self.tensor
+        if block.moe is not None:
+            moe = block.moe
+            matrices = 3 if moe.gated else 2
+            values += matrices * block.hidden_size * (moe.num_experts * moe.ffn_size // self.devices)
+        if block.dense is not None:
+            values += (3 if block.dense.gated else 2) * block.hidden_size * block.dense.ffn_size
+        return min(values * DTYPE_BYTES[self.dtype], MOST_BETWEEN)
+
     def copies(self, at: Coordinates) -> int:
         """Calls to rotate over, each with weights of its own: as many as the model has layers, or leave all caches.
 
@@ -239,12 +254,22 @@ def growth(task: Task, bench: Bench) -> Growth:
             **at,
         )
 
+    def timed(calls: Sequence[Callable[[], None]]) -> tuple[Timing, float]:
+        """The timing of one call, and the seconds that passed between the calls."""
+        if bench.device.type == "cuda" or task.operator == "expert_ffn":  # it rotates over a model's weights by itself
+            return measure(timer(calls, bench.device), bench.agree, bench.pace), 0.0
+        run = ColdTimer(calls, task.between)
+        run(1)
+        inside, other = run(1), run.outside / 2
+        pace = bench.pace.among(bench.agree(inside), bench.agree(other))
+        return measure(run, bench.agree, pace), run.outside
+
     def visit(at: Coordinates) -> Point:
         start = time.perf_counter()
         calls = [call(at) for _ in range(task.copies(at))]
         build = bench.agree(time.perf_counter() - start)
-        timing = measure(timer(calls, bench.device), bench.agree, bench.pace)
-        return Point(timing, bench.agree(timing.median), build)
+        timing, other = timed(calls)
+        return Point(timing, bench.agree(timing.median), build + bench.agree(other))
 
     def fits(at: Coordinates) -> bool:
         return task.memory_bytes(at) * task.copies(at) < bench.available // 2

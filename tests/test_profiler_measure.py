@@ -1,6 +1,7 @@
 """Timing and grids against clocks that are known exactly."""
 
 import random
+import time
 from itertools import product
 
 import pytest
@@ -9,7 +10,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moeplan.profiler.grids import SIZES, Coordinates, Grid, Point, grow, steps
-from moeplan.profiler.measure import LONG_CALL, Pace, Timing, measure, noise_warning, summary, timer
+from moeplan.profiler.measure import (
+    COLD_STRETCH,
+    LONG_CALL,
+    ColdTimer,
+    Pace,
+    Timing,
+    measure,
+    noise_warning,
+    summary,
+    timer,
+)
 
 PLAIN, QUOTA = Pace.of(False), Pace.of(True)
 
@@ -105,6 +116,30 @@ def test_timer_goes_round_its_calls():
     assert run(3) > 0
     run(1)
     assert seen == ["a", "b", "a", "b"]
+
+
+def test_a_cold_timer_counts_the_calls_alone():
+    seen = []
+
+    def call() -> None:
+        seen.append(time.perf_counter())
+        time.sleep(0.002)
+
+    run = ColdTimer([call], 8 * 2**20)
+    inside, outside = run(3), run.outside
+    assert len(seen) == 3
+    assert inside >= 0.006
+    assert outside > 0
+    run(1)
+    assert run.outside > outside
+
+
+@given(st.floats(1e-6, 10.0), st.floats(0.0, 1.0))
+def test_among_other_work_a_batch_takes_a_bounded_time(call, other):
+    pace = PLAIN.among(call, other)
+    assert 0 < pace.batch <= PLAIN.batch
+    assert pace.window / pace.batch == pytest.approx(PLAIN.window / PLAIN.batch)
+    assert pace.batch / call * (call + other) <= COLD_STRETCH * PLAIN.batch * (1 + 1e-9)
 
 
 def test_noise_is_said_only_where_it_is():
