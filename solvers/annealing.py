@@ -202,7 +202,8 @@ def anneal(
         raise NotFound(f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best")
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if any(c.squeezed for c in walks) else "feasible"
-    return Solution(best, objective, 0.0, status, time.perf_counter() - started)
+    work = min(1.0, sum(c.done for c in walks) / (steps * chains))
+    return Solution(best, objective, 0.0, status, time.perf_counter() - started, work)
 
 
 def usual_steps(size: int) -> int:

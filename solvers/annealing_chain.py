@@ -52,6 +52,7 @@ class Chain:
     seed: int
     price: float = 0.0
     squeezed: bool = False
+    done: int = 0  # proposals
 
     def __post_init__(self) -> None:
         p, (layers, experts) = self.problem, self.placed.shape
@@ -91,18 +92,18 @@ class Chain:
         cooling = math.ceil(epochs * (1 - FINAL))
         ratio = (COLDEST / WARMEST) ** (1 / cooling)
         energy, best, relabelled = 0.0, None, 0
-        began, done, planned = time.perf_counter(), 0, math.ceil(steps / epochs)
+        began, planned = time.perf_counter(), math.ceil(steps / epochs)
         for epoch in range(epochs):
             final = epoch >= cooling
-            count = self._affordable(planned, done, began, deadline, epochs - epoch, stop)
+            count = self._affordable(planned, began, deadline, epochs - epoch, stop)
             warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
             cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
             limit = layers * p.cap
             hard = final and self.balance() <= p.cap
             energy += self._walk(warm, cold, limit, hard, count)
-            done += count
-            if epoch % RELABEL == 0 and done - relabelled >= p.between.size and p.max_moves < 0:
-                energy, relabelled = energy + self._relabel(cold), done
+            self.done += count
+            if epoch % RELABEL == 0 and self.done - relabelled >= p.between.size and p.max_moves < 0:
+                energy, relabelled = energy + self._relabel(cold), self.done
             balance = self.balance()
             if p.cap < math.inf:
                 self.steer(balance)
@@ -199,17 +200,17 @@ class Chain:
             fill_near(p.between, p.host[self.placed], self.near_host, stale)
         return gained
 
-    def _affordable(self, planned: int, done: int, began: float, deadline: float, epochs: int, stop: Event) -> int:
+    def _affordable(self, planned: int, began: float, deadline: float, epochs: int, stop: Event) -> int:
         """Steps of the next epoch: what is planned, or what the time still allows in equal parts."""
         if stop.is_set():
             self.squeezed = True
             return 0
         if deadline == math.inf:
             return planned
-        if not done:  # how long a step takes is not known yet
+        if not self.done:  # how long a step takes is not known yet
             return min(planned, FIRST)
         now = time.perf_counter()
-        rate = done / max(now - began, 1e-9)
+        rate = self.done / max(now - began, 1e-9)
         possible = max(1, int((deadline - now) * 0.95 * rate / epochs))
         self.squeezed |= possible < planned
         return min(planned, possible)

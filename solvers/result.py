@@ -19,6 +19,7 @@ class Solution(Generic[A]):
     bound: proven lower bound on the objective of *any* assignment; at most ``objective``.
     status: ``optimal`` proven; ``feasible`` from a heuristic; ``time_limit`` the best found when the time was up.
     seconds: wall-clock time, the one field that differs between equal runs.
+    work: part of the planned steps that was done, for a search with a budget of them; below 1 where time was up.
     """
 
     assignment: A
@@ -26,6 +27,7 @@ class Solution(Generic[A]):
     bound: float
     status: Status
     seconds: float
+    work: float = 1.0
 
     def __post_init__(self) -> None:
         if self.bound > self.objective + TOLERANCE * (1.0 + abs(self.objective)):

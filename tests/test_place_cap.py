@@ -1,13 +1,14 @@
 """The default balance cap, and the load samples that it is of."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, default_cap
+from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, SAMPLES, WINDOWS, load_samples, windows
@@ -48,7 +49,7 @@ def test_counts_are_their_only_sample():
 @given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
 def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start, slope):
     worse = start + slope * np.array(FRACTIONS)
-    expected = pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    expected = pytest.approx(np.clip(-start / slope, 0, 1), abs=1e-6)
     assert _fraction(np.array([worse, worse - 0.1])) == expected
     excess = np.array([worse, worse])
     excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count
@@ -56,9 +57,9 @@ def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start,
 
 
 def test_without_trials_the_safest_cap_is_taken():
-    assert _fraction(np.full((2, len(FRACTIONS)), np.nan)) == FRACTIONS[0]
-    assert _fraction(np.full((2, len(FRACTIONS)), -0.1)) == FRACTIONS[-1]
-    assert _fraction(np.full((2, len(FRACTIONS)), 0.1)) == FRACTIONS[0]
+    assert _fraction(np.full((2, len(FRACTIONS)), np.nan)) == 0
+    assert _fraction(np.full((2, len(FRACTIONS)), -0.1)) == 1
+    assert _fraction(np.full((2, len(FRACTIONS)), 0.1)) == 0
 
 
 def test_the_cap_lies_between_the_coolest_and_eplb():
@@ -87,6 +88,25 @@ class OutOfTime(Single):
         if cap < math.inf:
             raise NotFound("time is up")
         return super().solve(affinity, load, cap=cap, **options)
+
+
+class Hurried(Single):
+    """Its trials had time for a quarter of their steps."""
+
+    def solve(self, affinity, load, *, cap=math.inf, **options):
+        found = super().solve(affinity, load, cap=cap, **options)
+        return replace(found, work=0.25) if cap < math.inf else found
+
+
+def test_trials_cut_short_lower_the_cap_and_are_told():
+    trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
+    fleet = Fleet.of(even_fleet(4, 2, 16, False))
+    coolest, usual = balance_range(Single(fleet), trace, 60.0)
+    (cap, _), (hurried, notes) = (default_cap(kind(fleet), trace, 60.0) for kind in (Single, Hurried))
+    assert coolest + LEAST_ROOM < cap < usual  # or nothing is tested
+    assert hurried - coolest == pytest.approx(max(0.25 * (cap - coolest), LEAST_ROOM))
+    assert len(notes) == 1
+    assert "had time for 25% of their steps" in notes[0]
 
 
 def test_trials_that_find_nothing_are_told():

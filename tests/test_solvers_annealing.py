@@ -136,6 +136,7 @@ def test_time_limit_squeezes_the_schedule():
     affinity, load, slots, speed, host = case(6, 4, 16, [4, 4, 4, 4], [0, 0, 1, 1])
     found = anneal(affinity, load, slots, speed, host, steps=10**12, time_limit=0.5)
     assert found.status == "time_limit"
+    assert 0 < found.work < 0.1
     assert found.seconds < 30
     assert found.objective < affinity.cost(np.tile(np.repeat(np.arange(4), 4), (4, 1)), host, 1.0, 1.0)
 

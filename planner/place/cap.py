@@ -2,10 +2,11 @@
 
 A search uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it has not
 seen; by how much depends on the trace. Caps between the coolest placement and EPLB's balance are therefore tried on
-each half of the trace and scored on the other, EPLB beside them (cross-fitting).
+each half of the trace and scored on the other, EPLB beside them (cross-fitting). A trial which ran out of time has not
+used up what its cap allows: the cap is then as much closer to the coolest as steps are missing.
 """
 
-# F fractions, S samples, L layers, E experts, G devices
+# H halves, F fractions, S samples, L layers, E experts, G devices
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,45 +25,60 @@ from .single import Single, device_of
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
 TRIAL_STEPS, COOLEST_STEPS = 1000, 200  # per layer and expert
+ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
 
 
 def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float, tuple[str, ...]]:
     """A cap on the mean balance over ``load_samples`` of the trace, and what the user should know of its making.
 
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
-    at each of ``FRACTIONS`` says where it is 0.
+    at each of ``FRACTIONS`` says where it is 0. Raises ``SolverError`` as ``anneal``.
     """
     free, deadline = replace(single, previous=None, max_moves=None), time.perf_counter() + time_limit
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
-        excess = np.stack(list(pool.map(lambda a, b: _excess(free, a, b, deadline), halves, halves[::-1])))
+        trials = list(pool.map(lambda a, b: _trials(free, a, b, deadline), halves, halves[::-1]))
+    excess, work = np.stack(trials, axis=1)
     coolest, usual = balance_range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
-    missing = int(np.isnan(excess).sum())
-    notes: tuple[str, ...] = ()
+    cap = _between(coolest, usual, _fraction(excess) * work.mean())
+    return cap, _notes(excess, work)
+
+
+def _notes(excess: np.ndarray, work: np.ndarray) -> tuple[str, ...]:
+    """What the user should know of the trials; excess, work: [H, F]."""
+    missing, done = int(np.isnan(excess).sum()), work.mean()
     if missing:
-        notes = (
-            f"{missing} of {excess.size} trials of the balance cap found nothing in their time: raise --time-limit",
+        note = f"{missing} of {excess.size} trials of the balance cap found nothing in their time"
+    elif done < ENOUGH_WORK:
+        note = (
+            f"trials of the balance cap had time for {done:.0%} of their steps: it is nearer the coolest than need be"
         )
-    return _between(coolest, usual, _fraction(excess)), notes
+    else:
+        return ()
+    return (f"{note}: raise --time-limit",)
 
 
-def _excess(single: Single, fitted: Trace, rest: Trace, deadline: float) -> np.ndarray:
-    """[F] balance on ``rest`` above EPLB's at each of ``FRACTIONS``; nan where no placement was found in time."""
+def _trials(single: Single, fitted: Trace, rest: Trace, deadline: float) -> tuple[np.ndarray, np.ndarray]:
+    """Excess [F] of the balance on ``rest`` at each of ``FRACTIONS``, and the part of its steps that each had time for.
+
+    Excess is nan and work 0 where no placement was found.
+    """
     load, speed = load_samples(fitted), single.fleet.speed
     turns = len(FRACTIONS) + 1
     coolest, usual = balance_range(single, fitted, (deadline - time.perf_counter()) / turns)
     unseen, affinity = windows(rest, 1), single.affinity(fitted)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
-    found = np.full(len(FRACTIONS), np.nan)
+    excess, work = np.full(len(FRACTIONS), np.nan), np.zeros(len(FRACTIONS))
     for i, fraction in enumerate(FRACTIONS):
         left = max(deadline - time.perf_counter(), 0.0) / (len(FRACTIONS) - i)
         cap, steps = _between(coolest, usual, fraction), TRIAL_STEPS * load[0].size
         try:
-            placed = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left).assignment
+            found = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left)
         except NotFound:
             continue
-        found[i] = mean_balance(placed, unseen, speed) - baseline
-    return found
+        excess[i] = mean_balance(found.assignment, unseen, speed) - baseline
+        work[i] = found.work
+    return excess, work
 
 
 def balance_range(single: Single, trace: Trace, time_limit: float) -> tuple[float, float]:
@@ -86,11 +102,11 @@ def _between(coolest: float, usual: float, fraction: float) -> float:
 
 
 def _fraction(excess: np.ndarray) -> float:
-    """Where a line through the largest excess reaches 0, within FRACTIONS; excess: [folds, F]."""
+    """Where a line through the largest excess reaches 0, in [0, 1]; excess: [H, F]."""
     tried = ~np.isnan(excess).all(axis=0)
     if tried.sum() < 2:
-        return FRACTIONS[0]  # nothing is known: the safest
+        return 0.0  # nothing is known: the safest
     slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmax(excess[:, tried], axis=0), 1)
     if slope <= 0:
-        return FRACTIONS[-1] if start + slope <= 0 else FRACTIONS[0]
-    return float(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]))
+        return 1.0 if start + slope <= 0 else 0.0
+    return float(np.clip(-start / slope, 0.0, 1.0))
