@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .annealing_chain import Chain, Problem
+from .annealing_chain import Chain, Problem, load_kernels
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
@@ -145,6 +145,7 @@ def anneal(
     was squeezed (then ``start`` if nothing else keeps the cap). Raises ``Infeasible`` where slots are
     missing or the cap lies below the proven bound, and ``NotFound`` where no placement within the cap was found.
     """
+    load_kernels()
     started = time.perf_counter()
     samples = np.asarray(load, float)
     samples = samples[None] if samples.ndim == 2 else samples
@@ -202,7 +203,7 @@ def anneal(
         raise NotFound(f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best")
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if any(c.squeezed for c in walks) else "feasible"
-    work = min(1.0, sum(c.done for c in walks) / (steps * chains))
+    work = min(1.0, sum(c.done for c in walks) / (steps * chains))  # epochs are rounded up
     return Solution(best, objective, 0.0, status, time.perf_counter() - started, work)
 
 

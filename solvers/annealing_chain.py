@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from threading import Event
 from typing import Any
 
@@ -16,7 +17,8 @@ from .annealing_relabel import relabel
 from .annealing_tables import FREE, LANES, PARTNERS, fill_finish, fill_flows, fill_near, fill_partners
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
-FIRST = 10_000  # steps of the first epoch under a time limit
+FIRST = 10_000  # steps of the first epoch, by which time is planned
+WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
 FINAL = 0.1  # of the epochs the cap is a rule
 WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placements are nearly as good as random
 COLDEST = 0.01  # nearly nothing that costs is accepted
@@ -92,10 +94,12 @@ class Chain:
         cooling = math.ceil(epochs * (1 - FINAL))
         ratio = (COLDEST / WARMEST) ** (1 / cooling)
         energy, best, relabelled = 0.0, None, 0
-        began, planned = time.perf_counter(), math.ceil(steps / epochs)
+        began = time.perf_counter()
         for epoch in range(epochs):
             final = epoch >= cooling
-            count = self._affordable(planned, began, deadline, epochs - epoch, stop)
+            left = epochs - epoch
+            planned = math.ceil((steps - self.done) / left)
+            count = self._affordable(planned, began, deadline, left, left / epochs, stop)
             warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
             cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
             limit = layers * p.cap
@@ -200,20 +204,47 @@ class Chain:
             fill_near(p.between, p.host[self.placed], self.near_host, stale)
         return gained
 
-    def _affordable(self, planned: int, began: float, deadline: float, epochs: int, stop: Event) -> int:
-        """Steps of the next epoch: what is planned, or what the time still allows in equal parts."""
+    def _affordable(self, planned: int, began: float, deadline: float, epochs: int, warmth: float, stop: Event) -> int:
+        """Steps of the next epoch: what is planned, or what the time still allows in parts; warmth: 1 at first, last 0.
+
+        Warm steps take longer, as more of them are accepted: what the first ones took is no measure of the rest.
+        """
         if stop.is_set():
             self.squeezed = True
             return 0
-        if deadline == math.inf:
-            return planned
         if not self.done:  # how long a step takes is not known yet
             return min(planned, FIRST)
+        if deadline == math.inf:
+            return planned
         now = time.perf_counter()
         rate = self.done / max(now - began, 1e-9)
-        possible = max(1, int((deadline - now) * 0.95 * rate / epochs))
+        possible = max(1, int((deadline - now) * 0.95 * rate / epochs * (1 + WARM_STEP * warmth)))
         self.squeezed |= possible < planned
         return min(planned, possible)
+
+
+@cache
+def load_kernels() -> None:
+    """Load the compiled kernels, or compile them, so that the first steps of a search are not taken for slow ones."""
+    layers, experts = 2, 4
+    between = np.zeros((layers, 3, experts, experts), np.float32)
+    between[0, 2] = between[1, 0] = 1.0
+    problem = Problem(
+        between,
+        1.0,
+        load=np.ones((1, layers, experts)),
+        slots=np.full(2, 2),
+        speed=np.ones(2),
+        host=np.arange(2),
+        weights=(1.0, 0.0),
+        cap=math.inf,
+        price=1.0,
+        previous=np.zeros((layers, experts), np.int64),
+        max_moves=-1,
+        fixed_hosts=False,
+    )
+    chain = Chain(problem, np.tile(np.array([0, 0, 1, 1]), (layers, 1)), 0)
+    chain.run(EPOCH, math.inf, 1, Event(), None)
 
 
 def _seats(device_of: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -49,7 +49,7 @@ def test_counts_are_their_only_sample():
 @given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
 def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start, slope):
     worse = start + slope * np.array(FRACTIONS)
-    expected = pytest.approx(np.clip(-start / slope, 0, 1), abs=1e-6)
+    expected = pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
     assert _fraction(np.array([worse, worse - 0.1])) == expected
     excess = np.array([worse, worse])
     excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count
@@ -57,16 +57,17 @@ def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start,
 
 
 def test_without_trials_the_safest_cap_is_taken():
-    assert _fraction(np.full((2, len(FRACTIONS)), np.nan)) == 0
-    assert _fraction(np.full((2, len(FRACTIONS)), -0.1)) == 1
-    assert _fraction(np.full((2, len(FRACTIONS)), 0.1)) == 0
+    assert _fraction(np.full((2, len(FRACTIONS)), np.nan)) == FRACTIONS[0]
+    assert _fraction(np.full((2, len(FRACTIONS)), -0.1)) == FRACTIONS[-1]
+    assert _fraction(np.full((2, len(FRACTIONS)), 0.1)) == FRACTIONS[0]
 
 
 def test_the_cap_lies_between_the_coolest_and_eplb():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    cap, notes = default_cap(Single(fleet), trace, 60.0)
+    cap, notes, in_time = default_cap(Single(fleet), trace, 60.0)
     assert notes == ()
+    assert in_time
     found = place(trace, Request(even_fleet(4, 2, 16, False), 16, steps=20_000, time_limit=60.0))
     assert found.balance_cap == cap  # the same trials, the same cap
     assert found.balance_cap_of == "samples"
@@ -95,21 +96,23 @@ class Hurried(Single):
 
     def solve(self, affinity, load, *, cap=math.inf, **options):
         found = super().solve(affinity, load, cap=cap, **options)
-        return replace(found, work=0.25) if cap < math.inf else found
+        return replace(found, work=0.25, status="time_limit") if cap < math.inf else found
 
 
 def test_trials_cut_short_lower_the_cap_and_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    coolest, usual = balance_range(Single(fleet), trace, 60.0)
-    (cap, _), (hurried, notes) = (default_cap(kind(fleet), trace, 60.0) for kind in (Single, Hurried))
-    assert coolest + LEAST_ROOM < cap < usual  # or nothing is tested
-    assert hurried - coolest == pytest.approx(max(0.25 * (cap - coolest), LEAST_ROOM))
-    assert len(notes) == 1
-    assert "had time for 25% of their steps" in notes[0]
+    coolest, usual, _ = balance_range(Single(fleet), trace, 60.0)
+    usually, hurried = (default_cap(kind(fleet), trace, 60.0) for kind in (Single, Hurried))
+    assert coolest + LEAST_ROOM < usually.value <= usual  # or nothing is tested
+    assert hurried.value - coolest == pytest.approx(max(0.25 * (usually.value - coolest), LEAST_ROOM))
+    assert not hurried.in_time
+    assert len(hurried.notes) == 1
+    assert "had time for 25% of their steps" in hurried.notes[0]
 
 
 def test_trials_that_find_nothing_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
-    _, notes = default_cap(OutOfTime(Fleet.of(even_fleet(4, 2, 16, False))), trace, 60.0)
-    assert notes == ("8 of 8 trials of the balance cap found nothing in their time: raise --time-limit",)
+    found = default_cap(OutOfTime(Fleet.of(even_fleet(4, 2, 16, False))), trace, 60.0)
+    assert not found.in_time
+    assert found.notes == ("8 of 8 trials of the balance cap found nothing in their time: raise --time-limit",)

@@ -11,6 +11,7 @@ used up what its cap allows: the cap is then as much closer to the coolest as st
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,12 +25,43 @@ from .single import Single, device_of
 
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
-TRIAL_STEPS, COOLEST_STEPS = 1000, 200  # per layer and expert
+TRIAL_STEPS, COOLEST_STEPS = 400, 200  # per layer and expert
 ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
 
 
-def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float, tuple[str, ...]]:
-    """A cap on the mean balance over ``load_samples`` of the trace, and what the user should know of its making.
+class Range(NamedTuple):
+    """Mean balance over load samples of the coolest placement that a short search finds, and of EPLB's.
+
+    in_time: the search did all its steps as planned.
+    """
+
+    coolest: float
+    usual: float
+    in_time: bool
+
+    def at(self, fraction: float) -> float:
+        """The balance so far on the way from the coolest to EPLB's."""
+        return self.coolest + max(fraction * (self.usual - self.coolest), LEAST_ROOM)
+
+
+class Trials(NamedTuple):
+    """Of one half: excess [F] of the balance on the other, nan where no placement was found; part of the steps done."""
+
+    excess: np.ndarray
+    work: np.ndarray
+    in_time: bool
+
+
+class Cap(NamedTuple):
+    """The cap, what the user should know of its making, and whether it is the same in every run."""
+
+    value: float
+    notes: tuple[str, ...]
+    in_time: bool
+
+
+def default_cap(single: Single, trace: Trace, time_limit: float) -> Cap:
+    """A cap on the mean balance over ``load_samples`` of the trace.
 
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
     at each of ``FRACTIONS`` says where it is 0. Raises ``SolverError`` as ``anneal``.
@@ -38,10 +70,10 @@ def default_cap(single: Single, trace: Trace, time_limit: float) -> tuple[float,
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
         trials = list(pool.map(lambda a, b: _trials(free, a, b, deadline), halves, halves[::-1]))
-    excess, work = np.stack(trials, axis=1)
-    coolest, usual = balance_range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
-    cap = _between(coolest, usual, _fraction(excess) * work.mean())
-    return cap, _notes(excess, work)
+    excess, work = np.stack([t.excess for t in trials]), np.stack([t.work for t in trials])
+    whole = balance_range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
+    in_time = whole.in_time and all(t.in_time for t in trials)
+    return Cap(whole.at(_fraction(excess) * work.mean()), _notes(excess, work), in_time)
 
 
 def _notes(excess: np.ndarray, work: np.ndarray) -> tuple[str, ...]:
@@ -58,36 +90,36 @@ def _notes(excess: np.ndarray, work: np.ndarray) -> tuple[str, ...]:
     return (f"{note}: raise --time-limit",)
 
 
-def _trials(single: Single, fitted: Trace, rest: Trace, deadline: float) -> tuple[np.ndarray, np.ndarray]:
-    """Excess [F] of the balance on ``rest`` at each of ``FRACTIONS``, and the part of its steps that each had time for.
-
-    Excess is nan and work 0 where no placement was found.
-    """
+def _trials(single: Single, fitted: Trace, rest: Trace, deadline: float) -> Trials:
+    """A search at each of ``FRACTIONS`` on ``fitted``, scored on ``rest``."""
     load, speed = load_samples(fitted), single.fleet.speed
     turns = len(FRACTIONS) + 1
-    coolest, usual = balance_range(single, fitted, (deadline - time.perf_counter()) / turns)
+    whole = balance_range(single, fitted, (deadline - time.perf_counter()) / turns)
     unseen, affinity = windows(rest, 1), single.affinity(fitted)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
-    excess, work = np.full(len(FRACTIONS), np.nan), np.zeros(len(FRACTIONS))
+    excess, work, in_time = np.full(len(FRACTIONS), np.nan), np.zeros(len(FRACTIONS)), whole.in_time
     for i, fraction in enumerate(FRACTIONS):
         left = max(deadline - time.perf_counter(), 0.0) / (len(FRACTIONS) - i)
-        cap, steps = _between(coolest, usual, fraction), TRIAL_STEPS * load[0].size
+        cap, steps = whole.at(fraction), TRIAL_STEPS * load[0].size
         try:
             found = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left)
         except NotFound:
+            in_time = False  # as far as one can know
             continue
         excess[i] = mean_balance(found.assignment, unseen, speed) - baseline
         work[i] = found.work
-    return excess, work
+        in_time &= found.status != "time_limit"
+    return Trials(excess, work, in_time)
 
 
-def balance_range(single: Single, trace: Trace, time_limit: float) -> tuple[float, float]:
-    """Balance over the load samples of the coolest placement that a short search finds, and of EPLB's."""
+def balance_range(single: Single, trace: Trace, time_limit: float) -> Range:
+    """What caps on this trace may lie between. Raises ``SolverError`` as ``anneal``."""
     load, speed = load_samples(trace), single.fleet.speed
     nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))
     steps = COOLEST_STEPS * load[0].size
-    coolest = single.solve(nothing, load, price=1.0, steps=steps, chains=1, time_limit=time_limit).assignment
-    return mean_balance(coolest, load, speed), mean_balance(_baseline(single, trace), load, speed)
+    found = single.solve(nothing, load, price=1.0, steps=steps, chains=1, time_limit=time_limit)
+    coolest = mean_balance(found.assignment, load, speed)
+    return Range(coolest, mean_balance(_baseline(single, trace), load, speed), found.status != "time_limit")
 
 
 def _baseline(single: Single, trace: Trace) -> np.ndarray:
@@ -97,16 +129,12 @@ def _baseline(single: Single, trace: Trace) -> np.ndarray:
     return baselines.greedy(load, fleet) if slots is None else device_of(slots)
 
 
-def _between(coolest: float, usual: float, fraction: float) -> float:
-    return coolest + max(fraction * (usual - coolest), LEAST_ROOM)
-
-
 def _fraction(excess: np.ndarray) -> float:
-    """Where a line through the largest excess reaches 0, in [0, 1]; excess: [H, F]."""
+    """Where a line through the largest excess reaches 0, within FRACTIONS; excess: [H, F]."""
     tried = ~np.isnan(excess).all(axis=0)
     if tried.sum() < 2:
-        return 0.0  # nothing is known: the safest
+        return FRACTIONS[0]  # nothing is known: the safest
     slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmax(excess[:, tried], axis=0), 1)
     if slope <= 0:
-        return 1.0 if start + slope <= 0 else 0.0
-    return float(np.clip(-start / slope, 0.0, 1.0))
+        return FRACTIONS[-1] if start + slope <= 0 else FRACTIONS[0]
+    return float(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]))

@@ -18,7 +18,7 @@ from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
-from .cap import LEAST_ROOM, balance_range
+from .cap import balance_range
 from .fleet import Fleet
 from .sample import load_samples, windows
 from .single import Single, check_groups
@@ -113,9 +113,8 @@ def _hosts(
         return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop)
     began = time.perf_counter()
     # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
-    coolest, usual = balance_range(stage, trace, CAP_TIME * time_limit)
-    cap = coolest + max(ROOM * (usual - coolest), LEAST_ROOM)
-    return anneal(
+    between = balance_range(stage, trace, CAP_TIME * time_limit)
+    found = anneal(
         affinity,
         load,
         over.capacity,
@@ -123,13 +122,14 @@ def _hosts(
         over.hosts,
         device_weight=single.weights[1],
         host_weight=single.weights[1],
-        balance_cap=cap,
+        balance_cap=between.at(ROOM),
         steps=steps,
         seed=single.seed,
         time_limit=time_limit - (time.perf_counter() - began),
         on_event=on_event,
         stop=stop,
     )
+    return found if between.in_time else replace(found, status="time_limit")
 
 
 def _proportional(experts: int, room: np.ndarray) -> np.ndarray:

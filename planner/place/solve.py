@@ -4,7 +4,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import Any
 
@@ -254,12 +254,13 @@ def _single_copies(
     fleet, limit = single.fleet, request.time_limit
     load, cap = load_samples(fitted), request.balance_cap
     notes: tuple[str, ...] = ()
+    in_time = True
     if cap is not None:
         load = fitted.expert_counts[None]
     elif objective == "latency" and fitted.tokens >= 2:
         if on_event:
             on_event({"what": "finding a balance that holds on tokens to come"})
-        cap, notes = default_cap(single, fitted, limit * SAFE_TIME)
+        cap, notes, in_time = default_cap(single, fitted, limit * SAFE_TIME)
     left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
     try:
         found = single.solve(
@@ -280,6 +281,8 @@ def _single_copies(
         kept = mean_balance(placed, load, fleet.speed)
         notes += (f"no placement with a balance of {cap:.3f} was found in time: this is where the search began",)
         cap = kept
+    if not in_time:
+        found = replace(found, status="time_limit")
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
     rest = max(limit * BOUND_TIME, limit - (time.perf_counter() - began))
     value, bounds, words = movement(fitted, single, found.assignment, rest)
