@@ -15,6 +15,7 @@ $(READY): constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,dev]'
 	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/moeplan
 	$(BIN)/python -m moeplan.runtime.kernels.cpp.build
+	$(BIN)/python -m moeplan.solvers.compiled
 	touch $(READY)
 
 # The loop on the example that ships a real trace: measure this machine, solve, run, check.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ...solvers import compiled
 from ...solvers.replication import replicate
 from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import SolverError
@@ -303,6 +304,7 @@ def one_more_slot(
     found: list[tuple[float, float]] = []
     # A placement that tears its groups is none that the solver may return: no reason to be as good.
     least = np.inf if _torn_groups(placement) else now
+    compiled.load()
     try:
         for more in (0, 1):
             solution = replicate(

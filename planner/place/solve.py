@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from ...solvers import compiled
 from ...solvers.affinity_bound import affinity_bounds
 from ...solvers.balance import mean_balance
 from ...solvers.replication import replicate
@@ -74,6 +75,9 @@ def place(
     fleet = Fleet.of(request.devices)
     notes = check(trace, fitted, request, fleet)
     objective = "balance" if trace.counts_only else request.objective
+    if on_event:
+        on_event({"what": "loading the solvers (compiled once, in about half a minute)"})
+    compiled.load()
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
         with threadpool_limits(1, user_api="blas"):

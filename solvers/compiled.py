@@ -1,0 +1,32 @@
+"""The solvers' compiled inner loops, loaded before a clock runs: a search must not take compilation for slow steps.
+
+What is compiled is cached beside the sources. ``python -m moeplan.solvers.compiled`` compiles ahead, which ``make
+setup`` does; else the first search of a fresh installation does, in about half a minute that counts for no time limit.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .affinity_bound import affinity_bounds
+from .annealing_chain import load_kernels
+from .replication import replicate
+from .replication_bound import Shares
+
+BOUND_STEPS = 60  # enough for every relaxation to have its turn
+
+
+@cache
+def load() -> None:
+    """Run every solver that has compiled loops on a tiny problem: two layers of four experts on two devices."""
+    load_kernels()
+    affinity_bounds(np.ones((1, 4, 4)), np.full(2, 2), np.arange(2), steps=BOUND_STEPS)
+    windows = np.arange(1.0, 17.0).reshape(2, 2, 4)
+    kinds: tuple[Shares, ...] = ("even", "optimal")
+    for shares in kinds:
+        for groups in (1, 2):
+            replicate(windows, np.ones(2), np.full(2, 3), np.arange(2), groups=groups, shares=shares)
+
+
+if __name__ == "__main__":
+    load()
