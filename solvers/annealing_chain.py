@@ -14,7 +14,7 @@ import numpy as np
 
 from .annealing_kernel import walk
 from .annealing_relabel import relabel
-from .annealing_tables import FREE, LANES, PARTNERS, fill_finish, fill_flows, fill_near, fill_partners
+from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish, fill_flows, fill_near, fill_partners
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST = 10_000  # steps of the first epoch, by which time is planned
@@ -61,20 +61,28 @@ class Chain:
         self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
         self.layer_traffic = self.traffic * experts
         self.price = p.price or self.layer_traffic
-        self.load = np.zeros((layers, experts, -(-len(p.load) // LANES) * LANES), np.float32)
-        self.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
-        self.inverse_speed = (1.0 / p.speed).astype(np.float32)
-        self.finish = np.zeros((layers, len(p.slots), self.load.shape[2]), np.float32)
-        self.first_slot = np.concatenate([[0], np.cumsum(p.slots)])
-        self.device_of_slot = np.repeat(np.arange(len(p.slots)), p.slots)
-        self.slots, self.slot_of = _seats(self.placed, p.slots)
-        self.near = np.zeros((layers, len(p.slots), experts), np.float32)
-        self.near_host = np.zeros((layers, int(p.host.max()) + 1, experts), np.float32)
-        stale = np.ones(layers, bool)
-        fill_near(p.between, self.placed, self.near, stale)
-        fill_near(p.between, p.host[self.placed], self.near_host, stale)
-        self.partners = np.zeros((layers, experts, PARTNERS), np.int32)
-        fill_partners(p.between, self.partners)
+        devices, samples = len(p.slots), -(-len(p.load) // LANES) * LANES
+        slots, slot_of = _seats(self.placed, p.slots)
+        self.tables = Tables(
+            p.between,
+            np.zeros((layers, experts, PARTNERS), np.int32),
+            p.previous,
+            np.zeros((layers, experts, samples), np.float32),
+            len(p.load),
+            (1.0 / p.speed).astype(np.float32),
+            p.host,
+            np.concatenate([[0], np.cumsum(p.slots)]),
+            np.repeat(np.arange(devices), p.slots),
+            self.placed,
+            slots,
+            slot_of,
+            near=np.zeros((layers, devices, experts), np.float32),
+            near_host=np.zeros((layers, int(p.host.max()) + 1, experts), np.float32),
+            finish=np.zeros((layers, devices, samples), np.float32),
+        )
+        self.tables.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
+        fill_partners(p.between, self.tables.partners)
+        self._fill_near(np.ones(layers, bool))
         self.moved = int((self.placed != p.previous).sum())
         # splitmix64 of the seed: xorshift must not begin with few bits set
         mixed = (self.seed + 1) * 0x9E3779B97F4A7C15 & (2**64 - 1)
@@ -120,9 +128,9 @@ class Chain:
 
     def balance(self) -> float:
         """Mean hottest finish; 0 where balance does not count."""
-        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
+        self._fill_finish()
         samples = len(self.problem.load)
-        return float(self.finish.max(axis=1)[:, :samples].mean()) if samples else 0.0
+        return float(self.tables.finish.max(axis=1)[:, :samples].mean()) if samples else 0.0
 
     def steer(self, balance: float) -> None:
         """Raise the price above the cap, lower it below."""
@@ -133,36 +141,10 @@ class Chain:
 
     def _walk(self, warm: float, cold: float, limit: float, hard: bool, steps: int) -> float:
         p = self.problem
-        fill_finish(self.load, self.placed, self.inverse_speed, self.finish)
-        gained, self.moved = walk(
-            p.between,
-            self.partners,
-            self.near,
-            self.near_host,
-            self.placed,
-            self.slots,
-            self.slot_of,
-            self.device_of_slot,
-            self.first_slot,
-            p.host,
-            self.load,
-            self.inverse_speed,
-            self.finish,
-            len(p.load),
-            p.previous,
-            p.weights[0] * p.unit,
-            p.weights[1] * p.unit,
-            self.price,
-            limit,
-            hard,
-            self.moved,
-            p.max_moves,
-            p.fixed_hosts,
-            warm,
-            cold,
-            steps,
-            self.state,
-        )
+        self._fill_finish()
+        device_cost, host_cost = (weight * p.unit for weight in p.weights)
+        rules = Rules(device_cost, host_cost, self.price, limit, hard, p.max_moves, p.fixed_hosts)
+        gained, self.moved = walk(self.tables, rules, self.moved, warm, cold, steps, self.state)
         return gained
 
     def _relabel(self, temperature: float) -> float:
@@ -196,13 +178,20 @@ class Chain:
         moved = (label != np.arange(devices)).any(axis=1)
         if moved.any():
             self.placed[:] = np.take_along_axis(label, self.placed, axis=1)
-            self.slots, self.slot_of = _seats(self.placed, p.slots)
+            self.tables.slots[:], self.tables.slot_of[:] = _seats(self.placed, p.slots)
             stale = moved.copy()  # an expert's own layer and the adjacent ones are near
             stale[1:] |= moved[:-1]
             stale[:-1] |= moved[1:]
-            fill_near(p.between, self.placed, self.near, stale)
-            fill_near(p.between, p.host[self.placed], self.near_host, stale)
+            self._fill_near(stale)
         return gained
+
+    def _fill_near(self, stale: np.ndarray) -> None:
+        between, host = self.problem.between, self.problem.host
+        fill_near(between, self.placed, self.tables.near, stale)
+        fill_near(between, host[self.placed], self.tables.near_host, stale)
+
+    def _fill_finish(self) -> None:
+        fill_finish(self.tables.load, self.placed, self.tables.inverse_speed, self.tables.finish)
 
     def _affordable(self, planned: int, began: float, deadline: float, epochs: int, warmth: float, stop: Event) -> int:
         """Steps of the next epoch: what is planned, or what the time still allows in parts; warmth: 1 at first, last 0.

@@ -85,29 +85,14 @@ def _changes(placed, previous, layer, a, b, here, there):
 
 
 @numba.njit(cache=True, nogil=True, inline="always", fastmath={"reassoc", "nsz", "nnan"})
-def _exchange(
-    between,
-    near,
-    near_host,
-    placed,
-    slots,
-    slot_of,
-    host_of,
-    load,
-    inverse_speed,
-    finish,
-    counted,
-    layer,
-    a,
-    b,
-    here,
-    there,
-    target,
-):
+def _exchange(tables, layer, a, b, here, there, target):
     """Expert a goes to slot ``target`` there, and b, or nothing, to its old one; all tables follow."""
+    between, near, near_host = tables.between, tables.near, tables.near_host
+    placed, slots, slot_of, host_of = tables.placed, tables.slots, tables.slot_of, tables.host_of
+    load, inverse_speed, finish = tables.load, tables.inverse_speed, tables.finish
     layers, experts = placed.shape
     partner, kept = (b, np.float32(1.0)) if b != FREE else (a, np.float32(0.0))
-    if counted > 0:
+    if tables.counted > 0:
         for s in range(finish.shape[2]):
             shift = load[layer, a, s] - kept * load[layer, partner, s]
             finish[layer, here, s] -= shift * inverse_speed[here]
@@ -134,42 +119,19 @@ def _exchange(
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "nsz", "nnan"})
-def walk(
-    between,
-    partners,
-    near,
-    near_host,
-    placed,
-    slots,
-    slot_of,
-    device_of_slot,
-    first_slot,
-    host_of,
-    load,
-    inverse_speed,
-    finish,
-    counted,
-    previous,
-    device_cost,
-    host_cost,
-    price,
-    cap,
-    hard,
-    moved,
-    max_moves,
-    fixed_hosts,
-    warm,
-    cold,
-    steps,
-    state,
-):
-    """``steps`` proposals while the temperature falls from ``warm`` to ``cold``; all arrays are changed in place.
+def walk(tables, rules, moved, warm, cold, steps, state):
+    """``steps`` proposals while the temperature falls from ``warm`` to ``cold``; the tables are changed in place.
 
-    placed: [L, E] devices; slots: [L, R] experts or FREE; slot_of: [L, E]; first_slot: [G + 1]; load: [L, E, S], of
-    which finish [L, G, S] follows; counted: how many of the samples are real; previous: [L, E] devices that ``moved``
-    counts changes against. price: energy of one unit of a layer's mean hottest finish; cap: the largest sum over layers
-    of it, which ``hard`` makes a rule. Returns (energy difference of the crossings, moved).
+    moved: how many experts are not where ``tables.previous`` has them; state: [1] of the random numbers. Returns (the
+    energy that the crossings gained, moved).
     """
+    # Names of their own: arrays that are taken out of a tuple again and again are slower.
+    between, near, near_host, partners = tables.between, tables.near, tables.near_host, tables.partners
+    placed, slots, first_slot, device_of_slot = tables.placed, tables.slots, tables.first_slot, tables.device_of_slot
+    load, inverse_speed, finish, counted = tables.load, tables.inverse_speed, tables.finish, tables.counted
+    previous, host_of = tables.previous, tables.host_of
+    device_cost, host_cost, price, max_moves = rules.device_cost, rules.host_cost, rules.price, rules.max_moves
+    fixed_hosts, hard, cap = rules.fixed_hosts, rules.hard, rules.cap
     layers, experts = placed.shape
     room = slots.shape[1]
     hottest = np.zeros(layers)  # the mean over samples
@@ -260,23 +222,5 @@ def walk(
         for turn in range(1 if other < 0 else 2):
             if turn == 1:
                 layer, a, b, target = other, f, d, second
-            _exchange(
-                between,
-                near,
-                near_host,
-                placed,
-                slots,
-                slot_of,
-                host_of,
-                load,
-                inverse_speed,
-                finish,
-                counted,
-                layer,
-                a,
-                b,
-                here,
-                there,
-                target,
-            )
+            _exchange(tables, layer, a, b, here, there, target)
     return gained, moved

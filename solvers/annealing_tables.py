@@ -11,6 +11,8 @@ Counts are whole numbers below 2**24, exact in float32, so that tables that foll
 
 # L layers, E experts, G devices, S samples in multiples of LANES
 
+from typing import NamedTuple
+
 import numba
 import numpy as np
 
@@ -19,6 +21,50 @@ PARTNERS = 64  # drawn for every expert; a power of two
 LANES = 16  # samples are a multiple of this, by empty ones: loops of a known length become vector instructions
 PART = np.uint64(2**21 - 1)
 UNIT = 2.0**-53
+
+
+class Tables(NamedTuple):
+    """What a walk reads and changes; the fields before ``placed`` are the problem, the rest follows it.
+
+    between: [L, 3, E, E] tokens, float32; partners: [L, E, PARTNERS]; previous: [L, E] devices, which moves are counted
+    against; load: [L, E, S] over the ideal, of which ``counted`` samples are real; inverse_speed: [G]; host_of: [G];
+    first_slot: [G + 1]; device_of_slot: [R].
+    placed: [L, E] devices; slots: [L, R] experts or FREE; slot_of: [L, E]; near: [L, G, E]; near_host: [L, H, E];
+    finish: [L, G, S].
+    """
+
+    between: np.ndarray
+    partners: np.ndarray
+    previous: np.ndarray
+    load: np.ndarray
+    counted: int
+    inverse_speed: np.ndarray
+    host_of: np.ndarray
+    first_slot: np.ndarray
+    device_of_slot: np.ndarray
+    placed: np.ndarray
+    slots: np.ndarray
+    slot_of: np.ndarray
+    near: np.ndarray
+    near_host: np.ndarray
+    finish: np.ndarray
+
+
+class Rules(NamedTuple):
+    """What a move costs, and what it may not break.
+
+    device_cost, host_cost: energy of a token between devices, and between hosts besides; price: of one unit of a
+    layer's mean hottest finish; cap: the largest sum over layers of it, which ``hard`` makes a rule; max_moves: -1 for
+    no limit; fixed_hosts: experts stay on their hosts.
+    """
+
+    device_cost: float
+    host_cost: float
+    price: float
+    cap: float
+    hard: bool
+    max_moves: int
+    fixed_hosts: bool
 
 
 @numba.njit(cache=True, nogil=True)

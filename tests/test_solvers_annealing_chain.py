@@ -43,14 +43,14 @@ def cost(affinity: Affinity, chain: Chain) -> float:
 
 def check_tables(chain: Chain) -> None:
     p = chain.problem
-    near, near_host = np.zeros_like(chain.near), np.zeros_like(chain.near_host)
+    near, near_host = np.zeros_like(chain.tables.near), np.zeros_like(chain.tables.near_host)
     every = np.ones(len(near), bool)
     fill_near(p.between, chain.placed, near, every)
     fill_near(p.between, p.host[chain.placed], near_host, every)
-    assert np.array_equal(near, chain.near)
-    assert np.array_equal(near_host, chain.near_host)
-    for placed, held, slot in zip(chain.placed, chain.slots, chain.slot_of, strict=True):
-        assert np.array_equal(chain.device_of_slot[slot], placed)
+    assert np.array_equal(near, chain.tables.near)
+    assert np.array_equal(near_host, chain.tables.near_host)
+    for placed, held, slot in zip(chain.placed, chain.tables.slots, chain.tables.slot_of, strict=True):
+        assert np.array_equal(chain.tables.device_of_slot[slot], placed)
         assert np.array_equal(held[slot], np.arange(8))
         assert (held == FREE).sum() == len(held) - 8
 
@@ -71,9 +71,9 @@ def test_tables_and_energies_follow_every_proposal(seed, hot, max_moves, fixed):
         assert np.array_equal(p.host[chain.placed], hosts)
     elif hot and max_moves < 0:
         assert moved > 0
-    finish = chain.finish.copy()
+    finish = chain.tables.finish.copy()
     chain.balance()  # fills it again
-    assert np.allclose(finish, chain.finish, atol=1e-4)
+    assert np.allclose(finish, chain.tables.finish, atol=1e-4)
 
 
 def test_the_cap_is_a_rule_where_it_is_hard():
