@@ -176,6 +176,7 @@ class Task(NamedTuple):
             moe = block.moe
             matrices = 3 if moe.gated else 2
             values += matrices * block.hidden_size * (moe.num_experts * moe.ffn_size // self.devices)
+            values += 3 * block.hidden_size * moe.shared_ffn_size
         if block.dense is not None:
             values += (3 if block.dense.gated else 2) * block.hidden_size * block.dense.ffn_size
         return min(values * DTYPE_BYTES[self.dtype], MOST_BETWEEN)
