@@ -113,6 +113,8 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
 
 def test_trials_that_find_nothing_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
-    found = default_cap(OutOfTime(Fleet.of(even_fleet(4, 2, 16, False))), trace, 60.0)
+    single = OutOfTime(Fleet.of(even_fleet(4, 2, 16, False)))
+    found = default_cap(single, trace, 60.0)
     assert not found.in_time
+    assert found.value == balance_range(single, trace, 60.0).at(FRACTIONS[0])
     assert found.notes == ("8 of 8 trials of the balance cap found nothing in their time: raise --time-limit",)

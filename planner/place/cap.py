@@ -45,7 +45,7 @@ class Range(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """Of one half: excess [F] of the balance on the other, nan where no placement was found; part of the steps done."""
+    """Of one half: excess [F] of the balance on the other, part [F] of the steps done; nan where nothing was found."""
 
     excess: np.ndarray
     work: np.ndarray
@@ -73,18 +73,17 @@ def default_cap(single: Single, trace: Trace, time_limit: float) -> Cap:
     excess, work = np.stack([t.excess for t in trials]), np.stack([t.work for t in trials])
     whole = balance_range(free, trace, max(0.1 * time_limit, deadline - time.perf_counter()))
     in_time = whole.in_time and all(t.in_time for t in trials)
-    return Cap(whole.at(_fraction(excess) * work.mean()), _notes(excess, work), in_time)
+    missing = int(np.isnan(work).sum())
+    done = 1.0 if missing == work.size else float(np.nanmean(work))
+    return Cap(whole.at(_fraction(excess) * done), _notes(missing, work.size, done), in_time)
 
 
-def _notes(excess: np.ndarray, work: np.ndarray) -> tuple[str, ...]:
-    """What the user should know of the trials; excess, work: [H, F]."""
-    missing, done = int(np.isnan(excess).sum()), work.mean()
+def _notes(missing: int, trials: int, done: float) -> tuple[str, ...]:
+    """What the user should know of the trials; done: part of the steps of those that found something."""
     if missing:
-        note = f"{missing} of {excess.size} trials of the balance cap found nothing in their time"
+        note = f"{missing} of {trials} trials of the balance cap found nothing in their time"
     elif done < ENOUGH_WORK:
-        note = (
-            f"trials of the balance cap had time for {done:.0%} of their steps: it is nearer the coolest than need be"
-        )
+        note = f"trials of the balance cap had time for {done:.0%} of their steps, so it is tighter than need be"
     else:
         return ()
     return (f"{note}: raise --time-limit",)
@@ -97,7 +96,7 @@ def _trials(single: Single, fitted: Trace, rest: Trace, deadline: float) -> Tria
     whole = balance_range(single, fitted, (deadline - time.perf_counter()) / turns)
     unseen, affinity = windows(rest, 1), single.affinity(fitted)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
-    excess, work, in_time = np.full(len(FRACTIONS), np.nan), np.zeros(len(FRACTIONS)), whole.in_time
+    excess, work, in_time = np.full(len(FRACTIONS), np.nan), np.full(len(FRACTIONS), np.nan), whole.in_time
     for i, fraction in enumerate(FRACTIONS):
         left = max(deadline - time.perf_counter(), 0.0) / (len(FRACTIONS) - i)
         cap, steps = whole.at(fraction), TRIAL_STEPS * load[0].size
