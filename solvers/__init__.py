@@ -12,6 +12,25 @@ One file per problem, each opening with its formulation, and one common result w
 - ``result``: the common ``Solution`` and the solvers' own errors.
 """
 
+import hashlib
+import os
+from pathlib import Path
+
 from .result import Infeasible, NotFound, Solution, SolverError, SolverUnavailable
 
 __all__ = ["Infeasible", "NotFound", "Solution", "SolverError", "SolverUnavailable"]
+
+
+def _compiled_code() -> Path:
+    """Where numba keeps the compiled loops of exactly these sources.
+
+    Its own cache compares one file at a time: a loop that calls another file's would go on with that one's old code.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "moeplan" / "solvers" / digest.hexdigest()[:24]
+
+
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_compiled_code()))  # read when numba is first imported

@@ -203,7 +203,7 @@ def anneal(
         raise NotFound(f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best")
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if any(c.squeezed for c in walks) else "feasible"
-    work = min(1.0, sum(c.done for c in walks) / (steps * chains))  # epochs are rounded up
+    work = sum(c.done for c in walks) / (steps * chains)
     return Solution(best, objective, 0.0, status, time.perf_counter() - started, work)
 
 

@@ -1,7 +1,8 @@
 """The solvers' compiled inner loops, loaded before a clock runs: a search must not take compilation for slow steps.
 
-What is compiled is cached beside the sources. ``python -m moeplan.solvers.compiled`` compiles ahead, which ``make
-setup`` does; else the first search of a fresh installation does, in about half a minute that counts for no time limit.
+What is compiled is cached, for exactly these sources (``solvers/__init__``). ``python -m moeplan.solvers.compiled``
+compiles ahead, which ``make setup`` does; else the first search of a fresh installation does, in about half a minute
+that counts for no time limit.
 """
 
 from functools import cache
@@ -17,16 +18,17 @@ BOUND_STEPS = 60  # enough for every relaxation to have its turn
 
 
 @cache
-def load() -> None:
+def load_all() -> None:
     """Run every solver that has compiled loops on a tiny problem: two layers of four experts on two devices."""
     load_kernels()
     affinity_bounds(np.ones((1, 4, 4)), np.full(2, 2), np.arange(2), steps=BOUND_STEPS)
     windows = np.arange(1.0, 17.0).reshape(2, 2, 4)
     kinds: tuple[Shares, ...] = ("even", "optimal")
-    for shares in kinds:
-        for groups in (1, 2):
-            replicate(windows, np.ones(2), np.full(2, 3), np.arange(2), groups=groups, shares=shares)
+    for load in (windows, windows[0]):  # a single window has a search of its own
+        for shares in kinds:
+            for groups in (1, 2):
+                replicate(load, np.ones(2), np.full(2, 3), np.arange(2), groups=groups, shares=shares)
 
 
 if __name__ == "__main__":
-    load()
+    load_all()

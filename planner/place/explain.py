@@ -304,7 +304,7 @@ def one_more_slot(
     found: list[tuple[float, float]] = []
     # A placement that tears its groups is none that the solver may return: no reason to be as good.
     least = np.inf if _torn_groups(placement) else now
-    compiled.load()
+    compiled.load_all()
     try:
         for more in (0, 1):
             solution = replicate(

@@ -77,7 +77,7 @@ def place(
     objective = "balance" if trace.counts_only else request.objective
     if on_event:
         on_event({"what": "loading the solvers (compiled once, in about half a minute)"})
-    compiled.load()
+    compiled.load_all()
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
         with threadpool_limits(1, user_api="blas"):
