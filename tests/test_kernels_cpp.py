@@ -1,5 +1,7 @@
 """The C++ kernels against the reference, for every type, instruction set and number of threads; bad input."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,6 +69,38 @@ def test_several_passes(threads):
     threads(2)
     p = problem(1800, 4, 2, 2048, 8, dtype=torch.float32)
     assert too_far(p, "silu", ISAS[-1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("matrices", "activation", "isa", "count"), [(*ffn, ISAS[-1], 2) for ffn in FFNS] + [(2, "silu", "avx2", 1)]
+)
+def test_many_rows_by_the_vendor_equal_the_reference(matrices, activation, isa, count, threads):
+    """Experts with many rows, in one block of sums and in several, beside such with few and some."""
+    threads(count)
+    p = problem(1700, 6, 1, 530, 550, matrices, biases=True)
+    shares = torch.tensor([0.4, 0.0, 0.003, 0.04, 0.2, 0.3])
+    ids = torch.multinomial(shares.expand(1700, -1), 1, generator=torch.Generator().manual_seed(0))
+    assert too_far(p._replace(ids=ids), activation, isa, vendor_from=550) == {}
+
+
+def intel_with_mkl() -> bool:
+    return torch.backends.mkl.is_available() and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.skipif(not intel_with_mkl(), reason="torch without MKL, or another vendor's processor")
+@pytest.mark.parametrize(("width", "rows", "forward", "backward"), [(64, 257, 1, 1), (64, 130, 1, 0), (63, 257, 0, 0)])
+def test_the_vendor_multiplies_many_rows_of_wide_matrices(width, rows, forward, backward):
+    """It adds no rows where our panels of 16 would, and its blocks of sums are larger."""
+    p = problem(rows, 1, 1, 32, width)._replace(ids=torch.zeros(rows, 1, dtype=torch.int64))
+    kernels, own = CppKernels(vendor_from=64), CppKernels(vendor_from=0)
+    exact = rows * 3 * 32 * width
+    y, saved = kernels.forward(*p, "silu", True)
+    assert (kernels.multiply_adds() == exact) == bool(forward)
+    scratch = []
+    for k in (kernels, own):
+        k.backward(torch.ones_like(y), *p, saved, "silu")
+        scratch.append(k.scratch_bytes())
+    assert (scratch[0] > scratch[1]) == bool(backward)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

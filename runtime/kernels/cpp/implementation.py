@@ -1,6 +1,7 @@
 """The operators on CPUs through the C++ library: checks, allocates the results, passes pointers.
 
-Letters and meaning as in ``interface``. Results do not depend on the number of threads.
+Letters and meaning as in ``interface``. Results do not depend on the number of threads, but for the last digits of what
+MKL multiplies (``vendor_from``).
 """
 
 import os
@@ -16,18 +17,22 @@ from ..reindex import active_experts
 from .library import BAD_ID, level, load
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+VENDOR_FROM = 4096
+"""Columns of the wider matrix at which MKL's larger blocks begin to pay: Mixtral's model has so many."""
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "swiglu_clamped": 3}
 
 
 class CppKernels:
     """See ``interface.Kernels``. ``isa``: "avx2", "avx512" or "amx", by default what MOEPLAN_CPU_ISA says, else the
-    best that the processor has."""
+    best that the processor has. ``vendor_from``: MKL multiplies the float32 rows of experts with 128 or more (256 in a
+    backward) where the model or its FFN is so wide (0: never), torch has it and the processor is Intel's."""
 
     name = "cpp"
 
-    def __init__(self, isa: str | None = None) -> None:
+    def __init__(self, isa: str | None = None, vendor_from: int = VENDOR_FROM) -> None:
         self._library = load()
         self._level = level(isa or os.environ.get("MOEPLAN_CPU_ISA") or None)
+        self._vendor_from = vendor_from
 
     def scratch_bytes(self) -> int:
         """Bytes beyond arguments and results that the calling thread's last call used at once."""
@@ -105,6 +110,7 @@ class CppKernels:
             _type("expert_ffn", x),
             self._level,
             torch.get_num_threads(),
+            self._vendor_from,
             _ACTIVATIONS[activation],
             len(x),
             model,
@@ -158,6 +164,7 @@ class CppKernels:
             _type("expert_ffn", x),
             self._level,
             torch.get_num_threads(),
+            self._vendor_from,
             _ACTIVATIONS[activation],
             len(x),
             model,

@@ -4,6 +4,7 @@
 
 #include "arena.h"
 #include "plan.h"
+#include "vendor.h"
 
 namespace moeplan {
 
@@ -36,6 +37,9 @@ bool has_amx() {
     }();
     return granted;
 }
+
+// Whether the vendor's library multiplies: it is here, and the FFN, or the model, at least `from` wide (0: never).
+bool vendor(int64_t from, int64_t D, int64_t H) { return from && most(D, H) >= from && D && H && vendor_here(); }
 
 // Best that the processor has, up to `level`.
 const Variant& choose(int64_t type, int64_t level) {
@@ -81,9 +85,10 @@ EXPORT int64_t moeplan_multiply_adds() { return multiply_adds; }
 
 EXPORT int64_t moeplan_forward(const void* x, const void* gate_up, const void* gate_up_bias, const void* down,
                                const void* down_bias, const void* ids, const float* weights, void* y, void* saved,
-                               int64_t id_bytes, int64_t type, int64_t level, int64_t threads, int64_t act, int64_t T,
-                               int64_t D, int64_t E, int64_t K, int64_t H, int64_t M) {
-    Forward call{x, gate_up, gate_up_bias, down, down_bias, weights, y, saved, T, D, E, K, H, M, act, threads, {}};
+                               int64_t id_bytes, int64_t type, int64_t level, int64_t threads, int64_t vendor_from,
+                               int64_t act, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M) {
+    Forward call{x, gate_up, gate_up_bias, down, down_bias, weights, y, saved,
+                 T, D, E, K, H, M, act, threads, vendor(vendor_from, D, H), {}};
     return run(call, &Variant::forward, ids, id_bytes, type, level);
 }
 
@@ -91,10 +96,10 @@ EXPORT int64_t moeplan_backward(const void* dy, const void* x, const void* gate_
                                 const void* down_bias, const void* saved, const void* ids, const float* weights,
                                 void* dx, void* dgate_up, void* dgate_up_bias, void* ddown, void* ddown_bias,
                                 float* dweights, int64_t id_bytes, int64_t type, int64_t level, int64_t threads,
-                                int64_t act, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M,
-                                int64_t past_caches) {
+                                int64_t vendor_from, int64_t act, int64_t T, int64_t D, int64_t E, int64_t K,
+                                int64_t H, int64_t M, int64_t past_caches) {
     Backward call{dy, x, gate_up, down, down_bias, saved, weights, dx, dgate_up, dgate_up_bias, ddown, ddown_bias,
-                  dweights, T, D, E, K, H, M, act, threads, past_caches, {}};
+                  dweights, T, D, E, K, H, M, act, threads, vendor(vendor_from, D, H), past_caches, {}};
     return run(call, &Variant::backward, ids, id_bytes, type, level);
 }
 

@@ -11,7 +11,7 @@
 
 namespace moeplan::VARIANT {
 
-constexpr int64_t HIDDEN_COLUMNS = 256;  // columns of dhidden in a task
+constexpr int64_t HIDDEN_COLUMNS = 256;  // columns of dhidden in a block
 
 class BackwardCall {
 public:
@@ -19,36 +19,41 @@ public:
 
     Status run() {
         int64_t row_units = (row_length(b.D) + b.D + row_length(width) + b.H) / PAIR + 1;
-        bool ready = owners.build(b.plan, b.E, row_units) && dx.open(b.dx, b.T, b.D);
+        bool ready = owners.build(b.plan, b.E, row_units, b.vendor && vendor_multiplies) && dx.open(b.dx, b.T, b.D);
         dy = take<Op>(owners.most_rows * row_length(b.D));
         dprojected = take<Op>(owners.most_rows * row_length(width));
         inputs = take<float>(column_panels(owners.most_depth, b.D));
         hidden = take<float>(column_panels(owners.most_depth, b.H));
         shares = take<float>(b.plan.rows * blocks);
         int64_t column_units = GRADIENT_ROWS * row_length(owners.most_tokens);
-        Op* columns = take<Op>(b.threads * column_units);
-        float* sums = take<float>(b.threads * SUMS);
+        Op* staged = take<Op>(b.threads * column_units);
+        int64_t room = owners.many ? most(SUMS, MANY_ROWS * MANY_COLUMNS) : SUMS;
+        float* sums = take<float>(b.threads * room);
         float* packed = take<float>(b.threads * PACKED);
         Phase* phases = take<Phase>(PHASES * owners.count);
-        if (!ready || !dy || !dprojected || !inputs || !hidden || !shares || !columns || !sums || !packed || !phases) {
+        together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : 1;
+        columns = owners.many ? many_columns(b.D, b.threads) : wide_columns(b.D, b.threads);
+        if (!ready || !dy || !dprojected || !inputs || !hidden || !shares || !staged || !sums || !packed || !phases) {
             return NO_MEMORY;
         }
         for (int64_t i = 0; i < PHASES * owners.count; i++) phases[i] = Phase{};
         clear(b.dweights, sizeof(float) * b.T * b.K);
         parallel(b.threads, [&](int64_t thread) {
-            Scratch scratch{sums + thread * SUMS, nullptr, packed + thread * PACKED};
-            Op* mine = columns + thread * column_units;
+            Scratch scratch{sums + thread * room, nullptr, packed + thread * PACKED};
+            Op* mine = staged + thread * column_units;
             dx.clear();
             for (int64_t pass = 0; pass < owners.count; pass++) {
                 Phase* phase = phases + PHASES * pass;
                 prepare(pass, phase);
                 wait_for_all();
-                phase[2].run(owners.experts(pass) * blocks, [&](int64_t task) { activations(pass, task, scratch); });
+                int64_t groups = ceil_div(blocks, together);
+                phase[2].run(owners.experts(pass) * groups, [&](int64_t task) {
+                    activations(owner(pass, task / groups), task % groups * together, scratch);
+                });
                 wait_for_all();
                 weights_gradients(pass, phase + 3, mine, scratch);
                 bias_gradients(pass, phase + 5);
-                phase[7].run(ceil_div(b.D, wide_columns(b.D, b.threads)),
-                             [&](int64_t task) { inputs_gradient(pass, task, scratch); });
+                phase[7].run(ceil_div(b.D, columns), [&](int64_t task) { inputs_gradient(pass, task, scratch); });
                 phase[8].run(owners.experts(pass), [&](int64_t task) { gates_gradient(pass, task); });
                 wait_for_all();
             }
@@ -62,6 +67,7 @@ private:
     static constexpr int64_t PHASES = 9;
     const Backward& b;
     const int64_t width, blocks;  // M H; blocks of H
+    int64_t together = 0, columns = 0;  // in a task: blocks of H; columns of dx
     Owners owners;
     Sums dx;
     Op *dy = nullptr, *dprojected = nullptr;       // staged rows
@@ -85,10 +91,37 @@ private:
                      [&](int64_t task) { pack_owner(owners, pass, task, x, b.D, inputs); });
     }
 
-    // A block of dhidden for an expert's rows, and everything that follows element by element.
-    void activations(int64_t pass, int64_t task, Scratch& scratch) {
-        const Owner& own = owner(pass, task / blocks);
-        int64_t block = task % blocks, h = block * HIDDEN_COLUMNS, n = least(HIDDEN_COLUMNS, b.H - h);
+    // Blocks of dhidden for an expert's rows, and everything that follows element by element.
+    void activations(const Owner& own, int64_t first, Scratch& scratch) {
+        int64_t end = least(blocks, first + together);
+        if (own.many) return activations_many(own, first * HIDDEN_COLUMNS, least(end * HIDDEN_COLUMNS, b.H), scratch);
+        for (int64_t block = first; block < end; block++) {
+            int64_t h = block * HIDDEN_COLUMNS;
+            activations_of(own, block, h, least(HIDDEN_COLUMNS, b.H - h), scratch);
+        }
+    }
+
+    // Columns h to `end`, of which the first starts a block, for many rows.
+    void activations_many(const Owner& own, int64_t h, int64_t end, Scratch& scratch) {
+        int64_t n = end - h;
+        Matrix<Real> down{static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h, b.H};
+        Panels panels = owner_panels(own, hidden, b.H);
+        for (int64_t r = 0; r < own.n; r += MANY_ROWS) {
+            int64_t m = least(MANY_ROWS, own.n - r);
+            Matrix<Op> rows{dy + (own.padded_row + r) * row_length(b.D), row_length(b.D)};
+            multiply_many(rows, down, m, n, b.D, scratch, scratch.sums, n);
+            for (int64_t j = 0; j < m; j++) {
+                for (int64_t c = 0; c < n; c += LANES) {
+                    int64_t block = (h + c) / HIDDEN_COLUMNS;
+                    if (c % HIDDEN_COLUMNS == 0) shares[(own.row + r + j) * blocks + block] = 0;
+                    vf x = element(own, r + j, scratch.sums + j * n, block, h, c, n);
+                    store(panels.at((h + c) / PANEL, r + j) + c % PANEL, x);
+                }
+            }
+        }
+    }
+
+    void activations_of(const Owner& own, int64_t block, int64_t h, int64_t n, Scratch& scratch) {
         const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
         Panels panels = owner_panels(own, hidden, b.H);
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
@@ -130,13 +163,13 @@ private:
         return w * result;
     }
 
-    void weights_gradients(int64_t pass, Phase* phase, Op* columns, Scratch& scratch) {
+    void weights_gradients(int64_t pass, Phase* phase, Op* staged, Scratch& scratch) {
         int64_t tall = ceil_div(width, GRADIENT_ROWS), wide = ceil_div(b.D, GRADIENT_ROWS);
         phase[0].run(owners.experts(pass) * tall, [&](int64_t task) {
             const Owner& own = owner(pass, task / tall);
             int64_t o = far_apart(task % tall, tall, b.threads) * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
-                            least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, columns,
+                            least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, staged,
                             scratch, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
                             b.past_caches && whole_lines(b.dgate_up, b.D));
         });
@@ -144,7 +177,7 @@ private:
             const Owner& own = owner(pass, task / wide);
             int64_t d = far_apart(task % wide, wide, b.threads) * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
-                            least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, columns,
+                            least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, staged,
                             scratch, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
                             b.past_caches && whole_lines(b.ddown, b.H));
         });
@@ -174,7 +207,7 @@ private:
     }
 
     void inputs_gradient(int64_t pass, int64_t task, Scratch& scratch) {
-        int64_t columns = wide_columns(b.D, b.threads), d = task * columns;
+        int64_t d = task * columns;
         for (int64_t i = 0; i < owners.experts(pass); i++) {
             const Owner& own = owner(pass, i);
             const Real* gate_up = static_cast<const Real*>(b.gate_up) + own.expert * width * b.D;

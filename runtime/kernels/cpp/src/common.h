@@ -41,12 +41,13 @@ struct Plan {
     int64_t* multiply_adds = nullptr;  // of the call's products, with what tiles add; threads add theirs
 };
 
-// Fused FFN. Pointers are to the storage type of the variant unless typed; `*_bias` may be null.
+// Fused FFN. Pointers are to the storage type of the variant unless typed; `*_bias` may be null. `vendor`: the
+// vendor's library multiplies many float32 rows.
 struct Forward {
     const void *x, *gate_up, *gate_up_bias, *down, *down_bias;
     const float* weights;  // [P]
     void *y, *saved;       // [T, D]; [P, M H] in the plan's order, or null
-    int64_t T, D, E, K, H, M, act, threads;
+    int64_t T, D, E, K, H, M, act, threads, vendor;
     Plan plan;
 };
 
@@ -57,7 +58,7 @@ struct Backward {
     const float* weights;
     void *dx, *dgate_up, *dgate_up_bias, *ddown, *ddown_bias;
     float* dweights;
-    int64_t T, D, E, K, H, M, act, threads, past_caches;
+    int64_t T, D, E, K, H, M, act, threads, vendor, past_caches;
     Plan plan;
 };
 

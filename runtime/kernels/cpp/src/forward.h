@@ -17,18 +17,21 @@ public:
     explicit ForwardCall(const Forward& f) : f(f) {}
 
     Status run() {
-        bool ready = passes.build(f.plan, f.E, f.D, f.H, f.H, FFN_ROWS, f.threads) && y.open(f.y, f.T, f.D);
+        int64_t many_block = f.vendor && vendor_multiplies ? MANY_COLUMNS : 0;
+        bool ready = passes.build(f.plan, f.E, f.D, f.H, f.H, FFN_ROWS, many_block, f.threads);
+        ready = ready && y.open(f.y, f.T, f.D);
+        int64_t room = passes.many ? most(SUMS, MANY_ROWS * f.M * MANY_COLUMNS) : SUMS;
         inputs = take<float>(passes.most_input);
         hidden = take<float>(passes.most_hidden);
-        float* sums = take<float>(f.threads * SUMS);
+        float* sums = take<float>(f.threads * room);
         Op* staged = take<Op>(f.threads * STAGED);
         Phase* phases = take<Phase>(3 * passes.count);
         if (!ready || !inputs || !hidden || !sums || !staged || !phases) return NO_MEMORY;
         for (int64_t i = 0; i < 3 * passes.count; i++) phases[i] = Phase{};
-        columns = task_columns(f.D, f.threads);
+        columns = passes.many ? many_columns(f.D, f.threads) : task_columns(f.D, f.threads);
         Rows<Real> x{static_cast<const Real*>(f.x), f.D, f.plan.token};
         parallel(f.threads, [&](int64_t thread) {
-            Scratch scratch{sums + thread * SUMS, staged + thread * STAGED, nullptr};
+            Scratch scratch{sums + thread * room, staged + thread * STAGED, nullptr};
             y.clear();
             for (int64_t p = 0; p < passes.count; p++) {
                 int64_t begin = passes.first[p], end = passes.first[p + 1];
@@ -59,6 +62,7 @@ private:
         int64_t place;
         const Piece& piece = passes.find<&Piece::product_end>(begin, end, task, place);
         int64_t h = place * piece.block, m = least(piece.block, f.H - h);
+        if (piece.many) return project_many(piece, h, m, scratch);
         for (int64_t t = 0; t < piece.n; t += COLUMNS) {
             int64_t n = least(COLUMNS, piece.n - t);
             for (int64_t i = 0; i < f.M; i++) {
@@ -128,24 +132,95 @@ private:
         }
     }
 
+    // The same for many tokens: rows of sums, and of the operand that comes of them, are tokens.
+    void project_many(const Piece& piece, int64_t h, int64_t m, Scratch& scratch) {
+        for (int64_t t = 0; t < piece.n; t += MANY_ROWS) {
+            int64_t n = least(MANY_ROWS, piece.n - t), line = f.M * m;
+            Matrix<float> x{inputs + piece.input + t * row_length(f.D), row_length(f.D)};
+            for (int64_t i = 0; i < f.M; i++) {
+                const Real* w = static_cast<const Real*>(f.gate_up) + ((piece.expert * f.M + i) * f.H + h) * f.D;
+                multiply_many(x, Matrix<Real>{w, f.D, true}, n, m, f.D, scratch, scratch.sums + i * m, line);
+            }
+            for (int64_t r = 0; r < n; r++) {
+                float* row = scratch.sums + r * line;
+                for (int64_t i = 0; i < f.M; i++) finish_row(row + i * m, piece, i, h, m, t + r);
+                float* out = hidden + piece.hidden + (t + r) * row_length(f.H) + h;
+                for (int64_t c = 0; c < m; c += LANES) {
+                    int64_t count = least(LANES, m - c);
+                    vf up = f.M == 2 ? load(row + m + c, count) : zero();
+                    store(out + c, activate(f.act, f.M == 2, load(row + c, count), up), count);
+                }
+            }
+        }
+    }
+
+    // As `finish`, of one token's row.
+    void finish_row(float* sums, const Piece& piece, int64_t i, int64_t h, int64_t m, int64_t token) {
+        if (f.gate_up_bias) {
+            const Real* bias = static_cast<const Real*>(f.gate_up_bias) + (piece.expert * f.M + i) * f.H + h;
+            for (int64_t c = 0; c < m; c += LANES) {
+                int64_t count = least(LANES, m - c);
+                store(sums + c, load(sums + c, count) + load(bias + c, count), count);
+            }
+        }
+        if (f.saved) {
+            Real* saved = static_cast<Real*>(f.saved) + (piece.row + token) * f.M * f.H + i * f.H + h;
+            for (int64_t c = 0; c < m; c += LANES) {
+                store(saved + c, load(sums + c, least(LANES, m - c)), least(LANES, m - c));
+            }
+        }
+    }
+
     // Columns of y: the second product for all tokens of the pass, weighted.
     void add(int64_t begin, int64_t end, int64_t task, Scratch& scratch) {
         int64_t d = task * columns, m = least(columns, f.D - d);
         for (int64_t p = begin; p < end; p++) {
             const Piece& piece = passes.pieces[p];
-            const Real* w = static_cast<const Real*>(f.down) + (piece.expert * f.D + d) * f.H;
-            const Real* bias = f.down_bias ? static_cast<const Real*>(f.down_bias) + piece.expert * f.D + d : nullptr;
-            for (int64_t t = 0; t < piece.n; t += COLUMNS) {
-                int64_t n = least(COLUMNS, piece.n - t), row = piece.row + t;
-                weight_times_piece(w, m, piece, hidden + piece.hidden, t, n, f.H, scratch, scratch.sums);
-                by_column(scratch.sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
-                    float* to = y.values + f.plan.token[row + c] * f.D + d + r;
-                    vf weight = splat(f.weights[f.plan.choice[row + c]]);
-                    if (bias) x = x + load(bias + r, rows);
-                    store(to, fma(weight, x, load(to, rows)), rows);
-                });
+            if (piece.many) {
+                add_many(piece, d, m, scratch);
+            } else {
+                for (int64_t r = 0; r < m; r += BLOCK_ROWS) add_columns(piece, d + r, least(BLOCK_ROWS, m - r), scratch);
             }
         }
+    }
+
+    void add_columns(const Piece& piece, int64_t d, int64_t m, Scratch& scratch) {
+        const Real* w = static_cast<const Real*>(f.down) + (piece.expert * f.D + d) * f.H;
+        const Real* bias = down_bias(piece, d);
+        for (int64_t t = 0; t < piece.n; t += COLUMNS) {
+            int64_t n = least(COLUMNS, piece.n - t), row = piece.row + t;
+            weight_times_piece(w, m, piece, hidden + piece.hidden, t, n, f.H, scratch, scratch.sums);
+            by_column(scratch.sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
+                add_vector(row + c, d + r, rows, bias ? x + load(bias + r, rows) : x);
+            });
+        }
+    }
+
+    void add_many(const Piece& piece, int64_t d, int64_t m, Scratch& scratch) {
+        const Real* w = static_cast<const Real*>(f.down) + (piece.expert * f.D + d) * f.H;
+        const Real* bias = down_bias(piece, d);
+        for (int64_t t = 0; t < piece.n; t += MANY_ROWS) {
+            int64_t n = least(MANY_ROWS, piece.n - t);
+            Matrix<float> rows{hidden + piece.hidden + t * row_length(f.H), row_length(f.H)};
+            multiply_many(rows, Matrix<Real>{w, f.H, true}, n, m, f.H, scratch, scratch.sums, m);
+            for (int64_t r = 0; r < n; r++) {
+                for (int64_t c = 0; c < m; c += LANES) {
+                    int64_t count = least(LANES, m - c);
+                    vf x = load(scratch.sums + r * m + c, count);
+                    add_vector(piece.row + t + r, d + c, count, bias ? x + load(bias + c, count) : x);
+                }
+            }
+        }
+    }
+
+    const Real* down_bias(const Piece& piece, int64_t d) const {
+        return f.down_bias ? static_cast<const Real*>(f.down_bias) + piece.expert * f.D + d : nullptr;
+    }
+
+    // y of the token of a row, from column d on, plus its gate weight times x.
+    void add_vector(int64_t row, int64_t d, int64_t count, vf x) {
+        float* to = y.values + f.plan.token[row] * f.D + d;
+        store(to, fma(splat(f.weights[f.plan.choice[row]]), x, load(to, count)), count);
     }
 };
 

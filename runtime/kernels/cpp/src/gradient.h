@@ -12,15 +12,17 @@ constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
 // and panels along its rows at `depth` times their number of columns.
 struct Owner {
     int64_t expert, row, n, padded_row, depth;
+    bool many;  // its rows times the weight, by `multiply_many`
 };
 
 struct Owners {
     Owner* all = nullptr;      // [experts]
     int64_t* first = nullptr;  // [count + 1] first expert of each pass
     int64_t count = 0, most_rows = 0, most_depth = 0, most_tokens = 0;
+    bool many = false;  // some expert has many rows
 
     // `row_units`: units of scratch that a row takes. An expert is never split: its weight's gradient is one sum.
-    bool build(const Plan& plan, int64_t experts, int64_t row_units) {
+    bool build(const Plan& plan, int64_t experts, int64_t row_units, bool vendor) {
         all = take<Owner>(experts);
         first = take<int64_t>(experts + 1);
         if (!all || !first) return false;
@@ -32,7 +34,8 @@ struct Owners {
                 first[++count] = e;
                 rows = depth = 0;
             }
-            all[e] = {e, plan.start[e], n, rows, depth};
+            all[e] = {e, plan.start[e], n, rows, depth, vendor && n >= MANY_BACKWARD};
+            many |= all[e].many;
             rows += round_up(n, 16);
             depth += Panels::size(1, n);
             most_rows = most(most_rows, rows);
@@ -87,22 +90,23 @@ inline void pack_owner(const Owners& owners, int64_t pass, int64_t task, const R
                  column / PANEL);
 }
 
-// sums [rows r to r + m of an expert, n columns] = staged rows times the weight, added to the rows of `to`.
+// Columns i to i + n of an expert's rows: staged rows times the weight, added to the rows of `to`.
 inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, int64_t k,
                            int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
-    for (int64_t r = 0; r < owner.n; r += BLOCK_ROWS) {
-        int64_t m = least(BLOCK_ROWS, owner.n - r);
-        rows_times_weight(staged + (owner.padded_row + r) * row_length(k), row_length(k), m, weight + i, to.width, k,
-                          n, scratch, scratch.sums);
-        for (int64_t j = 0; j < m; j++) {
-            float* out = to.values + index[owner.row + r + j] * to.width + i;
-            for (int64_t c = 0; c < n; c += LANES) {
-                vf sum = load(scratch.sums + j * LINE + c);
-                if (n - c >= LANES) {
-                    store(out + c, load(out + c) + sum);
-                } else {
-                    store(out + c, load(out + c, n - c) + sum, n - c);
-                }
+    int64_t tall = owner.many ? MANY_ROWS : BLOCK_ROWS, wide = owner.many ? MANY_COLUMNS : COLUMNS;
+    for (int64_t r = 0; r < owner.n; r += tall) {
+        int64_t m = least(tall, owner.n - r);
+        const Op* rows = staged + (owner.padded_row + r) * row_length(k);
+        for (int64_t c = i; c < i + n; c += wide) {
+            int64_t columns = least(wide, i + n - c), line = owner.many ? columns : LINE;
+            if (owner.many) {
+                multiply_many(Matrix<Op>{rows, row_length(k)}, Matrix<Real>{weight + c, to.width}, m, columns, k, scratch,
+                              scratch.sums, line);
+            } else {
+                rows_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums);
+            }
+            for (int64_t j = 0; j < m; j++) {
+                add_row(scratch.sums + j * line, columns, to.values + index[owner.row + r + j] * to.width + c);
             }
         }
     }

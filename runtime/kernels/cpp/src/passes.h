@@ -1,6 +1,7 @@
 // Choices in passes of bounded scratch, and each expert's tokens packed for a product with the weight's rows.
 #pragma once
 #include "arena.h"
+#include "many.h"
 #include "tasks.h"
 
 namespace moeplan::VARIANT {
@@ -13,7 +14,8 @@ constexpr int64_t LEAST_COST = 24;        // columns that are multiplied in the 
 struct Piece {
     int64_t expert, row, n;
     int64_t input, hidden;
-    bool few;       // operands are rows, for `multiply_few`, not panels
+    bool many;      // for `multiply_many`: operands are rows
+    bool few;       // for `multiply_few`: operands are rows too; else they are panels
     int64_t block;  // rows of the weight in a task
     int64_t pack_end, product_end;  // running totals of tasks in the pass
 };
@@ -22,15 +24,17 @@ struct Passes {
     Piece* pieces = nullptr;
     int64_t* first = nullptr;  // [count + 1] first piece of each pass
     int64_t count = 0, most_input = 0, most_hidden = 0;
+    bool many = false;  // some piece has many rows
 
-    static int64_t operand(bool few, int64_t n, int64_t k) {
-        return few ? round_up(n * row_length(k) / PAIR, PANEL) : Panels::size(ceil_div(n, PANEL), k);
+    static int64_t operand(bool rows, int64_t n, int64_t k) {
+        return rows ? round_up(n * row_length(k) / PAIR, PANEL) : Panels::size(ceil_div(n, PANEL), k);
     }
 
     // Rows of `inputs` values, and of `hidden` values that the pass makes (0: none); products with `rows` rows of an
-    // expert's weight, divided over threads by their cost, into blocks of at most `most_block`.
+    // expert's weight, divided over threads by their cost, into blocks of at most `most_block`; for `many` rows
+    // `many_block` (0: none are many).
     bool build(const Plan& plan, int64_t experts, int64_t inputs, int64_t hidden, int64_t rows, int64_t most_block,
-               int64_t threads) {
+               int64_t many_block, int64_t threads) {
         int64_t limit = experts + ceil_div(plan.rows, PIECE);
         pieces = take<Piece>(limit);
         first = take<int64_t>(limit + 1);
@@ -49,8 +53,8 @@ struct Passes {
             for (int64_t row = plan.start[e]; row < plan.start[e + 1]; row += piece_rows) {
                 Piece& piece = pieces[made];
                 int64_t n = least(piece_rows, plan.start[e + 1] - row);
-                bool few = n <= FEW;
-                int64_t input_size = operand(few, n, inputs), hidden_size = operand(few, n, hidden);
+                bool many = many_block && n >= MANY, few = n <= FEW;
+                int64_t input_size = operand(many || few, n, inputs), hidden_size = operand(many || few, n, hidden);
                 if (made > first[count] && (input_end + hidden_end + input_size + hidden_size) * 4 > PASS_BYTES) {
                     first[++count] = made;
                     pack_end = product_end = input_end = hidden_end = 0;
@@ -58,11 +62,14 @@ struct Passes {
                 piece.expert = e;
                 piece.row = row;
                 piece.n = n;
+                piece.many = many;
                 piece.few = few;
                 piece.input = input_end;
                 piece.hidden = hidden_end;
                 piece.block = least(most_block, most(PANEL, round_up(each / most(n, LEAST_COST), PANEL)));
-                piece.pack_end = pack_end += few ? 1 : ceil_div(n, PANEL);
+                this->many |= many;
+                if (many) piece.block = round_up(ceil_div(rows, ceil_div(rows, many_block)), PANEL);
+                piece.pack_end = pack_end += ceil_div(n, PANEL);
                 piece.product_end = product_end += ceil_div(rows, piece.block);
                 most_input = most(most_input, input_end += input_size);
                 most_hidden = most(most_hidden, hidden_end += hidden_size);
@@ -89,15 +96,16 @@ struct Passes {
         return pieces[low];
     }
 
-    // Task of packing: one panel of a piece, or all the rows where they are few.
+    // Task of packing: one panel of a piece, or as many rows.
     void pack(int64_t begin, int64_t end, int64_t task, const Rows<Real>& x, int64_t k, float* inputs) const {
         int64_t panel;
         const Piece& piece = find<&Piece::pack_end>(begin, end, task, panel);
         float* units = inputs + piece.input;
-        if (piece.few) {
-            stage_rows(x, piece.row, piece.n, k, reinterpret_cast<Op*>(units), row_length(k));
+        int64_t n = least(PANEL, piece.n - panel * PANEL);
+        if (piece.few || piece.many) {
+            Op* rows = reinterpret_cast<Op*>(units) + panel * PANEL * row_length(k);
+            stage_rows(x, piece.row + panel * PANEL, n, k, rows, row_length(k));
         } else {
-            int64_t n = least(PANEL, piece.n - panel * PANEL);
             pack_rows(x, piece.row + panel * PANEL, n, {units, ceil_div(piece.n, PANEL), k}, panel);
         }
     }

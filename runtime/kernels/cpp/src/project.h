@@ -9,7 +9,7 @@ public:
     explicit ProjectCall(const Project& p) : p(p) {}
 
     Status run() {
-        bool ready = passes.build(p.plan, p.E, p.I, 0, p.O, BLOCK_ROWS, p.threads);
+        bool ready = passes.build(p.plan, p.E, p.I, 0, p.O, BLOCK_ROWS, 0, p.threads);
         inputs = take<float>(passes.most_input);
         float* sums = take<float>(p.threads * SUMS);
         Op* staged = take<Op>(p.threads * STAGED);
@@ -62,7 +62,7 @@ public:
 
     Status run() {
         int64_t row_units = ((p.dx ? row_length(p.O) : 0) + (p.dweight ? p.I : 0)) / PAIR + 1;
-        bool ready = owners.build(p.plan, p.E, row_units);
+        bool ready = owners.build(p.plan, p.E, row_units, false);
         if (p.dx) ready = ready && dx.open(p.dx, p.per_choice ? p.T * p.K : p.T, p.I);
         if (p.dx) staged = take<Op>(owners.most_rows * row_length(p.O));
         if (p.dweight) inputs = take<float>(column_panels(owners.most_depth, p.I));
