@@ -4,12 +4,12 @@
 
 Layers of the shapes of four models, with the routing of a recorded trace (by default the one that ships), `expert_ffn`
 without gradients and a step of training (forward, and the gradients of all inputs; of Mixtral a quarter of the columns,
-as on each of four devices). Calls are interleaved: each alternative once a round. Medians, ± half the distance between
-the quartiles. Weights are cold: where those of a call are less than 512 MiB, the next call uses other experts. Results
-are compared with one another before they are timed. "moeplan grouped" is moeplan's own other implementation, which runs
-where there is no compiler; "best other" leaves it out. "slower": over three times the fastest alternative at fewer
-tokens, and left out here. Switch's experts in Transformers are single parameters, of which idle ones get no gradient;
-everyone else gives zeros.
+as on each of four devices). Calls are interleaved: each alternative once a round, after a call that does not count.
+Medians, ± half the distance between the quartiles. Weights are cold: where those of a call are less than 512 MiB, the
+next call uses other experts. Results are compared with one another before they are timed. "moeplan grouped" is
+moeplan's own other implementation, which runs where there is no compiler; "best other" leaves it out. "slower": over
+three times the fastest alternative at fewer tokens, and left out here. Switch's experts in Transformers are single
+parameters, of which idle ones get no gradient; everyone else gives zeros.
 
 The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
 tokens need (`runtime/kernels/counting.py`); stream is the fastest read of 512 MiB (a sum, or a product with a vector),

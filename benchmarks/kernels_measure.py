@@ -16,7 +16,7 @@ from moeplan.spec import Trace
 
 DECODE = 64  # up to so many tokens are one of each sequence, as in a step of decoding; more are whole sequences
 COLD = 512 * 2**20  # bytes of weights that no cache holds
-COLD_START, NEAR, LONG = 0.3, 1.25, 3.0  # see ``interleaved``
+NEAR, LONG = 1.25, 3.0  # see ``interleaved``
 
 
 class Timing(NamedTuple):
@@ -106,16 +106,16 @@ def seconds(call: Callable[[], object]) -> float:
 def interleaved(calls: Sequence[Callable[[int], object]], first: Sequence[float], budget: float) -> list[Timing]:
     """Times of some calls that do the same, each ``call(number)`` once a round, in a new order every round.
 
-    ``first``: what each took when it was called before; one of over ``COLD_START`` seconds is the first time of its
-    call, shorter ones warmed up. A call takes part while it has used less than ``budget`` seconds; those within
-    ``NEAR`` times the fastest run three times at least, or twice where they take over ``LONG`` seconds.
+    ``first``: what each took when it was called before, to find its memory and warm up; that does not count. A call
+    takes part while it has used less than ``budget`` seconds; those within ``NEAR`` times the fastest run three times
+    at least, or twice where they take over ``LONG`` seconds.
     """
-    taken = [[t] if t > COLD_START else [] for t in first]
+    taken: list[list[float]] = [[] for _ in calls]
     number = 1
     for turn in range(50):
-        fastest = min((min(t) for t in taken if t), default=0.0)
+        known = [min(t, default=f) for t, f in zip(taken, first, strict=True)]
         for i in np.random.default_rng(turn).permutation(len(calls)):
-            least = 1 if not taken[i] or taken[i][0] > NEAR * fastest else 2 if taken[i][0] > LONG else 3
+            least = 1 if known[i] > NEAR * min(known) else 2 if known[i] > LONG else 3
             if len(taken[i]) < least or sum(taken[i]) < budget:
                 taken[i].append(seconds(lambda: calls[i](number)))  # noqa: B023 called at once
                 number += 1
