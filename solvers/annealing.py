@@ -193,6 +193,7 @@ def anneal(
         except KeyboardInterrupt:
             stop.set()
             found = [run.result() for run in runs]
+    squeezed = any(c.squeezed for c in walks)
     within = [f for f in found if f is not None]
     if within:
         best = min(within, key=lambda f: f[0])[1]
@@ -200,9 +201,10 @@ def anneal(
         best = start
     else:
         reached = min(c.balance() for c in walks)
-        raise NotFound(f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best")
+        message = f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best"
+        raise NotFound(message, in_time=not squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
-    status: Status = "time_limit" if any(c.squeezed for c in walks) else "feasible"
+    status: Status = "time_limit" if squeezed else "feasible"
     work = sum(c.done for c in walks) / (steps * chains)
     return Solution(best, objective, 0.0, status, time.perf_counter() - started, work)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .annealing_kernel import walk
-from .annealing_relabel import relabel
+from .annealing_relabel import Groups, relabel
 from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish, fill_flows, fill_near, fill_partners
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
@@ -82,6 +82,7 @@ class Chain:
         )
         self.tables.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
         fill_partners(p.between, self.tables.partners)
+        self.groups = Groups.of(p.slots, p.speed, p.host)
         self._fill_near(np.ones(layers, bool))
         self.moved = int((self.placed != p.previous).sum())
         # splitmix64 of the seed: xorshift must not begin with few bits set
@@ -140,41 +141,22 @@ class Chain:
         self.price = float(np.clip(self.price * math.exp(FOLLOW * push), low, high))
 
     def _walk(self, warm: float, cold: float, limit: float, hard: bool, steps: int) -> float:
-        p = self.problem
         self._fill_finish()
-        device_cost, host_cost = (weight * p.unit for weight in p.weights)
-        rules = Rules(device_cost, host_cost, self.price, limit, hard, p.max_moves, p.fixed_hosts)
-        gained, self.moved = walk(self.tables, rules, self.moved, warm, cold, steps, self.state)
+        gained, self.moved = walk(self.tables, self._rules(limit, hard), self.moved, warm, cold, steps, self.state)
         return gained
+
+    def _rules(self, limit: float = math.inf, hard: bool = False) -> Rules:
+        p = self.problem
+        device_cost, host_cost = (weight * p.unit for weight in p.weights)
+        return Rules(device_cost, host_cost, self.price, limit, hard, p.max_moves, p.fixed_hosts)
 
     def _relabel(self, temperature: float) -> float:
         """Whole devices and hosts change places in runs of layers; the energy gained."""
         p, (layers, devices) = self.problem, (len(self.placed), len(self.problem.slots))
-        _, kind = np.unique(np.stack([p.slots, p.speed]), axis=1, return_inverse=True)
-        of_host = [np.flatnonzero(p.host == h) for h in range(int(p.host.max()) + 1)]
-        members = np.full((len(of_host), max(map(len, of_host))), -1)
-        kinds = np.full(members.shape, -1)
-        for host, mine in enumerate(of_host):
-            members[host, : len(mine)] = mine
-            kinds[host, : len(mine)] = kind[mine]
-        _, host_kind = np.unique(kinds, axis=0, return_inverse=True)
         flows = np.zeros((layers - 1, devices, devices))
         fill_flows(p.between, self.placed, flows)
         label = np.tile(np.arange(devices), (layers, 1))
-        gained = relabel(
-            flows,
-            label,
-            members,
-            p.host,
-            kind,
-            host_kind,
-            p.fixed_hosts,
-            p.weights[0] * p.unit,
-            p.weights[1] * p.unit,
-            temperature,
-            layers * devices,
-            self.state,
-        )
+        gained = relabel(flows, label, self.groups, self._rules(), temperature, layers * devices, self.state)
         moved = (label != np.arange(devices)).any(axis=1)
         if moved.any():
             self.placed[:] = np.take_along_axis(label, self.placed, axis=1)

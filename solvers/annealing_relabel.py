@@ -9,6 +9,7 @@ Only the boundaries at both ends of the run count, because inside everything mov
 # L layers, G devices, H hosts, R devices of a host
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -17,6 +18,32 @@ from .annealing_tables import UNIT, random_bits
 
 HOSTS = np.uint64(4)  # one proposal in so many is of hosts
 FIELD = np.uint64(2**20 - 1)
+
+
+class Groups(NamedTuple):
+    """What may change places.
+
+    members: [H, R] devices of each host, -1 where it has fewer; host_of: [G]; kind: [G], equal for devices alike in
+    slots and speed; host_kind: [H], equal for hosts of alike devices in order.
+    """
+
+    members: np.ndarray
+    host_of: np.ndarray
+    kind: np.ndarray
+    host_kind: np.ndarray
+
+    @classmethod
+    def of(cls, slots: np.ndarray, speed: np.ndarray, host_of: np.ndarray) -> "Groups":
+        """slots, speed, host_of: [G]."""
+        _, kind = np.unique(np.stack([slots, speed]), axis=1, return_inverse=True)
+        of_host = [np.flatnonzero(host_of == h) for h in range(int(host_of.max()) + 1)]
+        members = np.full((len(of_host), max(map(len, of_host))), -1)
+        kinds = np.full(members.shape, -1)
+        for host, mine in enumerate(of_host):
+            members[host, : len(mine)] = mine
+            kinds[host, : len(mine)] = kind[mine]
+        _, host_kind = np.unique(kinds, axis=0, return_inverse=True)
+        return cls(members, host_of, kind, host_kind)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -51,25 +78,14 @@ def _swap(flows, label, layer, new):
 
 
 @numba.njit(cache=True, nogil=True)
-def relabel(
-    flows,
-    label,
-    members,
-    host_of,
-    kind,
-    host_kind,
-    fixed_hosts,
-    device_cost,
-    host_cost,
-    temperature,
-    proposals,
-    state,
-):
+def relabel(flows, label, groups, rules, temperature, proposals, state):
     """``proposals`` of whole devices or hosts; label [L, G], at first the devices themselves, says what each became.
 
-    members: [H, R] devices of each host, -1 where it has fewer; host_of: [G]; kind: [G], equal for devices alike in
-    slots and speed; host_kind: [H], equal for hosts of alike devices in order. Returns the energy gained.
+    flows: [L-1, G, G] tokens between devices, which follow; rules: ``annealing_tables.Rules``; state: [1] of the random
+    numbers. Returns the energy gained.
     """
+    members, host_of, kind, host_kind = groups.members, groups.host_of, groups.kind, groups.host_kind
+    device_cost, host_cost, fixed_hosts = rules.device_cost, rules.host_cost, rules.fixed_hosts
     layers, devices = label.shape
     hosts, gained = np.uint64(len(members)), 0.0
     new = np.arange(devices)

@@ -56,7 +56,14 @@ class SolverUnavailable(SolverError):
 
 
 class NotFound(SolverError):
-    """The search ended without a solution, and without a proof that there is none."""
+    """The search ended without a solution, and without a proof that there is none.
+
+    in_time: it did all that was planned, so that more time alone would not help.
+    """
+
+    def __init__(self, message: str, *, in_time: bool = False) -> None:
+        super().__init__(message)
+        self.in_time = in_time
 
 
 class Infeasible(SolverError):

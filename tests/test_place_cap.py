@@ -1,7 +1,7 @@
 """The default balance cap, and the load samples that it is of."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -82,12 +82,15 @@ def test_the_cap_lies_between_the_coolest_and_eplb():
     assert cap < 1.5 * eplb
 
 
-class OutOfTime(Single):
-    """Finds nothing within a cap, as where time is up."""
+@dataclass(frozen=True)
+class Unlucky(Single):
+    """Finds nothing within a cap; ``in_time``: not because time was up."""
+
+    in_time: bool = False
 
     def solve(self, affinity, load, *, cap=math.inf, **options):
         if cap < math.inf:
-            raise NotFound("time is up")
+            raise NotFound("nothing", in_time=self.in_time)
         return super().solve(affinity, load, cap=cap, **options)
 
 
@@ -111,10 +114,12 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
     assert "had time for 25% of their steps" in hurried.notes[0]
 
 
-def test_trials_that_find_nothing_are_told():
+@pytest.mark.parametrize("in_time", [False, True])
+def test_trials_that_find_nothing_are_told(in_time):
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
-    single = OutOfTime(Fleet.of(even_fleet(4, 2, 16, False)))
+    single = Unlucky(Fleet.of(even_fleet(4, 2, 16, False)), in_time=in_time)
     found = default_cap(single, trace, 60.0)
-    assert not found.in_time
+    assert found.in_time == in_time
     assert found.value == balance_range(single, trace, 60.0).at(FRACTIONS[0])
-    assert found.notes == ("8 of 8 trials of the balance cap found nothing in their time: raise --time-limit",)
+    why = ", so it is tighter than need be" if in_time else " in their time: raise --time-limit"
+    assert found.notes == (f"8 of 8 trials of the balance cap found nothing{why}",)

@@ -1,5 +1,7 @@
 """One annealing walk: its tables follow every proposal, its energies are real, whole devices change places safely."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 
 from moeplan.solvers.annealing import Affinity, greedy
 from moeplan.solvers.annealing_chain import Chain, Problem
-from moeplan.solvers.annealing_relabel import relabel
-from moeplan.solvers.annealing_tables import FREE, PARTNERS, fill_flows, fill_near, fill_partners
+from moeplan.solvers.annealing_relabel import Groups, relabel
+from moeplan.solvers.annealing_tables import FREE, PARTNERS, Rules, fill_flows, fill_near, fill_partners
 
 
 def chain_for(seed: int, *, alike: bool, max_moves: int = -1, fixed_hosts: bool = False) -> tuple[Chain, Affinity]:
@@ -110,15 +112,17 @@ def test_two_halves_with_crossed_names_are_mended():
     for layer in range(3):
         between[layer, 2] = np.eye(8) * 10
         between[layer + 1, 0] = np.eye(8) * 10
-    groups = np.arange(8) // 2
-    placed = np.stack([groups, groups, groups[::-1], groups[::-1]])
+    pairs = np.arange(8) // 2
+    placed = np.stack([pairs, pairs, pairs[::-1], pairs[::-1]])
     host = np.array([0, 0, 1, 1])
     flows, label = np.zeros((3, 4, 4)), np.tile(np.arange(4), (4, 1))
     fill_flows(between, placed, flows)
     assert flows[1].diagonal().sum() == 0
-    members, alike = np.array([[0, 1], [2, 3]]), np.zeros(4, int)
+    groups = Groups.of(np.full(4, 2), np.ones(4), host)
+    assert groups.members.tolist() == [[0, 1], [2, 3]]
     state = np.array([88172645463325252], np.uint64)
-    gained = relabel(flows, label, members, host, alike, np.zeros(2, int), False, 1.0, 1.0, 1e-9, 4000, state)
+    rules = Rules(1.0, 1.0, price=0.0, cap=math.inf, hard=False, max_moves=-1, fixed_hosts=False)
+    gained = relabel(flows, label, groups, rules, 1e-9, 4000, state)
     assert gained == -(80 + 80)  # between devices, and hosts
     assert len(np.unique(np.take_along_axis(label, placed, axis=1), axis=0)) == 1
 

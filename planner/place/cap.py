@@ -75,11 +75,13 @@ def default_cap(single: Single, trace: Trace, time_limit: float) -> Cap:
     in_time = whole.in_time and all(t.in_time for t in trials)
     missing = int(np.isnan(work).sum())
     done = 1.0 if missing == work.size else float(np.nanmean(work))
-    return Cap(whole.at(_fraction(excess) * done), _notes(missing, work.size, done), in_time)
+    return Cap(whole.at(_fraction(excess) * done), _notes(missing, work.size, done, in_time), in_time)
 
 
-def _notes(missing: int, trials: int, done: float) -> tuple[str, ...]:
+def _notes(missing: int, trials: int, done: float, in_time: bool) -> tuple[str, ...]:
     """What the user should know of the trials; done: part of the steps of those that found something."""
+    if missing and in_time:
+        return (f"{missing} of {trials} trials of the balance cap found nothing, so it is tighter than need be",)
     if missing:
         note = f"{missing} of {trials} trials of the balance cap found nothing in their time"
     elif done < ENOUGH_WORK:
@@ -102,8 +104,8 @@ def _trials(single: Single, fitted: Trace, rest: Trace, deadline: float) -> Tria
         cap, steps = whole.at(fraction), TRIAL_STEPS * load[0].size
         try:
             found = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left)
-        except NotFound:
-            in_time = False  # as far as one can know
+        except NotFound as error:
+            in_time &= error.in_time
             continue
         excess[i] = mean_balance(found.assignment, unseen, speed) - baseline
         work[i] = found.work

@@ -276,14 +276,15 @@ def _single_copies(
             on_event=on_event,
             stop=stop,
         )
-    except NotFound:
+    except NotFound as error:
         if request.balance_cap is not None:
             raise
         assert cap is not None
         placed = single.start(fitted)
-        found = Solution(placed, 0.0, 0.0, "time_limit", 0.0)
+        found = Solution(placed, 0.0, 0.0, "feasible" if error.in_time else "time_limit", 0.0)
         kept = mean_balance(placed, load, fleet.speed)
-        notes += (f"no placement with a balance of {cap:.3f} was found in time: this is where the search began",)
+        late = "" if error.in_time else " in time"
+        notes += (f"no placement with a balance of {cap:.3f} was found{late}: this is where the search began",)
         cap = kept
     if not in_time:
         found = replace(found, status="time_limit")
