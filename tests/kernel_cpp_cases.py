@@ -90,9 +90,10 @@ def fuzz(seed: int) -> None:
         p = p._replace(ids=p.ids.clamp(max=0).int())  # all on one expert
     for dtype in TYPES:
         for isa in isas():
-            far = too_far(p.to(dtype), activation, isa, vendor_from=rng.choice([0, 1]))
+            vendor_from = rng.choice([0, 1])
+            far = too_far(p.to(dtype), activation, isa, vendor_from)
             sizes = {"T": tokens, "D": model, "E": experts, "K": top_k, "H": ffn, "M": matrices}
-            assert not far, f"seed {seed} {dtype} {isa} {activation} {sizes}: {far}"
+            assert not far, f"seed {seed} {dtype} {isa} {vendor_from=} {activation} {sizes}: {far}"
 
 
 if __name__ == "__main__":

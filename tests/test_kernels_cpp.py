@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moeplan.runtime.kernels import counting
 from moeplan.runtime.kernels.cpp import obstacle
-from moeplan.runtime.kernels.cpp.implementation import CppKernels
+from moeplan.runtime.kernels.cpp.implementation import VENDOR_FROM, CppKernels
 from moeplan.spec import MoeplanError
 from moeplan.tests.kernel_cases import FFNS, error, problem, torch_path
 
@@ -101,6 +101,27 @@ def test_the_vendor_multiplies_many_rows_of_wide_matrices(width, rows, forward, 
         k.backward(torch.ones_like(y), *p, saved, "silu")
         scratch.append(k.scratch_bytes())
     assert (scratch[0] > scratch[1]) == bool(backward)
+
+
+def test_gradients_without_experts_are_zero_whatever_the_scratch_held(threads):
+    """No thread rounds sums that another one has not cleared yet: a race, so many calls."""
+    threads(2)
+    kernels, x = CppKernels(), torch.ones(1, 2, 4000, dtype=torch.bfloat16)
+    dirty, none = torch.full((3, 2, 4000), 1e30, dtype=x.dtype), torch.empty(0, 2, 4000, dtype=x.dtype)
+    dy, here, nowhere = 1e8 * torch.ones(1, 2, 2, dtype=x.dtype), torch.zeros(1, 2).long(), torch.full((1, 2), -1)
+    for _ in range(1500):
+        kernels.esfk(x, dirty, dy, here, False)
+        assert not kernels.esfk(x, none, dy, nowhere, False)[0].any()
+
+
+@pytest.mark.skipif(not intel_with_mkl(), reason="torch without MKL, or another vendor's processor")
+@pytest.mark.parametrize(("width", "rows", "used"), [(4096, 130, True), (4096, 120, False), (4080, 130, False)])
+def test_by_default_the_vendor_multiplies_from_4096_columns_on(width, rows, used):
+    p = problem(rows, 1, 1, 32, width)._replace(ids=torch.zeros(rows, 1, dtype=torch.int64))
+    kernels = CppKernels()
+    kernels.forward(*p, "silu", False)
+    assert (kernels.multiply_adds() == rows * 3 * 32 * width) == used
+    assert too_far(p, "silu", ISAS[-1], vendor_from=VENDOR_FROM) == {}
 
 
 @pytest.mark.parametrize("dtype", TYPES)

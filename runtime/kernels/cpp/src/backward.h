@@ -57,6 +57,7 @@ public:
                 phase[8].run(owners.experts(pass), [&](int64_t task) { gates_gradient(pass, task); });
                 wait_for_all();
             }
+            wait_for_all();  // without experts no pass has waited for the sums to be cleared
             dx.round();
             add_up(b.plan, scratch);
         });

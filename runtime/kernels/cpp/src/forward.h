@@ -3,7 +3,8 @@
 // A pass packs the tokens of its experts, multiplies gate and up and applies the activation while the sums are in the
 // cache, which leaves the hidden rows packed for the second product, and adds its result, weighted, into y. Weights
 // are read where they lie. Tasks of the last step own columns of y and take the experts in order: no two threads add
-// to one place, and results do not depend on the number of threads, but for the last digits of what the vendor multiplies.
+// to one place, and results do not depend on the number of threads, but for the last digits of what the vendor's library
+// multiplies.
 #pragma once
 #include "activation.h"
 #include "passes.h"

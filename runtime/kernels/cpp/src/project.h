@@ -85,6 +85,7 @@ public:
                 reduce(pass, phases + 5 * pass, mine, scratch);
                 wait_for_all();
             }
+            wait_for_all();  // without experts no pass has waited for the sums to be cleared
             if (p.dx) dx.round();
             add_up(p.plan, scratch);
         });
