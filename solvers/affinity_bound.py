@@ -1,7 +1,8 @@
 """Proven lower bounds on token movement: how few tokens any placement lets change devices between layers.
 
 The problem is that of ``affinity_exact``: single copies, slots #{e: d[l, e] = g} <= capacity[g], optionally a limit on
-every device's load over speed; minimise sum_l sum_{a,b} transitions[l][a, b] * weight(d[l, a], d[l+1, b]).
+every device's load over speed; minimise sum_l sum_{a,b} transitions[l][a, b] * weight(d[l, a], d[l+1, b]). Or, as in
+``annealing``, a cap on the mean over samples of load and layers of the hottest device's load over speed.
 
 weight is ``device_weight`` between the devices of a host and ``host_weight``, no less, between hosts:
 
@@ -15,17 +16,18 @@ Both terms are the same problem, with devices or with hosts as *places*; each is
                    all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
     spectral       Donath and Hoffman's eigenvalue bound with the best diagonal, all layers at once.
     semidefinite   the spectral bound's matrix with entries in 0..1.
-    triangle       the same, with sharing a place transitive, and with the limit.
+    triangle       the same, with sharing a place transitive, and with the limit and the cap.
 
 The last three are relaxations of one run, in ``affinity_semidefinite``. They take every place for as large and as fast
-as the largest and fastest; what the limit adds is in the last one only. The linear relaxation of ExFlow's integer
+as the largest and fastest; what limit and cap add is in the last one only. The linear relaxation of ExFlow's integer
 program proves nothing: by symmetry, all experts evenly on all devices move nothing.
 """
 
-# B boundaries (L - 1), L layers, E experts, G devices, P places
+# B boundaries (L - 1), L layers, E experts, G devices, P places, S samples
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,11 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, eye_array, kron, vstack
 
-from .affinity_problem import AffinityProblem, Level
-from .affinity_rows import LoadRows
+from .affinity_cap import CapRows
+from .affinity_problem import AffinityProblem, Level, Place
+from .affinity_rows import LoadRows, Rows
 from .affinity_semidefinite import least_leaving
+from .balance import balance_bound, over_ideal
 
 DEFAULT_STEPS = 200
 MATCHING_SHARE = 0.2  # of the time limit; where it ends, ``matching`` goes on with what ``slots`` says
@@ -53,6 +57,8 @@ def affinity_bounds(
     load: ArrayLike | None = None,
     speed: ArrayLike | None = None,
     limit: ArrayLike | None = None,
+    samples: ArrayLike | None = None,
+    balance_cap: float = math.inf,
     steps: int = DEFAULT_STEPS,
     time_limit: float = math.inf,
 ) -> dict[str, float]:
@@ -61,9 +67,10 @@ def affinity_bounds(
     transitions: [B, E, E] tokens from expert a of a layer to expert b of the next; capacity: [G] slots per layer;
     hosts: [G] number of each device's host; 0 <= device_weight <= host_weight.
     load: [L, E]; speed: [G] (default 1); limit: [L] largest load over speed of any device (default none).
+    samples: [S, L, E] loads, of which the mean balance (``balance.mean_balance``) is at most ``balance_cap``.
     steps: work budget of the relaxations for devices, and again for hosts; 0 leaves them out. A step is an eigenvalue
-    problem of 2 E slots for each boundary. time_limit: seconds, a ceiling: what has not started by then is left out
-    (``slots`` never is), and a relaxation cut short has a weaker bound.
+    problem of 2 E slots for each boundary; devices and hosts have a thread each. time_limit: seconds, a ceiling: what
+    has not started by then is left out (``slots`` never is), and a relaxation cut short has a weaker bound.
 
     Raises ``Infeasible`` when slots are missing.
     """
@@ -80,14 +87,19 @@ def affinity_bounds(
     if time.perf_counter() - started < time_limit:
         until = started + MATCHING_SHARE * time_limit
         bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
-    if steps > 0 and time.perf_counter() - started < time_limit:
-        for number, (level, room) in enumerate(sized):
-            now = time.perf_counter()
-            deadline = now + (started + time_limit - now) / (len(sized) - number)
-            largest = int(room.max())
-            rows = _load_rows(problem, level, len(room) * largest)
-            for name, least in least_leaving(counts, len(room), largest, rows, steps=steps, deadline=deadline).items():
-                bounds[name] = bounds.get(name, 0.0) + level.weight * least
+    if steps > 0 and levels and time.perf_counter() - started < time_limit:
+        relative = None if samples is None or balance_cap == math.inf else _over_ideal(problem, samples)
+
+        def relaxed(level: Level, room: np.ndarray) -> dict[str, float]:
+            places, largest = len(room), int(room.max())
+            rows = _load_rows(problem, level, places * largest)
+            rows += _cap_rows(problem, level, places * largest, relative, balance_cap)
+            return least_leaving(counts, places, largest, rows, steps=steps, deadline=started + time_limit)
+
+        with ThreadPoolExecutor(len(levels)) as pool:
+            for level, found in zip(levels, pool.map(relaxed, levels, slots), strict=True):
+                for name, least in found.items():
+                    bounds[name] = bounds.get(name, 0.0) + level.weight * least
     safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bound) - safety, 0.0) for name, bound in bounds.items()}
 
@@ -100,22 +112,50 @@ def best_bound(bounds: dict[str, float]) -> tuple[str, float]:
 
 def _slots(problem: AffinityProblem, level: Level) -> np.ndarray:
     """[P] slots of the places that have any; none needs more than there are experts."""
-    room = np.array([problem.capacity[list(place)].sum() for place in level.places])
-    return np.minimum(room[room > 0], problem.experts)
+    room = np.array([problem.capacity[list(place)].sum() for place in _used(problem, level)])
+    return np.minimum(room, problem.experts)
 
 
-def _load_rows(problem: AffinityProblem, level: Level, size: int) -> list[LoadRows]:
+def _load_rows(problem: AffinityProblem, level: Level, size: int) -> list[Rows]:
     """The limit on the fastest place, with ``size`` experts a layer; none where it never binds."""
-    places = [place for place in level.places if problem.capacity[list(place)].any()]
-    speed = max(float(problem.speed[list(place)].sum()) for place in places)
+    places = _used(problem, level)
     mean = problem.load.sum(axis=1) / len(places)
-    room = np.where(mean > 0, problem.limit * speed / np.where(mean > 0, mean, 1.0), np.inf)
+    room = np.where(mean > 0, problem.limit * _fastest(problem, places) / np.where(mean > 0, mean, 1.0), np.inf)
     room = np.minimum(room, len(places))  # all of the load on one place
     if (room >= len(places)).all() or problem.layers == 1:
         return []
     load = np.zeros((problem.layers, size))
     load[:, : problem.experts] = problem.load / np.where(mean > 0, mean, 1.0)[:, None]
     return [LoadRows(load, room)]
+
+
+def _cap_rows(problem: AffinityProblem, level: Level, size: int, relative: np.ndarray | None, cap: float) -> list[Rows]:
+    """The cap, for the fastest place; relative: [S, L, E] loads over the ideal finish, None without a cap."""
+    if relative is None or problem.layers == 1:
+        return []
+    places = _used(problem, level)
+    mean = float(problem.speed.sum()) / len(places)
+    load = np.zeros((*relative.shape[:2], size))
+    load[:, :, : problem.experts] = relative / mean
+    least = [[balance_bound(row, problem.speed, problem.capacity) for row in sample] for sample in relative]
+    return [CapRows(load, np.array(least), cap, _fastest(problem, places) / mean)]
+
+
+def _over_ideal(problem: AffinityProblem, samples: ArrayLike) -> np.ndarray:
+    """[S, L, E] validated, in parts of the ideal finish."""
+    loads = np.asarray(samples, float)
+    if loads.ndim != 3 or loads.shape[1:] != problem.load.shape or not np.isfinite(loads).all() or (loads < 0).any():
+        raise ValueError(f"samples must be finite, non-negative [S, L, E] of {problem.load.shape}, got {loads.shape}")
+    return over_ideal(loads, problem.speed)
+
+
+def _used(problem: AffinityProblem, level: Level) -> list[Place]:
+    """The places that have slots."""
+    return [place for place in level.places if problem.capacity[list(place)].any()]
+
+
+def _fastest(problem: AffinityProblem, places: list[Place]) -> float:
+    return max(float(problem.speed[list(place)].sum()) for place in places)
 
 
 def _least_by_slots(transitions: np.ndarray, capacity: np.ndarray) -> np.ndarray:

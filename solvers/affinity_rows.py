@@ -6,9 +6,9 @@ For windows of two layers, Z = Y - 1 / P as there:
     (2) two places:  Y[a, b] + Y[a, c] + Y[b, c] >= 1 where P is 2        ``Triangles``
     (3) load:        sum_b load[b] Y[a, b] <= room, of one layer's b      ``LoadRows``
 
-(3) is the balance limit of a's device, multiplied by "a is there". Every row has a price of at least 0; it rises with
-the row's violation (projected gradient ascent, damped by how many rows share an entry) and enters the cost of the
-entries. Any prices give a bound.
+(3) is the balance limit of a's device, multiplied by "a is there"; ``affinity_cap`` has its like for a limit on the
+mean over the layers. Every row has a price of at least 0; it rises with the row's violation (projected gradient ascent,
+damped by how many rows share an entry) and enters the cost of the entries. Any prices give a bound.
 """
 
 # B windows (boundaries), E experts of a layer with fillers, N rows

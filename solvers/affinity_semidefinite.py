@@ -13,7 +13,7 @@ Every placement satisfies, and the relaxations keep only,
     (3) no eigenvalue of Z on two layers exceeds 2 slots                         ``_nearest_form``
     (4) an expert shares its own place: the diagonal of Y is 1                   ``_nearest_entries``
     (5) 0 <= Y <= 1                                                              ``_nearest_entries``
-    (6) sharing is transitive, and a device takes only so much load              ``affinity_rows``
+    (6) sharing is transitive, and a device takes only so much load              ``affinity_rows``, ``affinity_cap``
 
 "spectral" has (1)-(4): Donath and Hoffman's bound (1973) with the best diagonal. "semidefinite" adds (5), "triangle"
 adds (6). One run goes through them in this order; each starts from what the one before found.
@@ -36,12 +36,12 @@ import numpy as np
 from .affinity_rows import Rows, Triangles
 
 FIRST_STEP = 3  # times an eigenvalue problem of every boundary: the first bound and the first step
-CHECK = 20  # steps between two evaluations of the bound
+CHECK = 10  # steps between two evaluations of the bound
 PATIENCE = 1e-4  # a relaxation ends once STALLS checks in a row gain less than this part of the bound
-STALLS = 6
-PHASES = (("spectral", 0.1), ("semidefinite", 0.3), ("triangle", 1.0))  # name, part of the steps at which it ends
+STALLS = 12
+PHASES = (("spectral", 0.05), ("semidefinite", 0.15), ("triangle", 1.0))  # name, part of the work at which it ends
 RELAXATION = 1.6  # the usual over-relaxation of ADMM
-PENALTY = 0.3  # the first, for costs scaled to 1 per expert
+PENALTY = 0.15  # the first, for costs scaled to 1 per expert
 IMBALANCE = 3.0  # ratio of the two residuals beyond which the penalty changes
 PENALTY_STEP = 1.5
 
@@ -53,7 +53,8 @@ def least_leaving(
 
     transitions: [B, E, E] tokens; places: how many; slots: of each place, in every layer; places * slots >= E.
     rows: more inequalities than the triangles', for windows of places * slots experts a layer.
-    steps: work budget of all relaxations together; deadline: ``time.perf_counter()`` at which to stop at the latest.
+    steps: work budget of all relaxations together; deadline: ``time.perf_counter()`` at which to stop at the latest,
+    into which all of them are squeezed.
 
     Returns bounds by name; none where not even the first step would end before the deadline.
     """
@@ -71,12 +72,14 @@ def least_leaving(
 
     best, done, late = -np.inf, 0, False
     reached: dict[str, float] = {}
+    began = time.perf_counter()
     for name, end in PHASES:
         run.entries, run.tightened = name != "spectral", name == "triangle"
         stalls = 0
         while not late:
-            late = time.perf_counter() >= deadline
-            last = late or done >= round(end * steps)
+            now = time.perf_counter()
+            late = now >= deadline
+            last = late or done >= round(end * steps) or now - began >= end * (deadline - began)
             if last or done % CHECK == 0:
                 bound = total * (1 - 1 / places) + run.least() / scale
                 stalls = 0 if bound > best + PATIENCE * abs(best) else stalls + 1

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 
+from moeplan.solvers.balance import over_ideal
 from moeplan.solvers.placement import host_weights
 
 WEIGHTS = [(1.0, 1.0), (1.0, 3.0), (0.0, 1.0), (0.3, 1.3)]
@@ -35,6 +36,29 @@ def brute_force(problem):
             cost = cost + (best[:, None] + steps).min(axis=0)
         best, before = cost, on
     return best.min()
+
+
+def capped_brute_force(problem, samples, cap):
+    """The least movement, ``together`` ignored, of placements with a mean balance of at most ``cap``; inf if none.
+
+    samples: [S, L, E]. All placements of all layers at once: for few layers only.
+    """
+    weight = host_weights(problem.hosts, problem.device_weight, problem.host_weight)
+    cost, hottest, before = np.zeros(1), np.zeros(1), None
+    for layer in range(problem.layers):
+        rows = layouts(problem, layer)
+        on = (rows[:, :, None] == np.arange(problem.devices)).astype(float)
+        finish = np.einsum("se,neg->nsg", over_ideal(samples[:, layer], problem.speed), on) / problem.speed
+        flat = on.reshape(len(rows), -1)
+        moved = np.zeros((1, len(rows)))
+        if before is not None:
+            moved = before @ np.kron(problem.transitions[layer - 1], weight) @ flat.T
+        before = flat
+        # [..., N before, N now]
+        cost, hottest = cost[..., None] + moved, hottest[..., None] + finish.max(axis=2).mean(axis=1)
+        if layer == 0:
+            cost, hottest = cost[0], hottest[0]
+    return cost[hottest <= problem.layers * cap * (1 + 1e-9)].min(initial=np.inf)
 
 
 def random_capacity(rng, experts, devices):

@@ -8,7 +8,8 @@ from moeplan.solvers.affinity_bound import affinity_bounds, best_bound
 from moeplan.solvers.affinity_problem import AffinityProblem
 from moeplan.solvers.affinity_rows import LoadRows, Triangles
 from moeplan.solvers.affinity_semidefinite import least_leaving
-from moeplan.tests.affinity_cases import brute_force, random_case
+from moeplan.solvers.balance import mean_balance
+from moeplan.tests.affinity_cases import brute_force, capped_brute_force, layouts, random_case
 
 NAMES = ["slots", "matching", "spectral", "semidefinite", "triangle"]
 
@@ -35,6 +36,54 @@ def test_every_bound_is_below_the_optimum(seed, steps):
     bounds = affinity_bounds(*arguments, **options, steps=steps)
     for name, bound in bounds.items():
         assert 0 <= bound <= best + 1e-9 * (1 + problem.transitions.sum()), name
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 20, 100]))
+@settings(max_examples=150, deadline=None)
+def test_every_bound_under_a_cap_is_below_the_optimum(seed, steps):
+    rng = np.random.default_rng(seed)
+    (transitions, *arguments), options = random_case(rng, most=30)
+    transitions = transitions[:2]
+    layers, experts = len(transitions) + 1, transitions.shape[1]
+    samples = np.round(rng.pareto(1.0, (rng.integers(1, 4), layers, experts)) * 5)
+    problem = AffinityProblem.checked(transitions, *arguments, speed=options["speed"])
+    balances = hottest_of_any(problem, samples)
+    # Between the coolest and the hottest placement: some cap binds, some does not.
+    cap = balances.min() + (balances.max() - balances.min()) * rng.choice([0.0, 0.05, 0.3, 1.0])
+    best = capped_brute_force(problem, samples, cap)
+    bounds = affinity_bounds(
+        transitions, *arguments, speed=options["speed"], samples=samples, balance_cap=cap, steps=steps
+    )
+    for name, bound in bounds.items():
+        assert 0 <= bound <= best + 1e-9 * (1 + problem.transitions.sum()), name
+
+
+def test_a_cap_raises_the_bound():
+    """Tokens never leave their group, but one group is hot in three layers of four, and cool where no cap binds."""
+    transitions = np.stack([np.kron(np.eye(2), np.ones((3, 3)))] * 3) * np.repeat([3.0, 1.0], 3)[None, :, None]
+    samples = np.stack([np.repeat([[9.0] * 3 + [3.0] * 3], 4, axis=0), np.repeat([[8.0] * 3 + [4.0] * 3], 4, axis=0)])
+    samples[:, 3] = 1.0
+    arguments = (transitions, [3, 3], [0, 0])
+    problem = AffinityProblem.checked(*arguments, 1.0, 1.0)
+    found = {}
+    for cap in (1.32, 1.22, 1.14):
+        bounds = affinity_bounds(*arguments, samples=samples, balance_cap=cap, steps=400)
+        assert bounds["triangle"] <= capped_brute_force(problem, samples, cap) + 1e-9
+        assert bounds["semidefinite"] == pytest.approx(0, abs=1e-6)
+        found[cap] = bounds["triangle"]
+    assert found[1.32] == pytest.approx(0, abs=1e-6)  # 1.3125 with the groups whole
+    assert found[1.22] > 5
+    assert found[1.14] > 1.5 * found[1.22]
+    assert found[1.14] > 0.4 * capped_brute_force(problem, samples, 1.14)
+
+
+def hottest_of_any(problem, samples):
+    """[...] mean balance of every placement; a layer's choices are independent: of each layer, then summed."""
+    layers = [
+        [mean_balance(row[None], samples[:, layer : layer + 1], problem.speed) for row in layouts(problem, layer)]
+        for layer in range(problem.layers)
+    ]
+    return np.array([np.mean([min(layer) for layer in layers]), np.mean([max(layer) for layer in layers])])
 
 
 def test_bounds_are_close_on_small_cases():

@@ -12,7 +12,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ...solvers import compiled
-from ...solvers.affinity_bound import affinity_bounds
 from ...solvers.balance import mean_balance
 from ...solvers.replication import replicate
 from ...solvers.result import NotFound, Solution, SolverError
@@ -24,7 +23,6 @@ from ...spec.placement import (
     Moves,
     Objective,
     Placement,
-    PlacementDevice,
     PlacementLayer,
     PlacementSolver,
     Score,
@@ -35,8 +33,8 @@ from ...spec.trace import Trace
 from . import baselines
 from .cap import default_cap
 from .fleet import Fleet
-from .interpolation import transitions
 from .layers import document_layers
+from .movement import Capped, fan_out, moves_between_layers
 from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
@@ -45,7 +43,7 @@ from .score import score
 from .single import Single, device_of
 from .timed import Timing, place_for_time
 
-BOUND_TIME = 0.12  # of the time limit goes to bounds at least
+BOUND_TIME = 0.2  # of the time limit goes to bounds at least
 SAFE_TIME = 0.3  # and to trials of the balance cap at most
 LEAST_TIME = 0.5  # of the search, in seconds
 
@@ -257,6 +255,7 @@ def _single_copies(
     began = time.perf_counter()
     fleet, limit = single.fleet, request.time_limit
     load, cap = load_samples(fitted), request.balance_cap
+    affinity = single.affinity(fitted)
     notes: tuple[str, ...] = ()
     in_time = True
     if cap is not None:
@@ -268,7 +267,7 @@ def _single_copies(
     left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
     try:
         found = single.solve(
-            single.affinity(fitted),
+            affinity,
             load,
             cap=float("inf") if cap is None else cap,
             steps=request.steps,
@@ -289,42 +288,17 @@ def _single_copies(
     if not in_time:
         found = replace(found, status="time_limit")
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
-    rest = max(limit * BOUND_TIME, limit - (time.perf_counter() - began))
-    value, bounds, words = movement(fitted, single, found.assignment, rest)
-    best = max(bounds.values(), default=0.0)
-    solver = _record(found, value, best, bounds, words, time.perf_counter() - began)
+    rest = limit * BOUND_TIME
+    if stop is None or not stop.is_set():
+        rest = max(rest, limit - (time.perf_counter() - began))
+    if single.movement == "coherent" and fitted.layers > 1:
+        capped = None if cap is None else Capped(load, cap)
+        moved = moves_between_layers(single, affinity, found.assignment, capped, rest)
+    else:
+        moved = fan_out(fitted, single, found.assignment)
+    best = max(moved.bounds.values(), default=0.0)
+    solver = _record(found, moved.value, best, moved.bounds, moved.words, time.perf_counter() - began)
     return Answer(slots, solver, cap, notes)
-
-
-def movement(
-    trace: Trace, single: Single, placed: np.ndarray, time_limit: float
-) -> tuple[float, dict[str, float], str]:
-    """Token movement of placed [L, E], its lower bounds, and what it is in words."""
-    inside, between = single.weights
-    hosts, fleet = single.fleet.hosts, single.fleet
-    if single.movement == "coherent" and trace.layers > 1:
-        counts = transitions(trace) / (trace.tokens * (trace.layers - 1))
-        apart = placed[:-1, :, None] != placed[1:, None, :]
-        far = hosts[placed][:-1, :, None] != hosts[placed][1:, None, :]
-        value = float((counts * (inside * apart + (between - inside) * far)).sum())
-        bounds = affinity_bounds(counts, fleet.capacity, hosts, inside, between, time_limit=time_limit)
-        words = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, on the fitted part"
-        return value, bounds, words
-    layers = document_layers(Slots.from_device_of(placed, fleet.capacity))
-    devices = tuple(
-        PlacementDevice(host=fleet.names[h], speed=float(s), capacity=int(c))
-        for h, s, c in zip(fleet.hosts, fleet.speed, fleet.capacity, strict=True)
-    )
-    found = score(layers, devices, trace)
-    assert found.fanout_device is not None
-    assert found.fanout_host is not None
-    value = inside * found.fanout_device + (between - inside) * found.fanout_host
-    room = np.bincount(fleet.hosts, fleet.capacity)
-    least = inside * -(-trace.top_k // int(fleet.capacity.max())) + (between - inside) * -(
-        -trace.top_k // int(room.max())
-    )
-    words = f"{inside:g} x fanout_device + {between - inside:g} x fanout_host, on the fitted part"
-    return value, {"slots": float(least)}, words
 
 
 def _record(

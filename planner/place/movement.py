@@ -1,0 +1,76 @@
+"""How much a placement of single copies moves, and the proof of how little any other could."""
+
+# S samples, L layers, E experts
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ...solvers.affinity_bound import affinity_bounds
+from ...solvers.annealing import Affinity
+from ...solvers.placement import crossings, host_weights
+from ...solvers.slots import Slots
+from ...spec.placement import PlacementDevice
+from ...spec.trace import Trace
+from .layers import document_layers
+from .score import score
+from .single import Single
+
+
+class Capped(NamedTuple):
+    """What placements had to keep: a mean balance over load [S, L, E] of ``cap`` at most."""
+
+    load: np.ndarray
+    cap: float
+
+
+class Movement(NamedTuple):
+    """What was minimised and how much of it is left; bounds: by name, no placement under the cap has less."""
+
+    words: str
+    value: float
+    bounds: dict[str, float]
+
+
+def moves_between_layers(
+    single: Single, affinity: Affinity, placed: np.ndarray, capped: Capped | None, time_limit: float
+) -> Movement:
+    """Of placed [L, E], in moves per boundary and token, as ``affinity`` has the traffic of tokens to come."""
+    inside, between = single.weights
+    hosts, fleet = single.fleet.hosts, single.fleet
+    counts = affinity.transitions / len(affinity.transitions)
+    bounds = affinity_bounds(
+        counts,
+        fleet.capacity,
+        hosts,
+        inside,
+        between,
+        speed=fleet.speed,
+        samples=None if capped is None else capped.load,
+        balance_cap=math.inf if capped is None else capped.cap,
+        time_limit=time_limit,
+    )
+    words = (
+        f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, "
+        "as the fitted part lets expect of tokens to come"
+    )
+    return Movement(words, crossings(placed, counts, host_weights(hosts, inside, between)), bounds)
+
+
+def fan_out(trace: Trace, single: Single, placed: np.ndarray) -> Movement:
+    """Of placed [L, E], in devices and hosts per layer and token; a place holds only so many of a token's experts."""
+    inside, between = single.weights
+    fleet = single.fleet
+    devices = tuple(
+        PlacementDevice(host=fleet.names[h], speed=float(s), capacity=int(c))
+        for h, s, c in zip(fleet.hosts, fleet.speed, fleet.capacity, strict=True)
+    )
+    found = score(document_layers(Slots.from_device_of(placed, fleet.capacity)), devices, trace)
+    assert found.fanout_device is not None
+    assert found.fanout_host is not None
+    value = inside * found.fanout_device + (between - inside) * found.fanout_host
+    room = np.bincount(fleet.hosts, fleet.capacity)
+    least = [-(-trace.top_k // int(largest.max())) for largest in (fleet.capacity, room)]
+    words = f"{inside:g} x fanout_device + {between - inside:g} x fanout_host, on the fitted part"
+    return Movement(words, value, {"slots": inside * least[0] + (between - inside) * least[1]})
