@@ -71,6 +71,17 @@ def test_several_passes(threads):
     assert too_far(p, "silu", ISAS[-1]) == {}
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("model", "ffn"), [(2086, 530), (70, 2330)])
+def test_few_rows_of_wide_matrices(isa, dtype, model, ffn):
+    """Several blocks of columns at a time, more than fit one block of few rows, beside an expert with more rows."""
+    p = problem(24, 4, 1, model, ffn, 2, biases=True, dtype=dtype)
+    assert too_far(p._replace(ids=torch.tensor([[0], [1], [1]] + [[3]] * 9 + [[1]] * 6 + [[0]] * 6)), "silu", isa) == {}
+    few = p._replace(x=p.x[:3], ids=p.ids[:3], weights=p.weights[:3])
+    assert too_far(few, "silu", isa) == {}
+
+
 @pytest.mark.parametrize(
     ("matrices", "activation", "isa", "count"), [(*ffn, ISAS[-1], 2) for ffn in FFNS] + [(2, "silu", "avx2", 1)]
 )

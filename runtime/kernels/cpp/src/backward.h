@@ -31,8 +31,9 @@ public:
         float* sums = take<float>(b.threads * room);
         float* packed = take<float>(b.threads * PACKED);
         Phase* phases = take<Phase>(PHASES * owners.count);
-        together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : 1;
-        columns = owners.many ? many_columns(b.D, b.threads) : wide_columns(b.D, b.threads);
+        together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : owners.few ? few_together() : 1;
+        columns = owners.many ? many_columns(b.D, b.threads)
+                              : wide_columns(b.D, b.threads, owners.few ? FEW_COLUMNS : COLUMNS);
         if (!ready || !dy || !dprojected || !inputs || !hidden || !shares || !staged || !sums || !packed || !phases) {
             return NO_MEMORY;
         }
@@ -78,6 +79,11 @@ private:
     const Owner& owner(int64_t pass, int64_t i) const { return owners.all[owners.begin(pass) + i]; }
     float weight(int64_t row) const { return b.weights[b.plan.choice[row]]; }
 
+    // Blocks of H in a task where busy experts have few rows: two tasks, at least, for each thread.
+    int64_t few_together() const {
+        return most(1, least(FEW_COLUMNS / HIDDEN_COLUMNS, owners.busy * blocks / (2 * b.threads)));
+    }
+
     void prepare(int64_t pass, Phase* phase) {
         Rows<Real> from{static_cast<const Real*>(b.dy), b.D, b.plan.token};
         phase[0].run(owners.rows(pass) / STAGE_EACH, [&](int64_t task) {
@@ -96,9 +102,10 @@ private:
     void activations(const Owner& own, int64_t first, Scratch& scratch) {
         int64_t end = least(blocks, first + together);
         if (own.many) return activations_many(own, first * HIDDEN_COLUMNS, least(end * HIDDEN_COLUMNS, b.H), scratch);
-        for (int64_t block = first; block < end; block++) {
+        int64_t blocks_each = own.n <= FEW ? together : 1;
+        for (int64_t block = first; block < end; block += blocks_each) {
             int64_t h = block * HIDDEN_COLUMNS;
-            activations_of(own, block, h, least(HIDDEN_COLUMNS, b.H - h), scratch);
+            activations_of(own, h, least(blocks_each * HIDDEN_COLUMNS, b.H - h), scratch);
         }
     }
 
@@ -122,21 +129,31 @@ private:
         }
     }
 
-    void activations_of(const Owner& own, int64_t block, int64_t h, int64_t n, Scratch& scratch) {
+    // Columns h to h + n, of which the first starts a block; of more than FEW rows no more than a block.
+    void activations_of(const Owner& own, int64_t h, int64_t n, Scratch& scratch) {
         const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
         Panels panels = owner_panels(own, hidden, b.H);
+        int64_t line = own.n <= FEW ? round_up(n, PANEL) : LINE;
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
             int64_t m = least(BLOCK_ROWS, own.n - r);
-            rows_times_weight(dy + (own.padded_row + r) * row_length(b.D), row_length(b.D), m, down, b.H, b.D, n,
-                              scratch, scratch.sums);
+            const Op* rows = dy + (own.padded_row + r) * row_length(b.D);
+            if (own.n <= FEW) {
+                few_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums, line);
+            } else {
+                rows_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums);
+            }
             for (int64_t j = 0; j < m; j += PAIR) {
-                shares[(own.row + r + j) * blocks + block] = 0;
-                if (PAIR == 2 && j + 1 < m) shares[(own.row + r + j + 1) * blocks + block] = 0;
                 for (int64_t c = 0; c < n; c += LANES) {
-                    vf x = element(own, r + j, scratch.sums + j * LINE, block, h, c, n);
+                    int64_t block = (h + c) / HIDDEN_COLUMNS;
+                    bool below = PAIR == 2 && j + 1 < m;
+                    if (c % HIDDEN_COLUMNS == 0) {
+                        shares[(own.row + r + j) * blocks + block] = 0;
+                        if (below) shares[(own.row + r + j + 1) * blocks + block] = 0;
+                    }
+                    vf x = element(own, r + j, scratch.sums + j * line, block, h, c, n);
 #if MOEPLAN_PAIRS
-                    const float* below = scratch.sums + (j + 1) * LINE;
-                    x = interleave(x, j + 1 < m ? element(own, r + j + 1, below, block, h, c, n) : zero());
+                    const float* next = scratch.sums + (j + 1) * line;
+                    x = interleave(x, below ? element(own, r + j + 1, next, block, h, c, n) : zero());
 #endif
                     store(panels.at((h + c) / PANEL, (r + j) / PAIR) + c % PANEL, x);
                 }

@@ -8,6 +8,7 @@ namespace moeplan::VARIANT {
 constexpr int64_t COLUMNS = 288;                  // of a block of sums
 constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
+constexpr int64_t FEW_COLUMNS = 2048;             // of one of FEW rows: the longer the stretches, the faster they come
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
 constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
@@ -20,6 +21,7 @@ struct Scratch {
 
     void count(int64_t m, int64_t n, int64_t units) { multiply_adds += m * n * units * PAIR; }
 };
+static_assert(FEW * FEW_COLUMNS <= BLOCK_ROWS * LINE);
 constexpr int64_t SUMS = BLOCK_ROWS * LINE, STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
 // sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. Rows of w are read where they lie if
@@ -60,13 +62,17 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
     }
 }
 
+// sums [m, n] = a [m, k] w for m of at most FEW rows, sums' rows `line` apart.
+inline void few_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
+                             Scratch& scratch, float* sums, int64_t line) {
+    scratch.multiply_adds += m * n * k;
+    spread_few(a, lda, m, w, ldw, k, n, sums, line);
+}
+
 // sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
 inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
                               Scratch& scratch, float* sums) {
-    if (m <= FEW) {
-        scratch.multiply_adds += m * n * k;
-        return spread_few(a, lda, m, w, ldw, k, n, sums, LINE);
-    }
+    if (m <= FEW) return few_times_weight(a, lda, m, w, ldw, k, n, scratch, sums, LINE);
     int64_t k0 = 0;
     do {
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};

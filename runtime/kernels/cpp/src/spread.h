@@ -7,7 +7,7 @@ namespace moeplan::VARIANT {
 
 constexpr int64_t DEEP = 4;         // rows of the weight at a time
 
-// k rows, at most DEEP; `more`: as many again come ROWS_AHEAD further on.
+// k rows, at most DEEP; `more`: DEEP others come after them.
 template <int N>
 inline void spread_block(const float factors[FEW][DEEP], const Real* w, int64_t ldw, int64_t k, int64_t n, float* c,
                          int64_t ldc, bool more) {
@@ -16,7 +16,7 @@ inline void spread_block(const float factors[FEW][DEEP], const Real* w, int64_t 
 #pragma GCC unroll 4
         for (int64_t j = 0; j < DEEP; j++) {
             const Real* from = w + j * ldw + i;
-            if (more) _mm_prefetch(from + ROWS_AHEAD * ldw, _MM_HINT_T0);
+            if (more) _mm_prefetch(from + DEEP * ldw, _MM_HINT_T0);
             rows[j] = j >= k ? zero() : n - i >= LANES ? load(from) : load(from, n - i);
         }
 #pragma GCC unroll 8
@@ -40,7 +40,7 @@ inline void spread_few(const Op* a, int64_t lda, int64_t m, const Real* w, int64
             for (int64_t j = 0; j < depth; j++) factors[r][j] = scalar(a[r * lda + k0 + j]);
         }
         const Real* rows = w + k0 * ldw;
-        bool more = k0 + ROWS_AHEAD + DEEP <= k;
+        bool more = k0 + 2 * DEEP <= k;
         switch (m) {
             case 1: spread_block<1>(factors, rows, ldw, depth, n, c, ldc, more); break;
             case 2: spread_block<2>(factors, rows, ldw, depth, n, c, ldc, more); break;
