@@ -17,7 +17,8 @@ from .annealing_relabel import Groups, relabel
 from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish, fill_flows, fill_near, fill_partners
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
-FIRST = 10_000  # steps of the first epoch, by which time is planned
+FIRST, UNTIMED = 10_000, 250_000  # steps at most of the first epoch, and of those before speed is judged
+LOOK = 0.05  # of the time must be over before speed is judged: the first moments show how long threads wait
 WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
 FINAL = 0.1  # of the epochs the cap is a rule
 WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placements are nearly as good as random
@@ -79,6 +80,8 @@ class Chain:
             near=np.zeros((layers, devices, experts), np.float32),
             near_host=np.zeros((layers, int(p.host.max()) + 1, experts), np.float32),
             finish=np.zeros((layers, devices, samples), np.float32),
+            hottest=np.zeros(layers),
+            after=np.zeros(LANES, np.float32),
         )
         self.tables.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
         fill_partners(p.between, self.tables.partners)
@@ -188,7 +191,9 @@ class Chain:
         if deadline == math.inf:
             return planned
         now = time.perf_counter()
-        rate = self.done / max(now - began, 1e-9)
+        if now - began < LOOK * (deadline - began):
+            return min(planned, UNTIMED)
+        rate = self.done / (now - began)
         possible = max(1, int((deadline - now) * 0.95 * rate / epochs * (1 + WARM_STEP * warmth)))
         self.squeezed |= possible < planned
         return min(planned, possible)

@@ -30,7 +30,7 @@ class Tables(NamedTuple):
     against; load: [L, E, S] over the ideal, of which ``counted`` samples are real; inverse_speed: [G]; host_of: [G];
     first_slot: [G + 1]; device_of_slot: [R].
     placed: [L, E] devices; slots: [L, R] experts or FREE; slot_of: [L, E]; near: [L, G, E]; near_host: [L, H, E];
-    finish: [L, G, S].
+    finish: [L, G, S]. For a walk to fill: hottest [L], mean over samples of a layer's hottest finish; after [LANES].
     """
 
     between: np.ndarray
@@ -48,6 +48,8 @@ class Tables(NamedTuple):
     near: np.ndarray
     near_host: np.ndarray
     finish: np.ndarray
+    hottest: np.ndarray
+    after: np.ndarray
 
 
 class Rules(NamedTuple):

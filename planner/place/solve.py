@@ -292,7 +292,8 @@ def _single_copies(
     if stop is None or not stop.is_set():
         rest = max(rest, limit - (time.perf_counter() - began))
     if single.movement == "coherent" and fitted.layers > 1:
-        capped = None if cap is None else Capped(load, cap)
+        reached = mean_balance(found.assignment, load, fleet.speed)  # above the cap by rounding, perhaps
+        capped = None if cap is None else Capped(load, max(cap, reached))
         moved = moves_between_layers(single, affinity, found.assignment, capped, rest)
     else:
         moved = fan_out(fitted, single, found.assignment)
