@@ -1,6 +1,7 @@
 """One annealing walk: its tables follow every proposal, its energies are real, whole devices change places safely."""
 
 import math
+from threading import Event
 
 import numpy as np
 import pytest
@@ -136,3 +137,14 @@ def test_partners_are_drawn_in_proportion_to_traffic():
     kinds, times = np.unique(partners[0, 1], return_counts=True)
     assert dict(zip(kinds.tolist(), times.tolist(), strict=True)) == {1 * 4 + 3: 24, 2 * 4: 30, 2 * 4 + 2: 10}
     assert (partners[1] == -1).all()
+
+
+@pytest.mark.parametrize(("stall", "squeezed"), [(0.02, False), (0.9, True)])
+def test_a_wait_in_the_first_moments_is_not_taken_for_slow_steps(monkeypatch, stall, squeezed):
+    """Steps take nothing but for a wait after the first epoch, of a second that is enough for all of them."""
+    chain, _ = chain_for(0, alike=True)
+    clock = iter([0.0] * 3 + [stall] * 200)
+    monkeypatch.setattr("moeplan.solvers.annealing_chain.time.perf_counter", lambda: next(clock))
+    chain.run(20_000, 1.0, 1, Event(), None)
+    assert chain.squeezed == squeezed
+    assert (chain.done == 20_000) == (not squeezed)
