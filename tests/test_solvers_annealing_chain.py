@@ -139,7 +139,7 @@ def test_partners_are_drawn_in_proportion_to_traffic():
     assert (partners[1] == -1).all()
 
 
-@pytest.mark.parametrize(("stall", "squeezed"), [(0.02, False), (0.9, True)])
+@pytest.mark.parametrize(("stall", "squeezed"), [(0.04, False), (0.9, True)])
 def test_a_wait_in_the_first_moments_is_not_taken_for_slow_steps(monkeypatch, stall, squeezed):
     """Steps take nothing but for a wait after the first epoch, of a second that is enough for all of them."""
     chain, _ = chain_for(0, alike=True)
