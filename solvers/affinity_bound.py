@@ -72,7 +72,7 @@ def affinity_bounds(
     problem of 2 E slots for each boundary; devices and hosts have a thread each. time_limit: seconds, a ceiling: what
     has not started by then is left out (``slots`` never is), and a relaxation cut short has a weaker bound.
 
-    Raises ``Infeasible`` when slots are missing.
+    Raises ``ValueError`` on malformed input and ``Infeasible`` when slots are missing.
     """
     started = time.perf_counter()
     problem = AffinityProblem.checked(
@@ -80,6 +80,8 @@ def affinity_bounds(
     )
     if steps < 0 or not time_limit > 0:
         raise ValueError(f"steps must be at least 0 and time_limit positive, got {steps} and {time_limit}")
+    if samples is None and balance_cap < math.inf:
+        raise ValueError(f"balance_cap {balance_cap} needs samples, the loads whose mean balance it limits")
     levels, counts = problem.levels, problem.transitions
     slots = [_slots(problem, level) for level in levels]
     sized = list(zip(levels, slots, strict=True))

@@ -118,7 +118,7 @@ def _exchange(tables, layer, a, b, here, there, target):
                 near_host[other, there_host, e] += tokens
 
 
-# Without ``_nrt``, numba's memory management, references to arrays are not counted, which took a sixth of the time; so
+# Without ``_nrt``, numba's memory management, references to arrays are not counted at every step, which takes time; so
 # nothing here may allocate an array.
 @numba.njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "nsz", "nnan"})  # type: ignore[call-overload]
 def walk(tables, rules, moved, warm, cold, steps, state):

@@ -47,9 +47,9 @@ def test_every_bound_under_a_cap_is_below_the_optimum(seed, steps):
     layers, experts = len(transitions) + 1, transitions.shape[1]
     samples = np.round(rng.pareto(1.0, (rng.integers(1, 4), layers, experts)) * 5)
     problem = AffinityProblem.checked(transitions, *arguments, speed=options["speed"])
-    balances = hottest_of_any(problem, samples)
+    coolest, hottest = balance_range(problem, samples)
     # Between the coolest and the hottest placement: some cap binds, some does not.
-    cap = balances.min() + (balances.max() - balances.min()) * rng.choice([0.0, 0.05, 0.3, 1.0])
+    cap = coolest + (hottest - coolest) * rng.choice([0.0, 0.05, 0.3, 1.0])
     best = capped_brute_force(problem, samples, cap)
     bounds = affinity_bounds(
         transitions, *arguments, speed=options["speed"], samples=samples, balance_cap=cap, steps=steps
@@ -77,13 +77,13 @@ def test_a_cap_raises_the_bound():
     assert found[1.14] > 0.4 * capped_brute_force(problem, samples, 1.14)
 
 
-def hottest_of_any(problem, samples):
-    """[...] mean balance of every placement; a layer's choices are independent: of each layer, then summed."""
+def balance_range(problem, samples):
+    """Mean balance of the coolest and of the hottest placement; every layer is placed by itself."""
     layers = [
         [mean_balance(row[None], samples[:, layer : layer + 1], problem.speed) for row in layouts(problem, layer)]
         for layer in range(problem.layers)
     ]
-    return np.array([np.mean([min(layer) for layer in layers]), np.mean([max(layer) for layer in layers])])
+    return np.mean([min(layer) for layer in layers]), np.mean([max(layer) for layer in layers])
 
 
 def test_bounds_are_close_on_small_cases():
@@ -236,6 +236,8 @@ def test_rows_are_violated_only_by_what_is_no_placement():
         ({"steps": -1}, "steps must be at least 0"),
         ({"time_limit": 0}, "time_limit positive"),
         ({"limit": [1.0]}, "limit must hold"),
+        ({"balance_cap": 1.2}, "balance_cap 1.2 needs samples"),
+        ({"balance_cap": 1.2, "samples": [[1.0, 2.0]]}, "samples must be finite, non-negative"),
     ],
 )
 def test_bad_input_is_named(change, message):
