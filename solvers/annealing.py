@@ -40,8 +40,8 @@ from .annealing_chain import Chain, Problem, load_kernels
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 5_000, 50_000_000  # proposals of each chain
-STEPS_PER_PAIR, ENOUGH = 40, 16_000_000  # where pairs of experts ask for more: slow modes are of whole groups of them
+STEPS_PER_EXPERT, STEPS_PER_PAIR = 5_000, 100  # proposals of each chain; slow modes are of whole groups of experts
+MOST_STEPS = 50_000_000
 THREADS = 2
 CHAINS, MOST_CHAINS = 8, 32
 LARGE, SMALL = 40_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps
@@ -211,7 +211,7 @@ def anneal(
 
 def usual_steps(size: int) -> int:
     """Proposals of a chain for so many layers x experts; ``benchmarks/annealing.py`` shows what more of them bring."""
-    return min(max(STEPS_PER_EXPERT * size, min(STEPS_PER_PAIR * size**2, ENOUGH)), MOST_STEPS)
+    return min(max(STEPS_PER_EXPERT * size, STEPS_PER_PAIR * size**2), MOST_STEPS)
 
 
 def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:

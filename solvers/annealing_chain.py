@@ -18,7 +18,7 @@ from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish,
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST, UNTIMED = 10_000, 250_000  # steps at most of the first epoch, and of those before speed is judged
-LOOK = 0.05  # of the time must be over before speed is judged: the first moments show how long threads wait
+LOOK, LONGEST_LOOK = 0.05, 1.0  # of the time, and seconds, before speed is judged: first moments show how threads wait
 WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
 FINAL = 0.1  # of the epochs the cap is a rule
 WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placements are nearly as good as random
@@ -191,7 +191,7 @@ class Chain:
         if deadline == math.inf:
             return planned
         now = time.perf_counter()
-        if now - began < LOOK * (deadline - began):
+        if now - began < min(LOOK * (deadline - began), LONGEST_LOOK):
             return min(planned, UNTIMED)
         rate = self.done / (now - began)
         possible = max(1, int((deadline - now) * 0.95 * rate / epochs * (1 + WARM_STEP * warmth)))

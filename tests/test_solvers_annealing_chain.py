@@ -148,3 +148,14 @@ def test_a_wait_in_the_first_moments_is_not_taken_for_slow_steps(monkeypatch, st
     chain.run(20_000, 1.0, 1, Event(), None)
     assert chain.squeezed == squeezed
     assert (chain.done == 20_000) == (not squeezed)
+
+
+def test_a_search_with_time_to_spare_does_all_its_steps(monkeypatch):
+    """Before speed is judged an epoch has few steps; a twentieth of much time is more than the whole search takes."""
+    monkeypatch.setattr("moeplan.solvers.annealing_chain.UNTIMED", 100)
+    clock = iter(0.01 * i for i in range(1000))
+    monkeypatch.setattr("moeplan.solvers.annealing_chain.time.perf_counter", lambda: next(clock))
+    chain, _ = chain_for(0, alike=True)
+    chain.run(200_000, 1e6, 1, Event(), None)
+    assert not chain.squeezed
+    assert chain.done == 200_000
