@@ -76,8 +76,9 @@ def test_several_passes(threads):
 @pytest.mark.parametrize(("model", "ffn"), [(2086, 530), (70, 2330)])
 def test_few_rows_of_wide_matrices(isa, dtype, model, ffn):
     """Several blocks of columns at a time, more than fit one block of few rows, beside an expert with more rows."""
-    p = problem(24, 4, 1, model, ffn, 2, biases=True, dtype=dtype)
-    assert too_far(p._replace(ids=torch.tensor([[0], [1], [1]] + [[3]] * 9 + [[1]] * 6 + [[0]] * 6)), "silu", isa) == {}
+    p = problem(128, 4, 1, model, ffn, 2, biases=True, dtype=dtype)
+    p = p._replace(ids=torch.tensor([0, 1] * 8 + [3, 2] * 15 + [0] * 32 + [2] * 50)[:, None])
+    assert too_far(p, "silu", isa) == {}
     few = p._replace(x=p.x[:3], ids=p.ids[:3], weights=p.weights[:3])
     assert too_far(few, "silu", isa) == {}
 
@@ -86,9 +87,12 @@ def test_few_rows_of_wide_matrices(isa, dtype, model, ffn):
     ("matrices", "activation", "isa", "count"), [(*ffn, ISAS[-1], 2) for ffn in FFNS] + [(2, "silu", "avx2", 1)]
 )
 def test_many_rows_by_the_vendor_equal_the_reference(matrices, activation, isa, count, threads):
-    """Experts with many rows, in one block of sums and in several, beside such with few and some."""
+    """Experts with many rows, in one block of sums and in several, beside such with few and some.
+
+    The seed keeps all projections 5e-6 from ReLU's kink, where rounding decides which way the gradient goes.
+    """
     threads(count)
-    p = problem(1700, 6, 1, 530, 550, matrices, biases=True)
+    p = problem(1700, 6, 1, 530, 550, matrices, biases=True, seed=1)
     shares = torch.tensor([0.4, 0.0, 0.003, 0.04, 0.2, 0.3])
     ids = torch.multinomial(shares.expand(1700, -1), 1, generator=torch.Generator().manual_seed(0))
     assert too_far(p._replace(ids=ids), activation, isa, vendor_from=550) == {}

@@ -33,7 +33,7 @@ public:
         Phase* phases = take<Phase>(PHASES * owners.count);
         together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : owners.few ? few_together() : 1;
         columns = owners.many ? many_columns(b.D, b.threads)
-                              : wide_columns(b.D, b.threads, owners.few ? FEW_COLUMNS : COLUMNS);
+                              : wide_columns(b.D, b.threads, owners.few ? SPREAD_COLUMNS : COLUMNS);
         if (!ready || !dy || !dprojected || !inputs || !hidden || !shares || !staged || !sums || !packed || !phases) {
             return NO_MEMORY;
         }
@@ -81,7 +81,7 @@ private:
 
     // Blocks of H in a task where busy experts have few rows: two tasks, at least, for each thread.
     int64_t few_together() const {
-        return most(1, least(FEW_COLUMNS / HIDDEN_COLUMNS, owners.busy * blocks / (2 * b.threads)));
+        return most(1, least(SPREAD_COLUMNS / HIDDEN_COLUMNS, owners.busy * blocks / (2 * b.threads)));
     }
 
     void prepare(int64_t pass, Phase* phase) {
@@ -102,7 +102,7 @@ private:
     void activations(const Owner& own, int64_t first, Scratch& scratch) {
         int64_t end = least(blocks, first + together);
         if (own.many) return activations_many(own, first * HIDDEN_COLUMNS, least(end * HIDDEN_COLUMNS, b.H), scratch);
-        int64_t blocks_each = own.n <= FEW ? together : 1;
+        int64_t blocks_each = own.n <= SPREAD ? together : 1;
         for (int64_t block = first; block < end; block += blocks_each) {
             int64_t h = block * HIDDEN_COLUMNS;
             activations_of(own, h, least(blocks_each * HIDDEN_COLUMNS, b.H - h), scratch);
@@ -129,16 +129,16 @@ private:
         }
     }
 
-    // Columns h to h + n, of which the first starts a block; of more than FEW rows no more than a block.
+    // Columns h to h + n, of which the first starts a block; of more than SPREAD rows no more than a block.
     void activations_of(const Owner& own, int64_t h, int64_t n, Scratch& scratch) {
         const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
         Panels panels = owner_panels(own, hidden, b.H);
-        int64_t line = own.n <= FEW ? round_up(n, PANEL) : LINE;
+        int64_t line = own.n <= SPREAD ? SPREAD_LINE : LINE;
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
             int64_t m = least(BLOCK_ROWS, own.n - r);
             const Op* rows = dy + (own.padded_row + r) * row_length(b.D);
-            if (own.n <= FEW) {
-                few_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums, line);
+            if (own.n <= SPREAD) {
+                few_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums);
             } else {
                 rows_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums);
             }

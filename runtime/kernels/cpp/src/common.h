@@ -17,7 +17,7 @@ enum Status : int64_t { OK = 0, BAD_ID = 1, NO_MEMORY = 2 };
 constexpr int64_t PANEL = 16;
 
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // Masked and tile instructions are not seen by the address sanitizer: it sees this look at both ends instead.

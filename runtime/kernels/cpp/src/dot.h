@@ -13,8 +13,8 @@ constexpr int64_t FEW = 8;
 constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are asked for before they are read
 // Rows of the weight at a time: sums and operands fit the registers.
 constexpr int weight_rows(int n) {
-    int free = (LANES == 16 ? 30 : 14);
-    return (free - 1) / (n + 1) >= 8 ? 8 : (free - 1) / (n + 1) >= 4 ? 4 : (free - 1) / (n + 1) >= 2 ? 2 : 1;
+    int fit = ((LANES == 16 ? 30 : 14) - 1) / (n + 1);
+    return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 1 ? fit : 1;
 }
 
 inline vf load_units_whole(const Real* p) {

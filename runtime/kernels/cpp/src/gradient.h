@@ -20,7 +20,7 @@ struct Owners {
     int64_t* first = nullptr;  // [count + 1] first expert of each pass
     int64_t count = 0, most_rows = 0, most_depth = 0, most_tokens = 0, busy = 0;  // of experts
     bool many = false;  // some expert has many rows
-    bool few = false;   // a busy expert has few, on average
+    bool few = false;   // a busy expert has no more than SPREAD, on average
 
     // `row_units`: units of scratch that a row takes. An expert is never split: its weight's gradient is one sum.
     bool build(const Plan& plan, int64_t experts, int64_t row_units, bool vendor) {
@@ -44,7 +44,7 @@ struct Owners {
             most_tokens = most(most_tokens, n);
             busy += n > 0;
         }
-        few = plan.rows <= busy * FEW;
+        few = plan.rows <= busy * SPREAD;
         if (experts) first[++count] = experts;
         return true;
     }
@@ -96,16 +96,17 @@ inline void pack_owner(const Owners& owners, int64_t pass, int64_t task, const R
 // Columns i to i + n of an expert's rows: staged rows times the weight, added to the rows of `to`.
 inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, int64_t k,
                            int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
-    bool few = owner.n <= FEW;
+    bool few = owner.n <= SPREAD;
     int64_t tall = owner.many ? MANY_ROWS : BLOCK_ROWS;
-    int64_t wide = few ? FEW_COLUMNS : owner.many ? MANY_COLUMNS : COLUMNS;
+    int64_t wide = few ? SPREAD_COLUMNS : owner.many ? MANY_COLUMNS : COLUMNS;
     for (int64_t r = 0; r < owner.n; r += tall) {
         int64_t m = least(tall, owner.n - r);
         const Op* rows = staged + (owner.padded_row + r) * row_length(k);
         for (int64_t c = i; c < i + n; c += wide) {
-            int64_t columns = least(wide, i + n - c), line = few || owner.many ? round_up(columns, PANEL) : LINE;
+            int64_t columns = least(wide, i + n - c);
+            int64_t line = few ? SPREAD_LINE : owner.many ? round_up(columns, PANEL) : LINE;
             if (few) {
-                few_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums, line);
+                few_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums);
             } else if (owner.many) {
                 multiply_many(Matrix<Op>{rows, row_length(k)}, Matrix<Real>{weight + c, to.width}, m, columns, k, scratch,
                               scratch.sums, line);

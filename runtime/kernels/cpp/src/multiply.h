@@ -9,18 +9,6 @@ constexpr int PANEL_VECTORS = PANEL / LANES;
 // Rows at once beside this many panels: sums and operands fill the registers, of which there are 32 or 16.
 constexpr int rows_beside(int panels) { return LANES == 8 ? 6 : panels == 3 ? 8 : 12; }
 
-#if MOEPLAN_PAIRS
-typedef uint32_t __attribute__((aligned(2), may_alias)) Unit;
-inline vf broadcast(const Op* p) { return _mm512_castsi512_ps(_mm512_set1_epi32(*reinterpret_cast<const Unit*>(p))); }
-#else
-inline vf broadcast(const Op* p) { return splat(*p); }
-#endif
-
-template <int N>
-struct Count {
-    static constexpr int value = N;
-};
-
 // M rows times N panels.
 template <int M, int N, class Next>
 inline void micro(const Op* a, int64_t lda, Next next, const float* b, int64_t panel_stride, int64_t units,

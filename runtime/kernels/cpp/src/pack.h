@@ -11,10 +11,13 @@ namespace moeplan::VARIANT {
 using Op = bf16;
 constexpr int64_t PAIR = 2;
 inline vf step(vf sum, vf a, vf b) { return dot_pairs(sum, a, b); }
+typedef uint32_t __attribute__((aligned(2), may_alias)) Unit;
+inline vf broadcast(const Op* p) { return _mm512_castsi512_ps(_mm512_set1_epi32(*reinterpret_cast<const Unit*>(p))); }
 #else
 using Op = float;
 constexpr int64_t PAIR = 1;
 inline vf step(vf sum, vf a, vf b) { return fma(a, b, sum); }
+inline vf broadcast(const Op* p) { return splat(*p); }
 #endif
 // k of an operand is padded with zeros to a multiple of this.
 #if MOEPLAN_AMX
@@ -38,6 +41,12 @@ inline int64_t row_length(int64_t k) {
 // The panels that are multiplied at once fit the first-level cache.
 constexpr int64_t CHUNK_UNITS = MOEPLAN_AMX ? 256 : 192;
 constexpr int64_t CHUNK = CHUNK_UNITS * PAIR;
+
+// A number for a template, as an argument.
+template <int N>
+struct Count {
+    static constexpr int value = N;
+};
 
 // `count` panels of k values. They lie chunk by chunk, so that what is multiplied together is together: first all
 // panels' first CHUNK_UNITS, one panel after the other, then all panels' next ones, and so on.

@@ -8,21 +8,23 @@ namespace moeplan::VARIANT {
 constexpr int64_t COLUMNS = 288;                  // of a block of sums
 constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
-constexpr int64_t FEW_COLUMNS = 2048;             // of one of FEW rows: the longer the stretches, the faster they come
+constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : 64;  // rows up to which `spread` is faster than packing the weight
+constexpr int64_t SPREAD_COLUMNS = 2048;          // of a block of their sums: the longer the stretches, the faster
+constexpr int64_t SPREAD_LINE = SPREAD_COLUMNS + PANEL;  // a power of two would crowd few sets of the caches
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
 constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
 // Scratch of one thread, and what it has multiplied.
 struct Scratch {
-    float* sums;    // [BLOCK_ROWS][LINE]
+    float* sums;    // [BLOCK_ROWS][LINE], or [SPREAD][SPREAD_LINE]
     Op* staged;     // [BLOCK_ROWS][CHUNK]
     float* packed;  // panels of COLUMNS columns, CHUNK deep
     int64_t multiply_adds = 0;
 
     void count(int64_t m, int64_t n, int64_t units) { multiply_adds += m * n * units * PAIR; }
 };
-static_assert(FEW * FEW_COLUMNS <= BLOCK_ROWS * LINE);
-constexpr int64_t SUMS = BLOCK_ROWS * LINE, STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
+constexpr int64_t SUMS = most(BLOCK_ROWS * LINE, SPREAD * SPREAD_LINE);
+constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
 // sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. Rows of w are read where they lie if
 // they can be.
@@ -62,17 +64,9 @@ inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Pan
     }
 }
 
-// sums [m, n] = a [m, k] w for m of at most FEW rows, sums' rows `line` apart.
-inline void few_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
-                             Scratch& scratch, float* sums, int64_t line) {
-    scratch.multiply_adds += m * n * k;
-    spread_few(a, lda, m, w, ldw, k, n, sums, line);
-}
-
 // sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
 inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
                               Scratch& scratch, float* sums) {
-    if (m <= FEW) return few_times_weight(a, lda, m, w, ldw, k, n, scratch, sums, LINE);
     int64_t k0 = 0;
     do {
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
@@ -83,6 +77,13 @@ inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w
                  b.units(), sums, LINE, k0 > 0);
         k0 += CHUNK;
     } while (k0 < k);
+}
+
+// The same for up to SPREAD rows and SPREAD_COLUMNS columns, sums' rows SPREAD_LINE apart.
+inline void few_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
+                             Scratch& scratch, float* sums) {
+    scratch.multiply_adds += m * n * k;
+    spread(a, lda, m, w, ldw, k, n, sums, SPREAD_LINE);
 }
 
 // sums [m, n] = a [m, k] b, both operands ready, b the panels from `panel` on.
