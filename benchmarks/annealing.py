@@ -8,8 +8,6 @@ objective over the seeds (and how far they spread), over the best that any row f
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from moeplan.benchmarks.hardware import processor
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.sample import load_samples
 from moeplan.planner.place.single import Single
@@ -44,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=120)
     command = " ".join(["python benchmarks/annealing.py", *sys.argv[1:]])
-    lines = [f"# Annealing\n\n{date.today()}, {platform.machine()}, {os.cpu_count()} cores. Command: `{command}`"]
+    lines = [f"# Annealing\n\n{date.today()}, {processor()}. Command: `{command}`"]
     for path in args.traces:
         trace = Trace.read(path).part(0, 0.5)
         title = f"{path.parent.name}/{path.stem}: {trace.layers} x {trace.num_experts}, {args.devices} devices"

@@ -13,9 +13,9 @@ parameters, of which idle ones get no gradient; everyone else gives zeros.
 
 The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
 tokens need (`runtime/kernels/counting.py`); stream is the fastest read of 512 MiB (a sum, or a product with a vector),
-peak the fastest square product of the dtype that torch does, both measured between the parts of this run. "possible" is
-the speedup over the best other of a call that takes no longer than the roofline. Prints the tables and writes them,
-with hardware and command, to benchmarks/results/kernels.md.
+peak the fastest square product of the dtype, torch's or an `esmm` of one expert, both taken between the parts of this
+run. "possible" is the speedup over the best other of a call that takes no longer than the roofline. Prints the tables
+and writes them, with hardware and command, to benchmarks/results/kernels.md.
 
 DeepSpeed-MoE is measured where it is installed. In an environment beside the project's:
 `DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip install --no-build-isolation deepspeed==0.19.8`
@@ -24,8 +24,6 @@ DeepSpeed-MoE is measured where it is installed. In an environment beside the pr
 import argparse
 import gc
 import json
-import os
-import platform
 import subprocess
 import sys
 from datetime import date
@@ -37,6 +35,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from moeplan.benchmarks.hardware import processor
 from moeplan.benchmarks.kernels_alternatives import (
     METHODS,
     OURS,
@@ -327,12 +326,6 @@ def main() -> None:
 def body(doc: str) -> str:
     """The explaining paragraphs of the module's docstring."""
     return "\n\n".join(doc.strip().split("\n\n")[2:4])
-
-
-def processor() -> str:
-    with open("/proc/cpuinfo") as f:
-        found = [line.split(":")[1].strip() for line in f if line.startswith("model name")]
-    return f"{found[0] if found else platform.machine()}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Needs Linux and root. Writes a Markdown table with the hardware and this command
 """
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from moeplan import Cluster, Plan, Report, Workload
+from moeplan.benchmarks.hardware import processor
 from moeplan.planner.search import solve
 from moeplan.profiler import profile
 from moeplan.runtime.launch import Launcher
@@ -100,7 +100,7 @@ def main() -> None:
         reports = measure(plans(args.model, cluster), launcher, args.rounds)
     body, summary = table(reports)
     figures = "\n".join(f"- {name}: {value:.3f}" for name, value in summary.items())
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    machine = f"{processor()}, Linux {platform.release()}"
     text = (
         f"# Predicted and measured in the lab\n\n`{args.lab.name}`, `{args.model}`, {machine}; "
         f"`python benchmarks/lab.py --rounds {args.rounds}`. Median over rounds; spread within a round (90th - 10th "

@@ -16,8 +16,6 @@ Prints the tables and writes them, with hardware and command, to benchmarks/resu
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from moeplan.benchmarks.hardware import processor
 from moeplan.planner.memory import replicated_weights
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.score import score
@@ -55,7 +54,7 @@ def main() -> None:
     console = Console(width=150)
     report = Report(console, args.referee, known)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# Placement\n\n{date.today()}, {platform.machine()}, {os.cpu_count()} cores. "
+    head = f"# Placement\n\n{date.today()}, {processor()}. "
     command = " ".join(["python benchmarks/placement.py", *map(str, sys.argv[1:])])
     parts: list[Callable[[], None]] = [
         partial(part, args.traces) for part in (report.balanced, report.local, report.spare, report.unequal)

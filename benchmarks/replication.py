@@ -9,7 +9,6 @@ table with the hardware and this command, and a picture of the growth beside it.
 """
 
 import argparse
-import os
 import platform
 import time
 from datetime import date
@@ -22,6 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from moeplan.benchmarks.hardware import processor
 from moeplan.solvers.eplb import eplb
 from moeplan.solvers.replication import replicate
 from moeplan.solvers.replication_exact import replicate_exactly
@@ -166,7 +166,7 @@ def main() -> None:
         shown.add_row(*row)
     Console(width=150).print(shown)
     body = "\n".join(f"| {' | '.join(row)} |" for row in (HEADER, ("---",) * 3 + ("--:",) * 4, *rows))
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    machine = f"{processor()}, Linux {platform.release()}"
     image = args.output.with_suffix(".png")
     text = (
         f"# Replication beside EPLB\n\n{machine}; {date.today().isoformat()}; "
