@@ -137,8 +137,8 @@ def anneal(
     host. balance_cap: mean over layers, or ``price``: energy of one unit of balance of one layer (then no cap).
     previous: [L, E] devices, with ``max_moves`` of which at most so many experts may change; it must keep (1).
     start: [L, E] devices to begin with; greedy balance by default.
-    steps: proposals per chain, the work budget, by default in proportion to the experts. time_limit: a ceiling in
-    seconds, into which the whole schedule is squeezed when steps take too long. ``stop`` ends the search early with
+    steps: proposals per chain, the work budget, by default ``usual_steps``. time_limit: a ceiling in seconds,
+    into which the whole schedule is squeezed when steps take too long. ``stop`` ends the search early with
     what is then found.
 
     Returns [L, E] devices, objective as above without the price term, bound 0; status ``time_limit`` where the schedule
