@@ -12,10 +12,11 @@ three times the fastest alternative at fewer tokens, and left out here. Switch's
 parameters, of which idle ones get no gradient; everyone else gives zeros.
 
 The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
-tokens need (`runtime/kernels/counting.py`); stream is the fastest read of 512 MiB (a sum, or a product with a vector),
-peak the fastest square product of the dtype, torch's or an `esmm` of one expert, both taken between the parts of this
-run. "possible" is the speedup over the best other of a call that takes no longer than the roofline. Prints the tables
-and writes them, with hardware and command, to benchmarks/results/kernels.md.
+tokens need (`runtime/kernels/counting.py`); stream is the faster read of 512 MiB (a sum, or a product with a vector),
+peak the faster square product of the dtype, torch's or an `esmm` of one expert. Both take their turns among the calls
+of the row and are medians like theirs: what a shared machine's memory gives varies by half within minutes. "possible"
+is the speedup over the best other of a call that takes no longer than the roofline. Prints the tables and writes them,
+with hardware and command, to benchmarks/results/kernels.md.
 
 DeepSpeed-MoE is measured where it is installed. In an environment beside the project's:
 `DS_BUILD_OPS=0 DS_ACCELERATOR=cpu pip install --no-build-isolation deepspeed==0.19.8`
@@ -47,6 +48,7 @@ from moeplan.benchmarks.kernels_alternatives import (
 )
 from moeplan.benchmarks.kernels_measure import (
     Limits,
+    Probes,
     Timing,
     interleaved,
     peak_memory,
@@ -82,12 +84,17 @@ class Row(NamedTuple):
     times: dict[str, Timing | str]
     flops: int
     moved: int
+    limits: Limits
 
     @property
     def ours(self) -> float:
         found = self.times["moeplan"]
         assert isinstance(found, Timing)
         return found.median
+
+    @property
+    def roofline(self) -> float:
+        return self.limits.roofline(self.flops, self.moved)
 
     @property
     def best_other(self) -> float:
@@ -99,11 +106,10 @@ class Bench:
 
     def __init__(self, trace: Trace, budget: float, console: Console) -> None:
         self.trace, self.budget, self.console = trace, budget, console
-        self.limits, self.rows, self.lines = Limits(), list[Row](), list[str]()
+        self.probes, self.rows, self.lines = Probes(), list[Row](), list[str]()
 
     def part(self, shape: Shape, dtype: torch.dtype, tokens: tuple[int, ...], training: bool) -> None:
         """One table: a shape, a type, with or without gradients."""
-        self.limits.look(dtype)
         layer = make_layer(shape, dtype)
         methods: dict[str, Method | str] = {}
         for name, build in METHODS.items():
@@ -122,7 +128,6 @@ class Bench:
                     methods[name] = "slower"
         del layer, methods
         gc.collect()  # modules refer to themselves, and a layer is gigabytes
-        self.limits.look(dtype)
         self.rows += rows
         self._table(shape, dtype, training, rows)
 
@@ -143,18 +148,18 @@ class Bench:
         for name, run in calls.items():
             first.append(seconds(lambda: results.update({name: run(0)[:3]})))  # noqa: B023 called at once
         compare(results, AGREE[dtype])
-        timings = interleaved(list(calls.values()), first, self.budget)
-        times = {name: m for name, m in methods.items() if isinstance(m, str)} | dict(zip(calls, timings, strict=True))
+        probes = self.probes.calls(dtype)
+        first += [seconds(lambda: probe(0)) for probe in probes]  # noqa: B023 called at once
+        timings = interleaved(list(calls.values()), probes, first, self.budget)
+        measured = dict(zip(calls, timings, strict=False))
+        times = {name: m for name, m in methods.items() if isinstance(m, str)} | measured
+        limits = self.probes.limits(timings[len(calls) :])
         sizes = shape.experts, shape.matrices, shape.ffn, shape.model, dtype
         forward = count_expert_ffn(ids, *sizes, biases=shape.biases, save=training)
         backward = count_expert_ffn_backward(ids, *sizes, biases=shape.biases)
         flops = forward.flops + training * backward.flops
         moved = forward.bytes + training * backward.bytes
-        return Row(shape, dtype, tokens, training, times, flops, moved)
-
-    def _share(self, row: Row) -> float:
-        """Of the roofline, with the best that was seen of the machine so far."""
-        return self.limits.roofline(row.flops, row.moved, row.dtype) / row.ours
+        return Row(shape, dtype, tokens, training, times, flops, moved, limits)
 
     def memory(self, shapes: list[Shape], dtypes: list[str], trace: Path) -> None:
         """Peak memory of a call at 2,048 tokens, each shape in a process of its own."""
@@ -193,11 +198,11 @@ class Bench:
                     self._line(f"{'training' if training else 'forward'} {label} ({len(rows)})", *self._summary(rows))
 
     def _summary(self, rows: list[Row]) -> list[str]:
-        # The roofline is what was seen of the machine at best: a call that is faster than it counts as 100 %.
-        share = [min(1.0, self._share(r)) for r in rows]
+        # A call that is faster than the probes' medians counts as 100 %.
+        share = [min(1.0, r.roofline / r.ours) for r in rows]
         speedup = [r.best_other / r.ours for r in rows]
         few = [r for r in rows if r.tokens <= 8]
-        possible = [self.limits.roofline(r.flops, r.moved, r.dtype) * 2.5 <= r.best_other for r in few]
+        possible = [r.roofline * 2.5 <= r.best_other for r in few]
         vendor = [t.median / r.ours for r in rows if isinstance(t := r.times["moeplan grouped"], Timing)]
         return [
             f"{np.mean(share):.0%}",
@@ -216,18 +221,19 @@ class Bench:
         self._say(
             f"\n## {s.name}, {str(dtype).removeprefix('torch.')}, {kind} (ms)\n\n"
             f"D {s.model}, H {s.ffn}, E {s.experts}, K {s.top_k}, {s.activation}"
-            f"{', gated' if s.matrices == 2 else ''}{', biases' if s.biases else ''}; stream "
-            f"{self.limits.stream / 1e9:.1f} GB/s, peak {self.limits.peak[dtype] / 1e9:.0f} GFLOP/s\n"
+            f"{', gated' if s.matrices == 2 else ''}{', biases' if s.biases else ''}\n"
         )
-        self._line("tokens", *METHODS, "best other / moeplan", "possible", "bound", "roofline", "share")
-        self._line(*["---"] * (len(METHODS) + 6))
+        limits = "stream, GB/s", "peak, GFLOP/s", "bound", "roofline", "share"
+        self._line("tokens", *METHODS, "best other / moeplan", "possible", *limits)
+        self._line(*["---"] * (len(METHODS) + 8))
         for row in rows:
             found = [row.times[name] for name in METHODS]
             cells = [t if isinstance(t, str) else milliseconds(t) for t in found]
-            work = row.flops, row.moved, row.dtype
-            least, bound = f"{1e3 * self.limits.roofline(*work):.3g}", self.limits.bound(*work)
-            ratio, possible = (f"{row.best_other / t:.2f}" for t in (row.ours, self.limits.roofline(*work)))
-            self._line(f"{row.tokens:,}", *cells, ratio, possible, bound, least, f"{self._share(row):.0%}")
+            ratio, possible = (f"{row.best_other / t:.2f}" for t in (row.ours, row.roofline))
+            stream, peak = f"{row.limits.stream / 1e9:.1f}", f"{row.limits.peak / 1e9:.0f}"
+            bound, least = row.limits.bound(row.flops, row.moved), f"{1e3 * row.roofline:.3g}"
+            share = f"{row.roofline / row.ours:.0%}"
+            self._line(f"{row.tokens:,}", *cells, ratio, possible, stream, peak, bound, least, share)
 
     def _line(self, *cells: str) -> None:
         self._say(f"| {' | '.join(cells)} |")

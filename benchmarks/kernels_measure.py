@@ -19,6 +19,8 @@ DECODE = 64  # up to so many tokens are one of each sequence, as in a step of de
 COLD = 512 * 2**20  # bytes of weights that no cache holds
 NEAR, LONG = 1.25, 3.0  # see ``interleaved``
 
+Call = Callable[[int], object]  # takes the number of the call: see ``ring``
+
 
 class Timing(NamedTuple):
     """Seconds: median, and half the distance between the quartiles."""
@@ -70,34 +72,53 @@ def ring(ids: Tensor, experts: int, expert_bytes: int) -> list[Tensor]:
     return found
 
 
-class Limits:
-    """What this machine reads and multiplies at best, over all looks at it in this run."""
+class Limits(NamedTuple):
+    """What this machine reads and multiplies at best while the calls of one case run.
+
+    stream: bytes / s; peak: flop / s of the case's dtype.
+    """
+
+    stream: float
+    peak: float
+
+    def roofline(self, flops: int, moved: int) -> float:
+        """Seconds that no implementation can do without."""
+        return max(flops / self.peak, moved / self.stream)
+
+    def bound(self, flops: int, moved: int) -> str:
+        return "flops" if flops / self.peak > moved / self.stream else "bytes"
+
+
+class Probes:
+    """Calls that show the limits: they take turns with those that are measured, for what a shared machine gives varies.
+
+    Reads of COLD bytes, and square products; two ways each, for the vendor's library may know the processors of one
+    maker only.
+    """
+
+    SIZE = 2048
 
     def __init__(self) -> None:
-        self.stream = 0.0  # bytes / s
-        self.peak: dict[torch.dtype, float] = {}  # flop / s
-        self._memory = torch.ones(2**27)
+        self._memory = torch.ones(COLD // 4)
 
-    def look(self, dtype: torch.dtype) -> None:
-        matrix = self._memory.view(2**14, -1)
+    def calls(self, dtype: torch.dtype) -> list[Call]:
+        matrix = self._memory.view(-1, 2**13)
         vector = torch.ones(matrix.shape[1])
-        for _ in range(5):
-            for read in (self._memory.sum, lambda: torch.mv(matrix, vector)):
-                self.stream = max(self.stream, self._memory.nbytes / seconds(read))
-        for rows, size in ((2048, 2048), (2048, 4096)):
-            a, b = torch.randn(rows, size).to(dtype), torch.randn(size, size).to(dtype)
-            ids = torch.zeros(rows, 1, dtype=torch.int64)
-            for _ in range(4):
-                # The vendor's library may know the processors of one maker only.
-                for product in (lambda: torch.mm(a, b), lambda: esmm(a, b[None], ids)):  # noqa: B023 called at once
-                    self.peak[dtype] = max(self.peak.get(dtype, 0.0), 2 * rows * size * size / seconds(product))
+        a, b = torch.randn(2, self.SIZE, self.SIZE).to(dtype)
+        ids = torch.zeros(self.SIZE, 1, dtype=torch.int64)
+        return [
+            lambda _: self._memory.sum(),
+            lambda _: torch.mv(matrix, vector),
+            lambda _: torch.mm(a, b),
+            lambda _: esmm(a, b[None], ids),
+        ]
 
-    def roofline(self, flops: int, moved: int, dtype: torch.dtype) -> float:
-        """Seconds that no implementation can do without."""
-        return max(flops / self.peak[dtype], moved / self.stream)
-
-    def bound(self, flops: int, moved: int, dtype: torch.dtype) -> str:
-        return "flops" if flops / self.peak[dtype] > moved / self.stream else "bytes"
+    def limits(self, timings: Sequence["Timing"]) -> Limits:
+        """From the times of ``calls``: medians as everyone's, of the faster way each."""
+        reads, products = timings[:2], timings[2:]
+        return Limits(
+            self._memory.nbytes / min(t.median for t in reads), 2 * self.SIZE**3 / min(t.median for t in products)
+        )
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -106,21 +127,23 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleaved(calls: Sequence[Callable[[int], object]], first: Sequence[float], budget: float) -> list[Timing]:
-    """Times of some calls that do the same, each ``call(number)`` once a round, in a new order every round.
+def interleaved(calls: Sequence[Call], probes: Sequence[Call], first: Sequence[float], budget: float) -> list[Timing]:
+    """Times of some calls that do the same, and of probes: each ``call(number)`` once a round, always in a new order.
 
     ``first``: what each took when it was called before, to find its memory and warm up; that does not count. A call
-    takes part while it has used less than ``budget`` seconds; those within ``NEAR`` times the fastest run three times
-    at least, or twice where they take over ``LONG`` seconds.
+    takes part while it has used less than ``budget`` seconds; the calls within ``NEAR`` times the fastest, and the
+    probes, run three times at least, or twice where they take over ``LONG`` seconds.
     """
-    taken: list[list[float]] = [[] for _ in calls]
+    run = [*calls, *probes]
+    taken: list[list[float]] = [[] for _ in run]
     number = 1
     for turn in range(50):
         known = [min(t, default=f) for t, f in zip(taken, first, strict=True)]
-        for i in np.random.default_rng(turn).permutation(len(calls)):
-            least = 1 if known[i] > NEAR * min(known) else 2 if known[i] > LONG else 3
+        near = NEAR * min(known[: len(calls)])
+        for i in np.random.default_rng(turn).permutation(len(run)):
+            least = 1 if i < len(calls) and known[i] > near else 2 if known[i] > LONG else 3
             if len(taken[i]) < least or sum(taken[i]) < budget:
-                taken[i].append(seconds(lambda: calls[i](number)))  # noqa: B023 called at once
+                taken[i].append(seconds(lambda: run[i](number)))  # noqa: B023 called at once
                 number += 1
     return [timing(t) for t in taken]
 

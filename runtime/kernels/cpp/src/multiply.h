@@ -24,7 +24,7 @@ inline void micro(const Op* a, int64_t lda, Next next, const float* b, int64_t p
     const Op* group[(M + 2) / 3];
     for (int g = 0; g < (M + 2) / 3; g++) group[g] = a + 3 * g * lda;
     for (int64_t u = 0; u < units; u++) {
-        if (u % PANEL == 0) next.template fetch<M>(u);
+        if (u % PANEL == 0) next.template fetch<M>();
         vf columns[V];
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) {
@@ -51,7 +51,7 @@ inline void multiply_rows(const Op* a, int64_t lda, int64_t m, Next next, const 
     const auto take_rows = [&](auto rows) {
         constexpr int M = decltype(rows)::value;
         for (; r + M <= m; r += M) {
-            micro<M, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
+            micro<M, N>(a + r * lda, lda, next, b, panel_stride, units, c + r * ldc, ldc, add);
         }
     };
     take_rows(Count<rows_beside(N)>());

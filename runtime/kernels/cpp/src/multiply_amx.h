@@ -48,7 +48,7 @@ inline void micro(const Op* a, int64_t lda, Next next, const float* b, int64_t p
     }
     for (int64_t u = 0; u < units; u += 16) {
         const Op* from = a + u * PAIR;
-        next.template fetch<16 * M>(u);
+        next.template fetch<16 * M>();
         for (int r = 0; r < M; r++) touch_rows(from + 16 * r * lda, row);
         for (int p = 0; p < N; p++) touch(b + p * panel_stride + u * PANEL, 1024);
         _tile_loadd(4, from, row);
@@ -75,9 +75,9 @@ inline void multiply_rows(const Op* a, int64_t lda, int64_t m, Next next, const 
                           int64_t units, float* c, int64_t ldc, bool add) {
     int64_t r = 0;
     for (; r + 32 <= m; r += 32) {
-        micro<2, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
+        micro<2, N>(a + r * lda, lda, next, b, panel_stride, units, c + r * ldc, ldc, add);
     }
-    if (r < m) micro<1, N>(a + r * lda, lda, next.past(r), b, panel_stride, units, c + r * ldc, ldc, add);
+    if (r < m) micro<1, N>(a + r * lda, lda, next, b, panel_stride, units, c + r * ldc, ldc, add);
 }
 
 // m and n are multiples of 16, units is too.

@@ -120,49 +120,56 @@ constexpr int64_t ROWS_AHEAD = 16;  // rows are asked for this many before they 
 constexpr int64_t LINE_VALUES = 64 / sizeof(Real);
 
 // Part of a matrix that will be wanted soon, brought closer a few lines at a time while something else is computed.
-struct Ahead {
+class Ahead {
+public:
+    Ahead(const Real* row, int64_t stride, int64_t rows, int64_t columns)
+        : row(row), stride(stride), rows(columns > 0 ? rows : 0), columns(columns) {}
+
+    template <int COUNT>
+    void lines() {
+        if (rows <= 0) return;
+        if (column + COUNT * LINE_VALUES <= columns) {
+#pragma GCC unroll 32
+            for (int i = 0; i < COUNT; i++) fetch(column + i * LINE_VALUES);
+            column += COUNT * LINE_VALUES;
+        } else {
+            for (; column < columns; column += LINE_VALUES) fetch(column);
+        }
+        if (column >= columns) {
+            column = 0;
+            row += stride;
+            rows--;
+        }
+    }
+
+private:
     const Real* row;
     int64_t stride, rows, columns;
     int64_t column = 0;
 
-    void lines(int count) {
-        for (; count > 0 && rows > 0; count--) {
-            _mm_prefetch(reinterpret_cast<const char*>(row + column), _MM_HINT_T1);
-            column += LINE_VALUES;
-            if (column >= columns) {
-                column = 0;
-                row += stride;
-                rows--;
-            }
-        }
-    }
+    void fetch(int64_t at) const { _mm_prefetch(reinterpret_cast<const char*>(row + at), _MM_HINT_T1); }
 };
 
-// What a product brings closer: nothing, a part of a matrix, or the rows that will be multiplied after these.
+// What a product brings closer: nothing; some of a part with every panel; or as much as it reads of its left operand.
 struct NothingNext {
     static constexpr bool EVERY = false;  // with every panel, or only with the first ones
-    NothingNext past(int64_t) const { return {}; }
     template <int ROWS>
-    void fetch(int64_t) const {}
+    void fetch() const {}
 };
 struct PartNext {
     static constexpr bool EVERY = true;
     Ahead* part;
-    PartNext past(int64_t) const { return *this; }
     template <int ROWS>
-    void fetch(int64_t) const {
-        part->lines(16);
+    void fetch() const {
+        part->lines<16>();
     }
 };
-struct RowsNext {
+struct AsMuchNext {
     static constexpr bool EVERY = false;
-    const Op* row;
-    int64_t stride;
-    RowsNext past(int64_t rows) const { return {row + rows * stride, stride}; }
+    Ahead* part;
     template <int ROWS>
-    void fetch(int64_t unit) const {
-#pragma GCC unroll 16
-        for (int r = 0; r < ROWS; r++) _mm_prefetch(row + r * stride + unit * PAIR, _MM_HINT_T1);
+    void fetch() const {
+        part->lines<ROWS>();
     }
 };
 

@@ -119,7 +119,7 @@ inline void weight_times_piece(const Real* w, int64_t m, const Piece& piece, flo
         multiply_few(w, k, m, reinterpret_cast<const Op*>(units), row_length(k), n, k, sums, LINE);
     } else {
         Panels panels{units, ceil_div(piece.n, PANEL), k};
-        weight_times_panels(w, k, m, panels, t / PANEL, round_up(n, PANEL), scratch, sums);
+        weight_times_panels(w, m, panels, t / PANEL, round_up(n, PANEL), scratch, sums);
     }
 }
 

@@ -11,7 +11,7 @@ constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows
 constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : 64;  // rows up to which `spread` is faster than packing the weight
 constexpr int64_t SPREAD_COLUMNS = 2048;          // of a block of their sums: the longer the stretches, the faster
 constexpr int64_t SPREAD_LINE = SPREAD_COLUMNS + PANEL;  // a power of two would crowd few sets of the caches
-constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 24;  // rows that are read to their end together
+constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 12;  // rows that are read to their end together
 constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
 // Scratch of one thread, and what it has multiplied.
@@ -28,37 +28,40 @@ constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
 // sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. Rows of w are read where they lie if
 // they can be.
-inline void weight_times_panels(const Real* w, int64_t ldw, int64_t m, const Panels& b, int64_t panel, int64_t n,
-                                Scratch& scratch, float* sums) {
+inline void weight_times_panels(const Real* w, int64_t m, const Panels& b, int64_t panel, int64_t n, Scratch& scratch,
+                                float* sums) {
     int64_t k = b.k, chunks = most(1, ceil_div(b.units(), CHUNK_UNITS));
     bool small = n * b.units() * 4 <= SMALL;
     // Rows a power of two apart meet in few sets of the caches, where they cannot wait to be used again.
-    bool crowded = !small && ldw * static_cast<int64_t>(sizeof(Real)) % 16384 == 0;
+    bool crowded = !small && k * static_cast<int64_t>(sizeof(Real)) % 16384 == 0;
     bool staged = sizeof(Real) != sizeof(Op) || crowded || k % K_STEP != 0 || m % ROW_STEP != 0;
     // Where b stays in the second-level cache, rows are read to their end, a few at a time, once; else in blocks.
     int64_t group = small ? GROUP : BLOCK_ROWS;
     for (int64_t r = 0; r < m; r += group) {
-        int64_t rows = least(group, m - r);
+        int64_t rows = least(group, m - r), next_rows = least(group, m - r - rows);
+        const Real* next_row = w + (r + rows) * k;
+        // Rows that are read to their end are asked for before, in the order in which they lie: the processor foresees
+        // that, and brings more at once than a program can ask for.
+        Ahead next_group(next_row, 0, 1, next_rows * k);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             int64_t depth = b.depth(chunk), tall = round_up(rows, ROW_STEP);
-            const Real* from = w + r * ldw + chunk * CHUNK;
-            // What comes next: these rows' next chunk, or the first one of the next rows.
+            const Real* from = w + r * k + chunk * CHUNK;
+            // Else it is these rows' next chunk, or the first one of the next rows.
             bool last = chunk + 1 == chunks;
-            const Real* next = last ? w + (r + group < m ? r + group : r) * ldw : from + CHUNK;
+            Ahead next_chunk = last ? Ahead(next_row, k, next_rows, least(CHUNK, k))
+                                    : Ahead(from + CHUNK, k, rows, least(CHUNK, k - (chunk + 1) * CHUNK));
+            Ahead* ahead = small ? &next_group : &next_chunk;
             const float* right = b.at(panel, chunk * CHUNK_UNITS);
             float* to = sums + r * LINE;
             scratch.count(tall, n, depth);
             if (staged) {
-                Rows<Real> lying{from, ldw, nullptr};
+                Rows<Real> lying{from, k, nullptr};
                 stage_rows(lying, 0, rows, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
-                Ahead ahead{next, ldw, last ? least(group, most(0, m - r - group)) : rows,
-                            least(CHUNK, last ? k : k - (chunk + 1) * CHUNK)};
-                multiply(scratch.staged, CHUNK, tall, PartNext{&ahead}, right, depth * PANEL, n, depth, to, LINE,
+                multiply(scratch.staged, CHUNK, tall, PartNext{ahead}, right, depth * PANEL, n, depth, to, LINE,
                          chunk > 0);
             } else {
-                RowsNext ahead{reinterpret_cast<const Op*>(next), ldw};
-                multiply(reinterpret_cast<const Op*>(from), ldw, tall, ahead, right, depth * PANEL, n, depth, to, LINE,
-                         chunk > 0);
+                multiply(reinterpret_cast<const Op*>(from), k, tall, AsMuchNext{ahead}, right, depth * PANEL, n, depth,
+                         to, LINE, chunk > 0);
             }
         }
     }
@@ -72,7 +75,7 @@ inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w
         Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
         scratch.count(round_up(m, ROW_STEP), round_up(n, PANEL), b.units());
-        Ahead ahead{w + (k0 + CHUNK) * ldw, ldw, least(CHUNK, k - k0 - CHUNK), n};
+        Ahead ahead(w + (k0 + CHUNK) * ldw, ldw, least(CHUNK, k - k0 - CHUNK), n);
         multiply(a + k0, lda, round_up(m, ROW_STEP), PartNext{&ahead}, b.base, b.units() * PANEL, round_up(n, PANEL),
                  b.units(), sums, LINE, k0 > 0);
         k0 += CHUNK;
