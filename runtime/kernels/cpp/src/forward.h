@@ -72,11 +72,9 @@ private:
                 weight_times_piece(w, m, piece, inputs + piece.input, t, n, f.D, scratch, sums);
                 finish(sums, piece, i, h, m, t, n);
             }
-            if (piece.few) {
-                activate_rows(scratch.sums, piece, h, m);
-            } else {
-                activate_panels(scratch.sums, piece, h, m, t, n);
-            }
+            int64_t columns = least(n, piece.panels * PANEL - t);
+            activate_panels(scratch.sums, piece, h, m, t, columns);
+            if (piece.tail) activate_rows(scratch.sums + columns, piece, h, m);
         }
     }
 
@@ -103,7 +101,7 @@ private:
     }
 
     void activate_panels(const float* sums, const Piece& piece, int64_t h, int64_t m, int64_t t, int64_t n) {
-        Panels panels{hidden + piece.hidden, ceil_div(piece.n, PANEL), f.H};
+        Panels panels{hidden + piece.hidden, piece.panels, f.H};
         for (int64_t c = 0; c < round_up(n, PANEL); c += LANES) {
             for (int64_t r = 0; r < m; r += PAIR) {
                 vf x = activated(sums, r, c);
@@ -121,15 +119,15 @@ private:
     }
 
     void activate_rows(const float* sums, const Piece& piece, int64_t h, int64_t m) {
-        Op* rows = reinterpret_cast<Op*>(hidden + piece.hidden);
+        Op* rows = reinterpret_cast<Op*>(hidden + piece.hidden + piece.tail_start(f.H));
         int64_t stride = row_length(f.H);
         for (int64_t r = 0; r < m; r++) {
             Op column[PANEL];
-            for (int64_t c = 0; c < piece.n; c += LANES) store(column + c, activated(sums, r, c));
-            for (int64_t c = 0; c < piece.n; c++) rows[c * stride + h + r] = column[c];
+            for (int64_t c = 0; c < piece.tail; c += LANES) store(column + c, activated(sums, r, c));
+            for (int64_t c = 0; c < piece.tail; c++) rows[c * stride + h + r] = column[c];
         }
         if (h + m == f.H) {
-            for (int64_t c = 0; c < piece.n; c++) clear(rows + c * stride + f.H, sizeof(Op) * (stride - f.H));
+            for (int64_t c = 0; c < piece.tail; c++) clear(rows + c * stride + f.H, sizeof(Op) * (stride - f.H));
         }
     }
 

@@ -10,14 +10,27 @@ constexpr int64_t PASS_BYTES = 24 << 20;  // packed operands of a pass
 constexpr int64_t PIECE = 512;            // an expert's tokens are split only into pieces of at least this many
 constexpr int64_t LEAST_COST = 24;        // columns that are multiplied in the time in which a row comes from memory
 
+// So few of an expert's last rows take less time as rows, while the weight's are near, than in a panel of their own;
+// where it has many rows the weight's do not stay.
+constexpr int64_t TAIL = MOEPLAN_AMX ? 0 : 6, TAILED = 96;
+
 // Some tokens of one expert: rows `row` to `row + n` of the plan. Their operands start at these offsets, in units.
 struct Piece {
     int64_t expert, row, n;
     int64_t input, hidden;
-    bool many;      // for `multiply_many`: operands are rows
-    bool few;       // for `multiply_few`: operands are rows too; else they are panels
-    int64_t block;  // rows of the weight in a task
+    bool many;             // for `multiply_many`
+    int64_t panels, tail;  // of which its operands are made: panels of 16 of its rows, then rows as they are
+    int64_t block;         // rows of the weight in a task
     int64_t pack_end, product_end;  // running totals of tasks in the pass
+
+    void split() {
+        bool rows = many || n <= FEW;
+        tail = rows ? n : n <= TAILED && n % PANEL <= TAIL ? n % PANEL : 0;
+        panels = rows ? 0 : ceil_div(n - tail, PANEL);
+    }
+    // Units of an operand with rows of k values.
+    int64_t operand(int64_t k) const { return tail_start(k) + round_up(tail * row_length(k) / PAIR, PANEL); }
+    int64_t tail_start(int64_t k) const { return Panels::size(panels, k); }
 };
 
 struct Passes {
@@ -25,10 +38,6 @@ struct Passes {
     int64_t* first = nullptr;  // [count + 1] first piece of each pass
     int64_t count = 0, most_input = 0, most_hidden = 0;
     bool many = false;  // some piece has many rows
-
-    static int64_t operand(bool rows, int64_t n, int64_t k) {
-        return rows ? round_up(n * row_length(k) / PAIR, PANEL) : Panels::size(ceil_div(n, PANEL), k);
-    }
 
     // Rows of `inputs` values, and of `hidden` values that the pass makes (0: none); products with `rows` rows of an
     // expert's weight, divided over threads by their cost, into blocks of at most `most_block`; for `many` rows
@@ -53,23 +62,22 @@ struct Passes {
             for (int64_t row = plan.start[e]; row < plan.start[e + 1]; row += piece_rows) {
                 Piece& piece = pieces[made];
                 int64_t n = least(piece_rows, plan.start[e + 1] - row);
-                bool many = many_block && n >= MANY, few = n <= FEW;
-                int64_t input_size = operand(many || few, n, inputs), hidden_size = operand(many || few, n, hidden);
+                piece.expert = e;
+                piece.row = row;
+                piece.n = n;
+                piece.many = many_block && n >= MANY;
+                piece.split();
+                int64_t input_size = piece.operand(inputs), hidden_size = piece.operand(hidden);
                 if (made > first[count] && (input_end + hidden_end + input_size + hidden_size) * 4 > PASS_BYTES) {
                     first[++count] = made;
                     pack_end = product_end = input_end = hidden_end = 0;
                 }
-                piece.expert = e;
-                piece.row = row;
-                piece.n = n;
-                piece.many = many;
-                piece.few = few;
                 piece.input = input_end;
                 piece.hidden = hidden_end;
                 piece.block = least(most_block, most(PANEL, round_up(each / most(n, LEAST_COST), PANEL)));
-                this->many |= many;
-                if (many) piece.block = round_up(ceil_div(rows, ceil_div(rows, many_block)), PANEL);
-                piece.pack_end = pack_end += ceil_div(n, PANEL);
+                many |= piece.many;
+                if (piece.many) piece.block = round_up(ceil_div(rows, ceil_div(rows, many_block)), PANEL);
+                piece.pack_end = pack_end += piece.panels + ceil_div(piece.tail, PANEL);
                 piece.product_end = product_end += ceil_div(rows, piece.block);
                 most_input = most(most_input, input_end += input_size);
                 most_hidden = most(most_hidden, hidden_end += hidden_size);
@@ -98,15 +106,15 @@ struct Passes {
 
     // Task of packing: one panel of a piece, or as many rows.
     void pack(int64_t begin, int64_t end, int64_t task, const Rows<Real>& x, int64_t k, float* inputs) const {
-        int64_t panel;
-        const Piece& piece = find<&Piece::pack_end>(begin, end, task, panel);
+        int64_t place;
+        const Piece& piece = find<&Piece::pack_end>(begin, end, task, place);
         float* units = inputs + piece.input;
-        int64_t n = least(PANEL, piece.n - panel * PANEL);
-        if (piece.few || piece.many) {
-            Op* rows = reinterpret_cast<Op*>(units) + panel * PANEL * row_length(k);
-            stage_rows(x, piece.row + panel * PANEL, n, k, rows, row_length(k));
+        int64_t row = piece.row + place * PANEL, n = least(PANEL, piece.n - place * PANEL);
+        if (place < piece.panels) {
+            pack_rows(x, row, n, {units, piece.panels, k}, place);
         } else {
-            pack_rows(x, piece.row + panel * PANEL, n, {units, ceil_div(piece.n, PANEL), k}, panel);
+            Op* rows = reinterpret_cast<Op*>(units + piece.tail_start(k));
+            stage_rows(x, row, n, k, rows + (place - piece.panels) * PANEL * row_length(k), row_length(k));
         }
     }
 };
@@ -114,13 +122,9 @@ struct Passes {
 // sums [m, n] = w [m, k] times the operand of a piece's tokens t to t + n.
 inline void weight_times_piece(const Real* w, int64_t m, const Piece& piece, float* units, int64_t t, int64_t n,
                                int64_t k, Scratch& scratch, float* sums) {
-    if (piece.few) {
-        scratch.multiply_adds += m * n * k;
-        multiply_few(w, k, m, reinterpret_cast<const Op*>(units), row_length(k), n, k, sums, LINE);
-    } else {
-        Panels panels{units, ceil_div(piece.n, PANEL), k};
-        weight_times_panels(w, m, panels, t / PANEL, round_up(n, PANEL), scratch, sums);
-    }
+    int64_t columns = least(round_up(n, PANEL), piece.panels * PANEL - t);
+    const Op* rows = reinterpret_cast<const Op*>(units + piece.tail_start(k));
+    weight_times_tokens(w, m, {units, piece.panels, k}, t / PANEL, columns, rows, piece.tail, scratch, sums);
 }
 
 }  // namespace moeplan::VARIANT

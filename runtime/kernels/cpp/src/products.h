@@ -26,37 +26,38 @@ struct Scratch {
 constexpr int64_t SUMS = most(BLOCK_ROWS * LINE, SPREAD * SPREAD_LINE);
 constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
-// sums [m, n] = w [m, k] b, b the panels from `panel` on; n is a multiple of 16. Rows of w are read where they lie if
-// they can be.
-inline void weight_times_panels(const Real* w, int64_t m, const Panels& b, int64_t panel, int64_t n, Scratch& scratch,
-                                float* sums) {
-    int64_t k = b.k, chunks = most(1, ceil_div(b.units(), CHUNK_UNITS));
+// sums [m, n + tail] = w [m, k] times n columns of the panels b from `panel` on, a multiple of 16, and then times `tail`
+// rows. Rows of w are read where they lie if they can be.
+inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64_t panel, int64_t n, const Op* rows,
+                                int64_t tail, Scratch& scratch, float* sums) {
+    int64_t k = b.k, chunks = n ? most(1, ceil_div(b.units(), CHUNK_UNITS)) : 0;
     bool small = n * b.units() * 4 <= SMALL;
     // Rows a power of two apart meet in few sets of the caches, where they cannot wait to be used again.
     bool crowded = !small && k * static_cast<int64_t>(sizeof(Real)) % 16384 == 0;
     bool staged = sizeof(Real) != sizeof(Op) || crowded || k % K_STEP != 0 || m % ROW_STEP != 0;
     // Where b stays in the second-level cache, rows are read to their end, a few at a time, once; else in blocks.
-    int64_t group = small ? GROUP : BLOCK_ROWS;
+    int64_t group = n == 0 ? m : small ? GROUP : BLOCK_ROWS;
+    scratch.multiply_adds += m * tail * k;
     for (int64_t r = 0; r < m; r += group) {
-        int64_t rows = least(group, m - r), next_rows = least(group, m - r - rows);
-        const Real* next_row = w + (r + rows) * k;
+        int64_t count = least(group, m - r), next_count = least(group, m - r - count);
+        const Real* next = w + (r + count) * k;
         // Rows that are read to their end are asked for before, in the order in which they lie: the processor foresees
         // that, and brings more at once than a program can ask for.
-        Ahead next_group(next_row, 0, 1, next_rows * k);
+        Ahead next_group(next, 0, 1, next_count * k);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            int64_t depth = b.depth(chunk), tall = round_up(rows, ROW_STEP);
+            int64_t depth = b.depth(chunk), tall = round_up(count, ROW_STEP);
             const Real* from = w + r * k + chunk * CHUNK;
             // Else it is these rows' next chunk, or the first one of the next rows.
             bool last = chunk + 1 == chunks;
-            Ahead next_chunk = last ? Ahead(next_row, k, next_rows, least(CHUNK, k))
-                                    : Ahead(from + CHUNK, k, rows, least(CHUNK, k - (chunk + 1) * CHUNK));
+            Ahead next_chunk = last ? Ahead(next, k, next_count, least(CHUNK, k))
+                                    : Ahead(from + CHUNK, k, count, least(CHUNK, k - (chunk + 1) * CHUNK));
             Ahead* ahead = small ? &next_group : &next_chunk;
             const float* right = b.at(panel, chunk * CHUNK_UNITS);
             float* to = sums + r * LINE;
             scratch.count(tall, n, depth);
             if (staged) {
                 Rows<Real> lying{from, k, nullptr};
-                stage_rows(lying, 0, rows, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
+                stage_rows(lying, 0, count, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
                 multiply(scratch.staged, CHUNK, tall, PartNext{ahead}, right, depth * PANEL, n, depth, to, LINE,
                          chunk > 0);
             } else {
@@ -64,6 +65,8 @@ inline void weight_times_panels(const Real* w, int64_t m, const Panels& b, int64
                          to, LINE, chunk > 0);
             }
         }
+        // The group is near now.
+        if (tail) multiply_few(w + r * k, k, count, rows, row_length(k), tail, k, sums + r * LINE + n, LINE);
     }
 }
 
