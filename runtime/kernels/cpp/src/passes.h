@@ -10,9 +10,10 @@ constexpr int64_t PASS_BYTES = 24 << 20;  // packed operands of a pass
 constexpr int64_t PIECE = 512;            // an expert's tokens are split only into pieces of at least this many
 constexpr int64_t LEAST_COST = 24;        // columns that are multiplied in the time in which a row comes from memory
 
-// So few of an expert's last rows take less time as rows, while the weight's are near, than in a panel of their own;
-// where it has many rows the weight's do not stay.
+// So few rows after an expert's whole panels take less time as rows than as a panel of their own, while the weight's
+// rows are near; where an expert has many rows those do not stay. Tiles are as fast for one row as for 16.
 constexpr int64_t TAIL = MOEPLAN_AMX ? 0 : 6, TAILED = 96;
+static_assert(TAIL <= FEW && TAILED <= COLUMNS, "a tail is for multiply_few, and in the only block of columns");
 
 // Some tokens of one expert: rows `row` to `row + n` of the plan. Their operands start at these offsets, in units.
 struct Piece {

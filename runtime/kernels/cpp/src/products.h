@@ -26,8 +26,8 @@ struct Scratch {
 constexpr int64_t SUMS = most(BLOCK_ROWS * LINE, SPREAD * SPREAD_LINE);
 constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
 
-// sums [m, n + tail] = w [m, k] times n columns of the panels b from `panel` on, a multiple of 16, and then times `tail`
-// rows. Rows of w are read where they lie if they can be.
+// sums [m, n + tail] = w [m, k] times n columns of the panels b from `panel` on, a multiple of 16, and then times
+// `tail` rows. Rows of w are read where they lie if they can be.
 inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64_t panel, int64_t n, const Op* rows,
                                 int64_t tail, Scratch& scratch, float* sums) {
     int64_t k = b.k, chunks = n ? most(1, ceil_div(b.units(), CHUNK_UNITS)) : 0;
@@ -41,13 +41,13 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
     for (int64_t r = 0; r < m; r += group) {
         int64_t count = least(group, m - r), next_count = least(group, m - r - count);
         const Real* next = w + (r + count) * k;
-        // Rows that are read to their end are asked for before, in the order in which they lie: the processor foresees
-        // that, and brings more at once than a program can ask for.
+        // Rows that are read to their end are asked for while those before them are multiplied, in the order in which
+        // they lie: the processor foresees that, and brings more at once than a program can ask for.
         Ahead next_group(next, 0, 1, next_count * k);
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             int64_t depth = b.depth(chunk), tall = round_up(count, ROW_STEP);
             const Real* from = w + r * k + chunk * CHUNK;
-            // Else it is these rows' next chunk, or the first one of the next rows.
+            // In blocks it is these rows' next chunk, or the first one of the next rows.
             bool last = chunk + 1 == chunks;
             Ahead next_chunk = last ? Ahead(next, k, next_count, least(CHUNK, k))
                                     : Ahead(from + CHUNK, k, count, least(CHUNK, k - (chunk + 1) * CHUNK));
