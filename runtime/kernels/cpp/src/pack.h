@@ -131,14 +131,12 @@ public:
         if (column + COUNT * LINE_VALUES <= columns) {
 #pragma GCC unroll 32
             for (int i = 0; i < COUNT; i++) fetch(column + i * LINE_VALUES);
-            column += COUNT * LINE_VALUES;
-        } else {
-            for (; column < columns; column += LINE_VALUES) fetch(column);
-        }
-        if (column >= columns) {
-            column = 0;
-            row += stride;
-            rows--;
+            advance(COUNT);
+        } else {  // across the ends of rows
+            for (int i = 0; i < COUNT && rows > 0; i++) {
+                fetch(column);
+                advance(1);
+            }
         }
     }
 
@@ -147,6 +145,13 @@ private:
     int64_t stride, rows, columns;
     int64_t column = 0;
 
+    void advance(int64_t count) {
+        column += count * LINE_VALUES;
+        if (column < columns) return;
+        column = 0;
+        row += stride;
+        rows--;
+    }
     void fetch(int64_t at) const { _mm_prefetch(reinterpret_cast<const char*>(row + at), _MM_HINT_T1); }
 };
 
