@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = dist.ProcessGroup | None
+from .groups import Group
 
 
 class Pending:
@@ -26,17 +26,6 @@ class Pending:
         for work in self._works:
             work.wait()
         self._works, self._buffers = [], ()
-
-
-def consecutive_group(size: int) -> Group:
-    """The group of ``size`` consecutive ranks that this rank belongs to; every rank must call it.
-
-    ``size`` divides the world. A group has connections of its own, also one of all ranks: what it sends does not queue
-    behind a gather under way among all.
-    """
-    world, rank = dist.get_world_size(), dist.get_rank()
-    groups = [dist.new_group(list(range(first, first + size))) for first in range(0, world, size)]
-    return groups[rank // size]
 
 
 def all_to_all(send: Tensor, send_counts: Sequence[int], recv_counts: Sequence[int], group: Group = None) -> Tensor:

@@ -14,8 +14,9 @@ from ..spec.operators import Part
 from ..spec.routing import Routing
 from .attention import RotaryEmbedding, attention
 from .cache import KVCache
-from .collectives import all_gather, all_reduce, consecutive_group, reduce_scatter
+from .collectives import all_gather, all_reduce, reduce_scatter
 from .dense import dense
+from .groups import consecutive_group
 from .layout import Layout
 from .reference import forced_choice
 from .router import Choice, route

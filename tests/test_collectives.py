@@ -1,6 +1,9 @@
 """Collectives over unequal and empty row counts, on four ranks, against what one process computes."""
 
 import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ from moeplan.runtime.collectives import (
     all_gather_start,
     all_reduce,
     all_to_all,
-    consecutive_group,
     exchange_counts,
     reduce_scatter,
 )
+from moeplan.runtime.groups import consecutive_group, giving_way
 from moeplan.runtime.launch import LocalLauncher
 
 WORLD = 4
@@ -77,7 +80,8 @@ def on_rank(rank, job) -> dict[str, dict]:
     # bf16 sums that would lose bits if they were not accumulated in f32
     fine = [torch.full((4, 1), v, dtype=torch.bfloat16) for v in (256.0, 1.0, 1.0, 2.0)]
     found["reduce_scatter accumulates in f32"] = difference(reduce_scatter(fine[me], [1, 1, 1, 1]), fine[0][:1] + 4)
-    return {"cases": found | two_at_once(me), "groups": groups_on_rank(rank)}
+    groups = groups_on_rank(rank)
+    return {"cases": found | two_at_once(me), "groups": groups, "policies": policies()}
 
 
 def two_at_once(me: int) -> dict[str, float]:
@@ -131,6 +135,41 @@ def test_a_single_rank_keeps_its_rows():
     assert exchange_counts(torch.tensor([4])).tolist() == [4]
     for y in (all_to_all(x, [4], [4]), all_gather(x, [4]), reduce_scatter(x, [4]), all_reduce(x.clone())):
         assert torch.equal(x, y)
+
+
+def policies() -> list[tuple[str, int]]:
+    """Name and scheduling policy of every thread of this process, the computing one first."""
+    tasks = sorted(Path("/proc/self/task").iterdir(), key=lambda task: int(task.name))
+    return [((task / "comm").read_text().strip(), os.sched_getscheduler(int(task.name))) for task in tasks]
+
+
+def test_threads_of_groups_go_before_nobody(results):
+    for result in results:
+        found = result["policies"]
+        waiting = [policy for name, policy in found if name == "gloo_tcp_loop"]
+        assert len(waiting) >= 2  # of all ranks, and of a group
+        assert set(waiting) == {os.SCHED_BATCH}
+        assert found[0][1] == os.SCHED_OTHER
+
+
+def test_giving_way_ends_and_leaves_a_chosen_policy_alone():
+    def fail() -> None:
+        with giving_way():
+            raise ValueError(os.sched_getscheduler(0))
+
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    with pytest.raises(ValueError, match=str(os.SCHED_BATCH)):
+        fail()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+    def chosen() -> None:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with giving_way():
+            assert os.sched_getscheduler(0) == os.SCHED_IDLE
+        assert os.sched_getscheduler(0) == os.SCHED_IDLE
+
+    with ThreadPoolExecutor(1) as pool:  # a thread of its own: nobody may leave SCHED_IDLE without a privilege
+        pool.submit(chosen).result()
 
 
 def groups_on_rank(rank) -> dict[str, list[float]]:

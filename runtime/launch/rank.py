@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ...spec.errors import MoeplanError
+from ..groups import giving_way
 
 Event = dict[str, Any]
 Entry = Callable[["Rank", dict[str, Any]], dict[str, Any]]
@@ -73,14 +75,15 @@ def join(rank: int, world: int, device: torch.device, store: dist.Store | None, 
     """Initialise torch.distributed: gloo between CPUs, NCCL between GPUs; ``store`` None reads the environment."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=timeout + COLLECTIVE_GRACE),
-        device_id=device if device.type == "cuda" else None,
-    )
+    with giving_way() if device.type == "cpu" else nullcontext():
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(seconds=timeout + COLLECTIVE_GRACE),
+            device_id=device if device.type == "cuda" else None,
+        )
 
 
 def to_json(result: Any) -> str:
