@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from ..runtime.collectives import all_gather, all_reduce, all_to_all, reduce_scatter
+from ..runtime.collectives import all_gather_start, all_reduce, all_to_all, reduce_scatter
+from ..runtime.groups import open_group
 from ..spec.curve import Curve
 from .grids import SIZES, Coordinates, Grid, Point, grow, steps
-from .measure import Bench, Run, measure, summary, timer
+from .measure import WORK, Bench, StepTimer, measure, summary, timer
 
 KINDS = (
     ("all_to_all", "equal", 2.0),
@@ -48,7 +49,7 @@ def open_family(groups: Groups, rank: int, world: int) -> Family:
     """Create the process groups; every rank must call it with the same groups."""
     if groups == (tuple(range(world)),):
         return Family(groups, groups[0], None)
-    handles = {group: dist.new_group(list(group)) for group in groups}
+    handles = {group: open_group(group) for group in groups}
     own = next((group for group in groups if rank in group), None)
     return Family(groups, own, handles[own] if own else None)
 
@@ -87,11 +88,14 @@ def _measure_one(
             call = collective_call(
                 name, traffic, point["bytes"], members, index, dtype, bench.device, family.process_group
             )
-        processor: list[float] = []
-        run = with_processor_time(timer([call], bench.device), bench.device, processor)
-        timing = measure(run, bench.agree, bench.pace, together=True)
-        busy[point["bytes"]] = summary(processor[-timing.batches :]).median
-        return Point(timing, bench.agree(timing.median), 0.0)
+        if bench.device.type == "cuda":  # a GPU's own work loses nothing to this processor's threads
+            timing = measure(timer([call], bench.device), bench.agree, bench.pace, together=True)
+            busy[point["bytes"]] = 0.0
+            return Point(timing, bench.agree(timing.median), 0.0)
+        run = StepTimer(call)
+        timing = measure(run, bench.agree, bench.pace, other=WORK, together=True)
+        busy[point["bytes"]] = summary(run.busy[-timing.batches :]).median
+        return Point(timing, bench.agree(timing.median), bench.agree(run.outside))
 
     def fits(point: Coordinates) -> bool:
         return 4 * point["bytes"] * largest < bench.available
@@ -109,21 +113,6 @@ def with_size(grid: Grid, size: int) -> Grid:
     return grid._replace(steps=(first, second, *steps("bytes", size), *rest))
 
 
-def with_processor_time(run: Run, device: torch.device, seconds: list[float]) -> Run:
-    """The same run, noting the processor seconds per call of all threads of this process.
-
-    None for a GPU: its own work does not run on this processor and loses nothing to the host's threads.
-    """
-
-    def timed(times: int) -> float:
-        start = time.process_time()
-        elapsed = run(times)
-        seconds.append((time.process_time() - start) / times if device.type == "cpu" else 0.0)
-        return elapsed
-
-    return timed
-
-
 def collective_call(
     name: str,
     traffic: str,
@@ -136,11 +125,14 @@ def collective_call(
 ) -> Callable[[], object]:
     """One call of a collective with ``size`` bytes in the sense of ``spec.CollectiveCurve``.
 
-    Skewed all-to-all moves as many bytes in all, ``HOT_SHARE`` of them to the group's first member.
+    Skewed all-to-all moves as many bytes in all, ``HOT_SHARE`` of them to the group's first member. All-gather fills
+    memory that is there already, as gathered weights do: new pages for each call took a tenth of its time over a link
+    of 1 Gbit/s, and half as long again in the first call.
     """
     rows = size // dtype.itemsize
-    own = torch.zeros(rows, 1, dtype=dtype, device=device)
-    everything = torch.zeros(rows * members, 1, dtype=dtype, device=device)
+    # Written, as ``torch.zeros`` would not: memory that was never written is no memory yet.
+    own = torch.empty(rows, 1, dtype=dtype, device=device).zero_()
+    everything = torch.empty(rows * members, 1, dtype=dtype, device=device).zero_()
     even = [rows] * members
     if name == "all_to_all" and traffic == "skewed":
         send = hot_counts(rows * members, members)
@@ -149,7 +141,7 @@ def collective_call(
     if name == "all_to_all":
         return lambda: all_to_all(everything, even, even, group)
     if name == "all_gather":
-        return lambda: all_gather(own, even, group)
+        return lambda: all_gather_start(own, everything.split(even), group).wait()
     if name == "reduce_scatter":
         return lambda: reduce_scatter(everything, even, group)
     assert name == "all_reduce"

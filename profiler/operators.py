@@ -261,9 +261,7 @@ def growth(task: Task, bench: Bench) -> Growth:
             return measure(timer(calls, bench.device), bench.agree, bench.pace), 0.0
         run = ColdTimer(calls, task.between)
         run(1)
-        inside, other = run(1), run.outside / 2
-        pace = bench.pace.among(bench.agree(inside), bench.agree(other))
-        return measure(run, bench.agree, pace), run.outside
+        return measure(run, bench.agree, bench.pace, other=bench.agree(run.outside)), run.outside
 
     def visit(at: Coordinates) -> Point:
         start = time.perf_counter()

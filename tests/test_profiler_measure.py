@@ -13,8 +13,10 @@ from moeplan.profiler.grids import SIZES, Coordinates, Grid, Point, grow, steps
 from moeplan.profiler.measure import (
     COLD_STRETCH,
     LONG_CALL,
+    WORK,
     ColdTimer,
     Pace,
+    StepTimer,
     Timing,
     measure,
     noise_warning,
@@ -132,6 +134,47 @@ def test_a_cold_timer_counts_the_calls_alone():
     assert outside > 0
     run(1)
     assert run.outside > outside
+
+
+def test_a_step_timer_works_before_each_call_and_counts_from_when_work_was_due():
+    begun, ended = [], []
+
+    def call() -> None:
+        begun.append(time.perf_counter())
+        time.sleep(0.004)
+        ended.append(time.perf_counter())
+
+    run = StepTimer(call)
+    before = time.perf_counter()
+    inside = run(3)
+    starts = [before, *ended[:2]]
+    assert all(start - end >= WORK for start, end in zip(begun, starts, strict=True))
+    assert inside >= sum(end - start for start, end in zip(begun, ended, strict=True))
+    assert inside == pytest.approx(sum(e - s - WORK for s, e in zip(starts, ended, strict=True)), abs=1e-3)
+    assert run.outside >= 3 * WORK
+    assert len(run.busy) == 1
+    assert run.busy[0] < 0.004  # it slept
+
+
+def test_a_step_timer_knows_the_processor_time_of_its_calls():
+    def call() -> None:
+        end = time.process_time() + 0.002
+        while time.process_time() < end:
+            pass
+
+    run = StepTimer(call)
+    run(2)
+    run(4)
+    assert len(run.busy) == 2
+    assert all(busy == pytest.approx(0.002, rel=0.2) for busy in run.busy)
+
+
+def test_what_passes_between_calls_shortens_the_batches():
+    alone_, among = Machine(1e-4), Machine(1e-4)
+    measure(alone_.run, alone, PLAIN)
+    timing = measure(among.run, alone, PLAIN, other=0.01)
+    assert timing.median == pytest.approx(1e-4, rel=1e-6)
+    assert among.calls < alone_.calls / 5
 
 
 @given(st.floats(1e-6, 10.0), st.floats(0.0, 1.0))
