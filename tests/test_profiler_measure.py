@@ -136,24 +136,33 @@ def test_a_cold_timer_counts_the_calls_alone():
     assert run.outside > outside
 
 
-def test_a_step_timer_works_before_each_call_and_counts_from_when_work_was_due():
+def test_a_step_timer_works_before_each_call():
     begun, ended = [], []
 
     def call() -> None:
         begun.append(time.perf_counter())
-        time.sleep(0.004)
+        time.sleep(0.002)
         ended.append(time.perf_counter())
 
     run = StepTimer(call)
     before = time.perf_counter()
     inside = run(3)
-    starts = [before, *ended[:2]]
-    assert all(start - end >= WORK for start, end in zip(begun, starts, strict=True))
-    assert inside >= sum(end - start for start, end in zip(begun, ended, strict=True))
-    assert inside == pytest.approx(sum(e - s - WORK for s, e in zip(starts, ended, strict=True)), abs=1e-3)
-    assert run.outside >= 3 * WORK
-    assert len(run.busy) == 1
-    assert run.busy[0] < 0.004  # it slept
+    elapsed = time.perf_counter() - before
+    assert all(start - end >= WORK for start, end in zip(begun, [before, *ended[:2]], strict=True))
+    assert sum(ended) - sum(begun) <= inside <= elapsed - 3 * WORK
+    assert 3 * WORK <= run.outside <= elapsed - inside
+
+
+def test_a_step_timer_counts_from_when_work_was_due(monkeypatch):
+    class Slow:
+        """Memory that takes twice as long as it should: a processor that is given to others."""
+
+        def sum(self) -> None:
+            time.sleep(2 * WORK)
+
+    monkeypatch.setattr("moeplan.profiler.measure._other_memory", lambda size: torch.zeros(size // 4))
+    monkeypatch.setattr(torch.Tensor, "split", lambda self, size: [Slow()])
+    assert StepTimer(lambda: None)(2) >= 2 * WORK
 
 
 def test_a_step_timer_knows_the_processor_time_of_its_calls():
@@ -162,11 +171,12 @@ def test_a_step_timer_knows_the_processor_time_of_its_calls():
         while time.process_time() < end:
             pass
 
-    run = StepTimer(call)
+    run, before = StepTimer(call), time.process_time()
     run(2)
     run(4)
     assert len(run.busy) == 2
-    assert all(busy == pytest.approx(0.002, rel=0.2) for busy in run.busy)
+    assert min(run.busy) >= 0.002
+    assert 2 * run.busy[0] + 4 * run.busy[1] < time.process_time() - before
 
 
 def test_what_passes_between_calls_shortens_the_batches():
