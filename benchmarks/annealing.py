@@ -1,18 +1,21 @@
-"""What more proposals, and moves of whole devices between them, bring to the annealing of placements.
+"""What more proposals, several chains, splicing them, and moves of whole devices bring to the annealing of placements.
 
     python benchmarks/annealing.py                          the shipped trace, 4 devices of 2 hosts
     python benchmarks/annealing.py T.npz ... --devices 8    others
 
-Every trace is fitted on its first half and annealed without a cap on balance, one chain, several seeds. Columns: median
-objective over the seeds (and how far they spread), over the best that any row found, and the seconds of a chain.
+Every trace is fitted on its first half and annealed at EPLB's balance, several seeds. All ways make equally many
+proposals. Columns: median objective over the seeds (and how far they spread), over the best that any row found, and
+seconds; a single chain has one thread.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
@@ -22,15 +25,18 @@ from rich.console import Console
 from rich.table import Table
 
 from moeplan.benchmarks.hardware import processor
+from moeplan.planner.place.cap import balance_range
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.sample import load_samples
 from moeplan.planner.place.single import Single
-from moeplan.solvers import annealing_chain
-from moeplan.solvers.annealing import usual_steps
+from moeplan.solvers import annealing, annealing_chain, annealing_walks
+from moeplan.solvers.annealing import CHAINS, ENOUGH, FOLLOWERS, usual_steps
+from moeplan.solvers.annealing_walks import GENERATIONS, THREADS
 from moeplan.spec.trace import Trace
 
 ROOT = Path(__file__).parents[1]
-PARTS = (0.03, 0.1, 0.3, 1.0)  # of the usual proposals
+PARTS = (0.1, 0.3, 1.0)  # of the usual proposals
+WAYS = ("one chain", "chains", "chains, spliced", "spliced, experts alone")
 
 
 def main() -> None:
@@ -59,20 +65,26 @@ def main() -> None:
 
 def compare(trace: Trace, devices: int, hosts: int, seeds: int) -> list[tuple[str, ...]]:
     """Header and rows of the table."""
-    fleet = Fleet.of(even_fleet(devices, hosts, trace.num_experts, False))
-    load, affinity = load_samples(trace), Single(fleet).affinity(trace)
+    single = Single(Fleet.of(even_fleet(devices, hosts, trace.num_experts, False)))
+    load, affinity = load_samples(trace), single.affinity(trace)
+    cap = balance_range(single, trace, math.inf).usual
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for part in PARTS:
         steps = int(part * usual_steps(load[0].size))
+        chains = max(THREADS, min(CHAINS, ENOUGH // usual_steps(load[0].size) // THREADS * THREADS))
+        whole = chains + GENERATIONS * min(FOLLOWERS, chains)
         for seed in range(seeds):
-            for name in ("experts alone", "and whole devices"):
-                with moves(name):
+            for way in WAYS:
+                count = {"one chain": 1, "chains": whole}.get(way, chains)
+                each = steps * whole if count == 1 else steps
+                with only(way):
                     began = time.perf_counter()
-                    placed = Single(fleet, seed=seed).solve(affinity, load, steps=steps, chains=1)
-                    found.setdefault((name, steps), []).append((placed.objective, time.perf_counter() - began))
+                    placed = replace(single, seed=seed).solve(affinity, load, cap=cap, steps=each, chains=count)
+                    seconds = time.perf_counter() - began
+                found.setdefault((way, steps * whole), []).append((placed.objective, seconds))
     best = min(objective for runs in found.values() for objective, _ in runs)
-    rows: list[tuple[str, ...]] = [("moves", "proposals", "objective over the best", "spread", "s")]
-    for (name, steps), runs in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+    rows: list[tuple[str, ...]] = [("way", "proposals", "objective over the best", "spread", "s")]
+    for (name, steps), runs in sorted(found.items(), key=lambda item: (item[0][1], WAYS.index(item[0][0]))):
         objectives = np.array([objective for objective, _ in runs]) / best - 1
         middle, spread = np.median(objectives), objectives.max() - objectives.min()
         seconds = statistics.median(seconds for _, seconds in runs)
@@ -81,12 +93,15 @@ def compare(trace: Trace, devices: int, hosts: int, seeds: int) -> list[tuple[st
 
 
 @contextmanager
-def moves(name: str) -> Iterator[None]:
-    """Annealing with or without moves of whole devices."""
-    if name == "and whole devices":
-        yield
-        return
-    with patch.object(annealing_chain, "RELABEL", 10**9):
+def only(way: str) -> Iterator[None]:
+    """Annealing as one of ``WAYS``."""
+    with ExitStack() as patches:
+        if way == "spliced, experts alone":
+            patches.enter_context(patch.object(annealing_chain, "RELABEL", 10**9))
+        if way == "chains":
+            for module in (annealing, annealing_walks):
+                patches.enter_context(patch.object(module, "GENERATIONS", 0))
+            patches.enter_context(patch.object(annealing, "splice", lambda *_: None))
         yield
 
 

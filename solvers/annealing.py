@@ -16,8 +16,11 @@
 Samples of the load are the risk: a placement that is balanced in *every* sample keeps its balance on tokens to come;
 one that fits only their sum does not.
 
-Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), several chains, the best
-counts. The balance cap holds throughout: its price rises while the balance lies above it and falls below it, so that
+Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), several chains. They freeze into
+different orders, so the best layers of all of them are spliced (``annealing_splice``), and a few chains go on from
+there, only warm enough to mend the seams; again, and the best counts.
+
+The balance cap holds throughout: its price rises while the balance lies above it and falls below it, so that
 every temperature sees the constrained problem. Last, proposals that break (2) are refused. ``annealing_kernel``
 proposes for one expert or two, ``annealing_relabel`` for whole devices. It is a heuristic; bounds are in
 ``affinity_bound``.
@@ -28,7 +31,6 @@ proposes for one expert or two, ``annealing_relabel`` for whole devices. It is a
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -36,15 +38,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .annealing_chain import Chain, Problem, load_kernels
+from .annealing_chain import WARMEST, Problem, load_kernels
+from .annealing_relabel import Groups
+from .annealing_splice import Costs, splice
+from .annealing_walks import GENERATIONS, THREADS, Walks
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, STEPS_PER_PAIR = 5_000, 100  # proposals of each chain; slow modes are of whole groups of experts
-MOST_STEPS = 50_000_000
-THREADS = 2
-CHAINS, MOST_CHAINS = 8, 32
-LARGE, SMALL = 40_000_000, 1024  # proposals of all chains together that are enough; layers x experts of cheap steps
+STEPS_PER_EXPERT, MOST_STEPS = 3_000, 50_000_000  # proposals of each chain
+CHAINS, ENOUGH = 16, 80_000_000  # chains from random placements, fewer where so many proposals of all are enough
+FOLLOWERS = 4  # chains after a splice
+SEAMS = 0.1  # first temperature of these, over the mean traffic of an expert
 EXACT = 2**22  # counts below this are whole and their sums exact in float32
 
 
@@ -176,53 +180,57 @@ def anneal(
         max_moves=-1 if max_moves is None else max_moves,
         fixed_hosts=fixed_hosts,
     )
-    size = affinity.together.shape[0] * affinity.together.shape[1]
-    steps = steps or usual_steps(size)
-    chains = chains or max(min(CHAINS, LARGE // steps // THREADS * THREADS), THREADS, min(SMALL // size, MOST_CHAINS))
-    rounds = -(-chains // THREADS)
-    stop = stop or Event()
-    with ThreadPoolExecutor(THREADS) as pool:
-        walks = [Chain(problem, start.copy(), seed * 7919 + i) for i in range(chains)]
-        runs = []
-        for i, chain in enumerate(walks):
-            turn, first = i // THREADS, i % THREADS == 0
-            shown = _part_of(on_event, turn, rounds) if on_event and first else None
-            runs.append(pool.submit(chain.run, steps, started + time_limit, rounds - turn, stop, shown))
-        try:
-            found = [run.result() for run in runs]
-        except KeyboardInterrupt:
-            stop.set()
-            found = [run.result() for run in runs]
-    squeezed = any(c.squeezed for c in walks)
-    within = [f for f in found if f is not None]
-    if within:
-        best = min(within, key=lambda f: f[0])[1]
+    steps = steps or usual_steps(start.size)
+    chains = chains or max(min(CHAINS, ENOUGH // steps // THREADS * THREADS), THREADS)
+    followers = min(FOLLOWERS, chains) if chains > 1 else 0
+    walks = Walks(problem, steps, started + time_limit, (chains, followers), seed, stop or Event(), on_event)
+    costs = _costs(problem, affinity)
+    found = walks.run(start, chains, WARMEST)
+    for _ in range(GENERATIONS if followers else 0):
+        if not found or walks.stop.is_set():
+            break
+        start = _spliced(costs, problem, found)
+        found = [start, *walks.run(start, followers, SEAMS)]
+    if found:
+        best = _spliced(costs, problem, found)
     elif mean_balance(start, samples, speeds) <= balance_cap:
         best = start
     else:
-        reached = min(c.balance() for c in walks)
-        message = f"found no placement with a balance of {balance_cap:.4g} or less: allow {reached:.4g}, the best"
-        raise NotFound(message, in_time=not squeezed)
+        message = f"found no placement with a balance of {balance_cap:.4g} or less: allow {walks.coolest:.4g}, the best"
+        raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
-    status: Status = "time_limit" if squeezed else "feasible"
-    work = sum(c.done for c in walks) / (steps * chains)
-    return Solution(best, objective, 0.0, status, time.perf_counter() - started, work)
+    status: Status = "time_limit" if walks.squeezed else "feasible"
+    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done)
 
 
 def usual_steps(size: int) -> int:
     """Proposals of a chain for so many layers x experts; ``benchmarks/annealing.py`` shows what more of them bring."""
-    return min(max(STEPS_PER_EXPERT * size, STEPS_PER_PAIR * size**2), MOST_STEPS)
+    return min(STEPS_PER_EXPERT * size, MOST_STEPS)
+
+
+def _costs(problem: Problem, affinity: Affinity) -> Costs:
+    groups = Groups.of(problem.slots, problem.speed, problem.host)
+    return Costs(
+        affinity.transitions,
+        affinity.together,
+        problem.weights,
+        problem.load,
+        problem.speed,
+        groups,
+        problem.fixed_hosts,
+    )
+
+
+def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray]) -> np.ndarray:
+    """The best of the placements and, where experts may move at will, of the splice of all."""
+
+    def value(placed: np.ndarray) -> float:
+        return costs.total(placed) + problem.price * float(costs.hottest(placed).sum())
+
+    spliced = splice(costs, np.stack(found), problem.cap, problem.price) if problem.max_moves < 0 else None
+    return min([*found, spliced] if spliced is not None else found, key=value)
 
 
 def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     """[L, E] longest-first placement; load: [L, E]."""
     return np.stack([longest_first(row, speed, capacity) for row in load])
-
-
-def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) -> Callable[[dict[str, Any]], None]:
-    """What a chain reports, as a part of all of them."""
-
-    def report(event: dict[str, Any]) -> None:
-        on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
-
-    return report

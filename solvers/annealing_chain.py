@@ -14,6 +14,7 @@ import numpy as np
 
 from .annealing_kernel import walk
 from .annealing_relabel import Groups, relabel
+from .annealing_splice import fill_boundary
 from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish, fill_flows, fill_near, fill_partners
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
@@ -94,26 +95,33 @@ class Chain:
         self.state = np.array([mixed ^ mixed >> 27 or 1], np.uint64)
 
     def run(
-        self, steps: int, deadline: float, turns: int, stop: Event, on_event: Callable[[dict[str, Any]], None] | None
-    ) -> tuple[float, np.ndarray] | None:
-        """The best placement that keeps the cap among the final epochs, with its energy; None where none did.
+        self,
+        steps: int,
+        deadline: float,
+        turns: int,
+        stop: Event,
+        on_event: Callable[[dict[str, Any]], None] | None,
+        warmest: float = WARMEST,
+    ) -> np.ndarray | None:
+        """The best placement that keeps the cap among the final epochs; None where none did.
 
-        The time up to the deadline is for as many ``turns``, of which this chain is the first.
+        The time up to the deadline is for as many ``turns``, of which this chain is the first. warmest: the first
+        temperature over the mean traffic of an expert.
         """
         p, layers = self.problem, len(self.placed)
         deadline = time.perf_counter() + (deadline - time.perf_counter()) / turns
         epochs = max(FEWEST_EPOCHS, min(steps // EPOCH, MOST_EPOCHS))
         cooling = math.ceil(epochs * (1 - FINAL))
-        ratio = (COLDEST / WARMEST) ** (1 / cooling)
-        energy, best, relabelled = 0.0, None, 0
+        ratio = (COLDEST / warmest) ** (1 / cooling)
+        energy, best, lowest, relabelled = 0.0, None, math.inf, 0
         began = time.perf_counter()
         for epoch in range(epochs):
             final = epoch >= cooling
             left = epochs - epoch
             planned = math.ceil((steps - self.done) / left)
             count = self._affordable(planned, began, deadline, left, left / epochs, stop)
-            warm = self.traffic * (COLDEST if final else WARMEST * ratio**epoch)
-            cold = self.traffic * (COLDEST / 8 if final else WARMEST * ratio ** (epoch + 1))
+            warm = self.traffic * (COLDEST if final else warmest * ratio**epoch)
+            cold = self.traffic * (COLDEST / 8 if final else warmest * ratio ** (epoch + 1))
             limit = layers * p.cap
             hard = final and self.balance() <= p.cap
             energy += self._walk(warm, cold, limit, hard, count)
@@ -124,8 +132,8 @@ class Chain:
             if p.cap < math.inf:
                 self.steer(balance)
             value = energy + p.price * balance * layers
-            if final and balance <= p.cap and (best is None or value < best[0]):
-                best = value, self.placed.copy()
+            if final and balance <= p.cap and value < lowest:
+                lowest, best = value, self.placed.copy()
             if on_event:
                 on_event({"done": epoch + 1, "of": epochs, "what": f"balance {balance:.3f}" if balance else ""})
         return best
@@ -221,6 +229,7 @@ def load_kernels() -> None:
     )
     chain = Chain(problem, np.tile(np.array([0, 0, 1, 1]), (layers, 1)), 0)
     chain.run(EPOCH, math.inf, 1, Event(), None)
+    fill_boundary(np.ones((experts, experts)), chain.placed[0], chain.placed[1], np.zeros((2, 2)))
 
 
 def _seats(device_of: np.ndarray, capacity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
-from moeplan.planner.place.sample import DRAWN, SAMPLES, WINDOWS, load_samples, windows
+from moeplan.planner.place.sample import DRAWN, DRAWN_FROM, DRAWN_OF_FEW, SAMPLES, load_samples, windows
 from moeplan.planner.place.single import Single
 from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance
@@ -26,19 +26,17 @@ def in_sequences(trace: Trace, count: int) -> Trace:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(40, 200))
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(60, 200))
 def test_load_samples_are_drawn_windows(seed, sequences, tokens):
     trace = in_sequences(random_trace(seed, 2, 8, tokens), sequences)
-    parts, samples = windows(trace), load_samples(trace)
-    assert samples.shape == (SAMPLES, 2, 8) == (WINDOWS, 2, 8)
+    parts, samples = windows(trace, DRAWN_FROM), load_samples(trace)
+    assert samples.shape == (SAMPLES, 2, 8)
     assert np.array_equal(samples, load_samples(trace))
-    if sequences <= 3:
-        assert np.array_equal(samples, parts)
-    else:
-        sizes = samples.sum(axis=2) / trace.top_k
-        assert (DRAWN * (tokens // WINDOWS) <= sizes).all()
-        assert (sizes <= DRAWN * (tokens // WINDOWS + 1)).all()
-        assert (samples <= DRAWN * parts.max(axis=0)).all()
+    drawn = np.resize(DRAWN_OF_FEW if sequences <= 3 else DRAWN, SAMPLES)  # windows in each sample
+    sizes = samples.sum(axis=2) / trace.top_k
+    assert (drawn[:, None] * (tokens // DRAWN_FROM) <= sizes).all()
+    assert (sizes <= drawn[:, None] * (tokens // DRAWN_FROM + 1)).all()
+    assert (samples <= drawn[:, None, None] * parts.max(axis=0)).all()
 
 
 def test_counts_are_their_only_sample():

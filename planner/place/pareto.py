@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.annealing import THREADS, Affinity, usual_steps
+from ...solvers.annealing import FOLLOWERS, Affinity, usual_steps
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
@@ -115,7 +115,7 @@ def pareto(
         left = (request.time_limit - (time.perf_counter() - began)) / (points - done)
         limit = max(left, LEAST_TIME)
         return single.solve(
-            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=THREADS, stop=stop
+            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=FOLLOWERS, stop=stop
         ).assignment
 
     def point(name: str, placed: np.ndarray, cap: float | None = None) -> Point:

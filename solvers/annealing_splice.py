@@ -1,0 +1,174 @@
+"""Splicing for ``annealing``: of several placements, each layer from the one where it fits best.
+
+    j[l] in candidates        the placement that layer l is taken from, its devices relabelled
+    minimise  sum_l within[l, j[l]] + sum_l across[l, j[l], j[l+1]] + price * sum_l hottest[l, j[l]]
+
+    across[l, i, j]  weighted crossings from layer l of candidate i to layer l + 1 of candidate j
+                     once the devices of j are renamed to suit those of i, ``_suiting``
+
+    (1) balance:  mean_l hottest[l, j[l]] <= cap         the price is raised until it holds, ``splice``
+
+Walks of annealing freeze into different orders in different layers; what one of them found in the first layers and
+another in the last goes together, and only the boundary between the two costs. Renaming alike devices of a host, or
+alike hosts, changes nothing inside a candidate, so the layers are a chain and the best path for a price is exact:
+Viterbi's dynamic program (1967). Crossover of solutions by dynamic programming is known as optimised crossover
+(Aggarwal, Orlin and Tai 1997).
+
+Names are chosen in two steps, first hosts by all that moves between them, then devices inside each pair of hosts, both
+by linear assignment. That is a heuristic; the costs are those of the names chosen, so a path costs what it says.
+"""
+
+# N candidates, L layers, E experts, G devices, H hosts, S samples
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from .annealing_relabel import Groups
+
+PRICES = 40  # halvings of the range of prices
+HIGHEST = 1e3  # price over the mean cost of a layer: nothing but balance counts
+
+
+class Costs(NamedTuple):
+    """What placements cost: transitions [L-1, E, E], together [L, E, E], weights per crossing between devices of a
+    host and, on top of it, between hosts; load [S, L, E] over the ideal, speed [G].
+    """
+
+    transitions: np.ndarray
+    together: np.ndarray
+    weights: tuple[float, float]
+    load: np.ndarray
+    speed: np.ndarray
+    groups: Groups
+    fixed_hosts: bool
+
+    def hottest(self, placed: np.ndarray) -> np.ndarray:
+        """[L] mean over samples of the hottest device of placed [L, E]; 0 without samples."""
+        found = np.zeros(len(placed))
+        for layer, row in enumerate(placed):
+            for load in self.load[:, layer]:
+                found[layer] += (np.bincount(row, load, len(self.speed)) / self.speed).max()
+        return found / max(len(self.load), 1)
+
+    def total(self, placed: np.ndarray) -> float:
+        """Weighted crossings of placed [L, E]."""
+        found = float(self.within(placed).sum())
+        for weight, name in zip(self.weights, (placed, self.groups.host_of[placed]), strict=True):
+            if weight:
+                found += weight * float((self.transitions * (name[:-1, :, None] != name[1:, None, :])).sum())
+        return found
+
+    def within(self, placed: np.ndarray) -> np.ndarray:
+        """[L] weighted pairs of a layer that are apart in placed [L, E]."""
+        found = np.zeros(len(placed))
+        for weight, name in zip(self.weights, (placed, self.groups.host_of[placed]), strict=True):
+            if weight:
+                found += weight * (self.together * (name[:, :, None] != name[:, None, :])).sum(axis=(1, 2)) / 2
+        return found
+
+
+def splice(costs: Costs, candidates: np.ndarray, cap: float, price: float = 0.0) -> np.ndarray | None:
+    """[L, E] the best path through candidates [N, L, E], all of which keep (1) of ``annealing``.
+
+    cap: on the mean hottest, inf for none; price: of one unit of a layer's hottest. None where no path that was tried
+    keeps the cap.
+    """
+    layers = candidates.shape[1]
+    hottest = np.stack([costs.hottest(placed) for placed in candidates], axis=1)
+    within = np.stack([costs.within(placed) for placed in candidates], axis=1)
+    across, names = _boundaries(costs, candidates)
+    if cap == np.inf:
+        return _named(candidates, names, _path(within + price * hottest, across))
+    best, cheapest, scale = None, np.inf, max(float(within.sum() + across.sum()) / within.size, 1e-300)
+    low, high = 0.0, HIGHEST * scale
+    for at in [low, high] + [None] * PRICES:
+        tried = (low + high) / 2 if at is None else at
+        path = _path(within + tried * hottest, across)
+        if hottest[np.arange(layers), path].mean() > cap:
+            if at == high:
+                return None
+            low = max(low, tried)
+            continue
+        cost = float(within[np.arange(layers), path].sum() + across[np.arange(layers - 1), path[:-1], path[1:]].sum())
+        if cost < cheapest:
+            best, cheapest = path, cost
+        if at == low:
+            break
+        high = min(high, tried)
+    return None if best is None else _named(candidates, names, best)
+
+
+def _path(nodes: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """[L] the cheapest path by nodes [L, N] and across [L-1, N, N]."""
+    cost, came = nodes[0], []
+    for node, edge in zip(nodes[1:], across, strict=True):
+        total = cost[:, None] + edge
+        came.append(total.argmin(axis=0))
+        cost = total.min(axis=0) + node
+    path = [int(cost.argmin())]
+    for back in reversed(came):
+        path.append(int(back[path[-1]]))
+    return np.array(path[::-1])
+
+
+def _named(candidates: np.ndarray, names: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """[L, E] the layers of a path, their devices renamed one after the other."""
+    placed, name = [candidates[path[0], 0]], np.arange(names.shape[-1])
+    for layer, (i, j) in enumerate(pairwise(path)):
+        name = name[names[layer, i, j]]
+        placed.append(name[candidates[j, layer + 1]])
+    return np.stack(placed)
+
+
+def _boundaries(costs: Costs, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """across [L-1, N, N], and the new names [L-1, N, N, G] of the later candidate's devices that it is of."""
+    count, layers, _ = candidates.shape
+    devices = len(costs.speed)
+    across = np.zeros((layers - 1, count, count))
+    names = np.zeros((layers - 1, count, count, devices), np.int64)
+    flows = np.zeros((devices, devices))
+    host = costs.groups.host_of
+    for layer in range(layers - 1):
+        for i in range(count):
+            for j in range(count):
+                fill_boundary(costs.transitions[layer], candidates[i, layer], candidates[j, layer + 1], flows)
+                name = np.arange(devices) if i == j else _suiting(flows, costs.groups, costs.fixed_hosts)
+                apart = np.arange(devices)[:, None] != name
+                far = host[:, None] != host[name]
+                across[layer, i, j] = float((flows * (costs.weights[0] * apart + costs.weights[1] * far)).sum())
+                names[layer, i, j] = name
+    return across, names
+
+
+@numba.njit(cache=True, nogil=True)
+def fill_boundary(transitions, before, after, flows):
+    """flows: [G, G] out, tokens from devices ``before`` [E] to devices ``after`` [E]."""
+    flows[:] = 0
+    for e in range(len(before)):
+        for f in range(len(after)):
+            flows[before[e], after[f]] += transitions[e, f]
+
+
+def _suiting(flows: np.ndarray, groups: Groups, fixed_hosts: bool) -> np.ndarray:
+    """[G] new names of the later devices of flows [G, G] that keep many tokens where they are."""
+    members, kind = groups.members, groups.kind
+    hosts = len(members)
+    before = np.arange(hosts)  # the host that each later host becomes
+    if hosts > 1 and not fixed_hosts:
+        between = np.zeros((hosts, hosts))
+        np.add.at(between, (groups.host_of[:, None], groups.host_of[None, :]), flows)
+        alike = groups.host_kind[:, None] == groups.host_kind[None, :]
+        rows, columns = linear_sum_assignment(np.where(alike, between, -np.inf), maximize=True)
+        before[columns] = rows
+    name = np.empty(len(kind), np.int64)
+    for later, earlier in enumerate(before):
+        mine, theirs = members[later][members[later] >= 0], members[earlier][members[earlier] >= 0]
+        alike = kind[theirs][:, None] == kind[mine][None, :]
+        kept = np.where(alike, flows[np.ix_(theirs, mine)], -np.inf)
+        rows, columns = linear_sum_assignment(kept, maximize=True)
+        name[mine[columns]] = theirs[rows]
+    return name
