@@ -23,7 +23,7 @@ from .costs import Costs
 
 Slots = tuple[tuple[int, ...], ...]
 BALANCE_SLACK = 1.05  # the local placement may be this much less balanced than the greedy one
-STEPS_PER_EXPERT = 1_000  # work budget of the local placement
+STEPS_PER_EXPERT, CHAINS = 500, 4  # work budget of the local placement, which is one of many candidates
 PROBE_BYTES = 65536  # message by which crossing a host is weighed against crossing a device
 
 
@@ -126,6 +126,7 @@ class Options:
                     host_weight=self._host_weight(),
                     balance_cap=cap,
                     steps=STEPS_PER_EXPERT * load.size,
+                    chains=CHAINS,
                     seed=self.seed,
                 ).assignment
         return found

@@ -22,16 +22,22 @@ Group = dist.ProcessGroup | None
 
 @contextmanager
 def giving_way() -> Iterator[None]:
-    """Threads that this thread creates in the ``with`` block go before nobody when they wake."""
+    """Threads that this thread creates in the ``with`` block go before nobody when they wake.
+
+    They stay as they are where the user chose another policy, and in a sandbox that allows none: slower, not wrong.
+    """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
-    if policy != os.SCHED_OTHER:  # the user chose another one, for all threads
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
+    changed = policy == os.SCHED_OTHER
+    if changed:
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
+        except PermissionError:
+            changed = False
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, parameters)
+        if changed:
+            os.sched_setscheduler(0, policy, parameters)
 
 
 def open_group(ranks: Sequence[int]) -> Group:
