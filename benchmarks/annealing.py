@@ -30,8 +30,8 @@ from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.sample import load_samples
 from moeplan.planner.place.single import Single
 from moeplan.solvers import annealing, annealing_chain, annealing_walks
-from moeplan.solvers.annealing import CHAINS, ENOUGH, FOLLOWERS, usual_steps
-from moeplan.solvers.annealing_walks import GENERATIONS, THREADS
+from moeplan.solvers.annealing import FOLLOWERS, usual_chains, usual_steps
+from moeplan.solvers.annealing_walks import GENERATIONS
 from moeplan.spec.trace import Trace
 
 ROOT = Path(__file__).parents[1]
@@ -70,8 +70,8 @@ def compare(trace: Trace, devices: int, hosts: int, seeds: int) -> list[tuple[st
     cap = balance_range(single, trace, math.inf).usual
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for part in PARTS:
-        steps = int(part * usual_steps(load[0].size))
-        chains = max(THREADS, min(CHAINS, ENOUGH // usual_steps(load[0].size) // THREADS * THREADS))
+        usual = usual_steps(load[0].size)
+        steps, chains = int(part * usual), usual_chains(usual)
         whole = chains + GENERATIONS * min(FOLLOWERS, chains)
         for seed in range(seeds):
             for way in WAYS:

@@ -12,6 +12,7 @@ their creator.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -24,7 +25,7 @@ Group = dist.ProcessGroup | None
 def giving_way() -> Iterator[None]:
     """Threads that this thread creates in the ``with`` block go before nobody when they wake.
 
-    They stay as they are where the user chose another policy, and in a sandbox that allows none: slower, not wrong.
+    They stay as they are where the user chose another policy, and, with a warning, in a sandbox that allows none.
     """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     changed = policy == os.SCHED_OTHER
@@ -33,6 +34,7 @@ def giving_way() -> Iterator[None]:
             os.sched_setscheduler(0, os.SCHED_BATCH, parameters)
         except PermissionError:
             changed = False
+            warnings.warn("SCHED_BATCH is refused here: small exchanges may take milliseconds longer", stacklevel=3)
     try:
         yield
     finally:

@@ -181,7 +181,7 @@ def anneal(
         fixed_hosts=fixed_hosts,
     )
     steps = steps or usual_steps(start.size)
-    chains = chains or max(min(CHAINS, ENOUGH // steps // THREADS * THREADS), THREADS)
+    chains = chains or usual_chains(steps)
     followers = min(FOLLOWERS, chains) if chains > 1 else 0
     walks = Walks(problem, steps, started + time_limit, (chains, followers), seed, stop or Event(), on_event)
     costs = _costs(problem, affinity)
@@ -206,6 +206,11 @@ def anneal(
 def usual_steps(size: int) -> int:
     """Proposals of a chain for so many layers x experts; ``benchmarks/annealing.py`` shows what more of them bring."""
     return min(STEPS_PER_EXPERT * size, MOST_STEPS)
+
+
+def usual_chains(steps: int) -> int:
+    """Chains from random placements where each makes so many proposals."""
+    return max(min(CHAINS, ENOUGH // steps // THREADS * THREADS), THREADS)
 
 
 def _costs(problem: Problem, affinity: Affinity) -> Costs:

@@ -34,8 +34,10 @@ HIGHEST = 1e3  # price over the mean cost of a layer: nothing but balance counts
 
 
 class Costs(NamedTuple):
-    """What placements cost: transitions [L-1, E, E], together [L, E, E], weights per crossing between devices of a
-    host and, on top of it, between hosts; load [S, L, E] over the ideal, speed [G].
+    """What placements cost.
+
+    transitions: [L-1, E, E]; together: [L, E, E]; weights: per crossing between devices and, on top of it, between
+    hosts; load: [S, L, E] over the ideal; speed: [G]; groups: what is alike; fixed_hosts: hosts keep their names.
     """
 
     transitions: np.ndarray
@@ -74,32 +76,31 @@ class Costs(NamedTuple):
 def splice(costs: Costs, candidates: np.ndarray, cap: float, price: float = 0.0) -> np.ndarray | None:
     """[L, E] the best path through candidates [N, L, E], all of which keep (1) of ``annealing``.
 
-    cap: on the mean hottest, inf for none; price: of one unit of a layer's hottest. None where no path that was tried
-    keeps the cap.
+    cap: on the mean hottest, inf for none; price: of one unit of a layer's hottest, where there is no cap. None where
+    no path that was tried keeps the cap.
     """
-    layers = candidates.shape[1]
     hottest = np.stack([costs.hottest(placed) for placed in candidates], axis=1)
     within = np.stack([costs.within(placed) for placed in candidates], axis=1)
     across, names = _boundaries(costs, candidates)
-    if cap == np.inf:
-        return _named(candidates, names, _path(within + price * hottest, across))
-    best, cheapest, scale = None, np.inf, max(float(within.sum() + across.sum()) / within.size, 1e-300)
-    low, high = 0.0, HIGHEST * scale
-    for at in [low, high] + [None] * PRICES:
-        tried = (low + high) / 2 if at is None else at
-        path = _path(within + tried * hottest, across)
-        if hottest[np.arange(layers), path].mean() > cap:
-            if at == high:
-                return None
-            low = max(low, tried)
-            continue
-        cost = float(within[np.arange(layers), path].sum() + across[np.arange(layers - 1), path[:-1], path[1:]].sum())
-        if cost < cheapest:
-            best, cheapest = path, cost
-        if at == low:
-            break
-        high = min(high, tried)
-    return None if best is None else _named(candidates, names, best)
+
+    def path_at(price: float) -> tuple[np.ndarray, bool]:
+        """The best path for a price, and whether it keeps the cap."""
+        path = _path(within + price * hottest, across)
+        return path, bool(hottest[np.arange(len(path)), path].mean() <= cap)
+
+    best, kept = path_at(price)
+    if not kept:
+        low, high = 0.0, HIGHEST * max(float(within.sum() + across.sum()) / within.size, 1e-300)
+        best, kept = path_at(high)
+        if not kept:
+            return None
+        for _ in range(PRICES):  # a lower price never makes a dearer path
+            path, kept = path_at((low + high) / 2)
+            if kept:
+                best, high = path, (low + high) / 2
+            else:
+                low = (low + high) / 2
+    return _named(candidates, names, best)
 
 
 def _path(nodes: np.ndarray, across: np.ndarray) -> np.ndarray:

@@ -21,7 +21,8 @@ GENERATIONS = 2  # of chains that go on from a splice
 class Walks:
     """Chains of one problem, so many threads at a time, that share the time until the deadline.
 
-    planned: chains at first, and in each generation that follows.
+    steps: proposals of each chain. deadline: in seconds of ``time.perf_counter``. planned: chains at first, and in each
+    generation that follows.
     """
 
     problem: Problem

@@ -172,6 +172,15 @@ def test_giving_way_ends_and_leaves_a_chosen_policy_alone():
         pool.submit(chosen).result()
 
 
+def test_a_sandbox_without_policies_is_told(monkeypatch):
+    def refuse(*_) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.warns(UserWarning, match="SCHED_BATCH is refused"), giving_way():
+        pass
+
+
 def groups_on_rank(rank) -> dict[str, list[float]]:
     """Neighbours exchange only with each other."""
     group = consecutive_group(2)

@@ -40,7 +40,7 @@ def big_model(**settings):
 
 def test_slow_devices_get_less_and_the_prediction_is_far_below_equal_treatment():
     model = big_model()
-    trace, timing = skewed_trace(0, model, tokens=2400), timing_of(model)
+    trace, timing = skewed_trace(0, model), timing_of(model)
     devices = timing.devices(trace, 16, False)
     found = place(trace, Request(devices, 16, fit=(0.0, 0.5), steps=20_000, timing=timing), model=model)
     scores = {name: both.held_out.step_seconds for name, both in found.scores.items() if both.held_out}

@@ -28,7 +28,7 @@ from ...spec.operators import expert_shape
 from ...spec.placement import PlacementDevice, PlacementLayer
 from ...spec.plan import LayerPlan
 from ...spec.routing import check_shape, traced_routing
-from ...spec.trace import Trace
+from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ...spec.workload import Workload
 from ..costs import Costs
 from ..layout import Layout
@@ -38,7 +38,7 @@ from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
 from .fleet import even_fleet
 from .layers import document_layers
-from .sample import load_samples
+from .sample import load_samples, windows
 from .single import Single
 
 PROBE_BYTES = 1 << 20  # message at which links are compared
@@ -172,6 +172,8 @@ def place_for_time(
     """
     began = time.perf_counter()
     affinity, load = single.affinity(trace), load_samples(trace)
+    if len(trace.seq_len) <= WHOLE_SEQUENCES:
+        load = windows(trace)  # samples of few sequences are rough: trials fit a cap to them, but nothing fits a price
     ideal = timing.bound(trace) / trace.layers
     tried = list(candidates)
     for i, price in enumerate(PRICES):
