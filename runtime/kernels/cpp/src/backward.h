@@ -31,9 +31,8 @@ public:
         float* sums = take<float>(b.threads * room);
         float* packed = take<float>(b.threads * PACKED);
         Phase* phases = take<Phase>(PHASES * owners.count);
-        together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : owners.few ? few_together() : 1;
-        columns = owners.many ? many_columns(b.D, b.threads)
-                              : wide_columns(b.D, b.threads, owners.few ? SPREAD_COLUMNS : COLUMNS);
+        together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : blocks_together();
+        columns = owners.many ? many_columns(b.D, b.threads) : wide_columns(b.D, b.threads, owners.columns);
         if (!ready || !dy || !dprojected || !inputs || !hidden || !shares || !staged || !sums || !packed || !phases) {
             return NO_MEMORY;
         }
@@ -79,9 +78,9 @@ private:
     const Owner& owner(int64_t pass, int64_t i) const { return owners.all[owners.begin(pass) + i]; }
     float weight(int64_t row) const { return b.weights[b.plan.choice[row]]; }
 
-    // Blocks of H in a task where busy experts have few rows: two tasks, at least, for each thread.
-    int64_t few_together() const {
-        return most(1, least(SPREAD_COLUMNS / HIDDEN_COLUMNS, owners.busy * blocks / (2 * b.threads)));
+    // Blocks of H in a task: as many as a block of sums has, and two tasks, at least, for each thread.
+    int64_t blocks_together() const {
+        return most(1, least(owners.columns / HIDDEN_COLUMNS, owners.busy * blocks / (2 * b.threads)));
     }
 
     void prepare(int64_t pass, Phase* phase) {
@@ -102,7 +101,7 @@ private:
     void activations(const Owner& own, int64_t first, Scratch& scratch) {
         int64_t end = least(blocks, first + together);
         if (own.many) return activations_many(own, first * HIDDEN_COLUMNS, least(end * HIDDEN_COLUMNS, b.H), scratch);
-        int64_t blocks_each = own.n <= SPREAD ? together : 1;
+        int64_t blocks_each = least(together, block_columns(own.n) / HIDDEN_COLUMNS);
         for (int64_t block = first; block < end; block += blocks_each) {
             int64_t h = block * HIDDEN_COLUMNS;
             activations_of(own, h, least(blocks_each * HIDDEN_COLUMNS, b.H - h), scratch);
@@ -129,19 +128,15 @@ private:
         }
     }
 
-    // Columns h to h + n, of which the first starts a block; of more than SPREAD rows no more than a block.
+    // Columns h to h + n, of which the first starts a block of H, and all are in one block of sums.
     void activations_of(const Owner& own, int64_t h, int64_t n, Scratch& scratch) {
         const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
         Panels panels = owner_panels(own, hidden, b.H);
-        int64_t line = own.n <= SPREAD ? SPREAD_LINE : LINE;
+        int64_t line = block_line(own.n);
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
             int64_t m = least(BLOCK_ROWS, own.n - r);
             const Op* rows = dy + (own.padded_row + r) * row_length(b.D);
-            if (own.n <= SPREAD) {
-                few_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums);
-            } else {
-                rows_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums);
-            }
+            rows_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums, line);
             for (int64_t j = 0; j < m; j += PAIR) {
                 for (int64_t c = 0; c < n; c += LANES) {
                     int64_t block = (h + c) / HIDDEN_COLUMNS;

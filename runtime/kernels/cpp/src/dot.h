@@ -8,8 +8,8 @@
 
 namespace moeplan::VARIANT {
 
-// More rows than this run faster as a packed product.
-constexpr int64_t FEW = 8;
+// More rows than this run faster as a packed product: on tiles 16 take no longer than 3.
+constexpr int64_t FEW = MOEPLAN_AMX ? 2 : 8;
 constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are asked for before they are read
 // Rows of the weight at a time: sums and operands fit the registers.
 constexpr int weight_rows(int n) {

@@ -7,6 +7,7 @@ namespace moeplan::VARIANT {
 constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
 constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
 constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
+constexpr int64_t FEW_GRADIENT = MOEPLAN_AMX ? 6 : 8;  // rows of an expert, up to which its gradient needs no blocks
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
 // and panels along its rows at `depth` times their number of columns.
@@ -20,7 +21,7 @@ struct Owners {
     int64_t* first = nullptr;  // [count + 1] first expert of each pass
     int64_t count = 0, most_rows = 0, most_depth = 0, most_tokens = 0, busy = 0;  // of experts
     bool many = false;  // some expert has many rows
-    bool few = false;   // a busy expert has no more than SPREAD, on average
+    int64_t columns = 0;  // of a block of sums of a busy expert with as many rows as they have on average
 
     // `row_units`: units of scratch that a row takes. An expert is never split: its weight's gradient is one sum.
     bool build(const Plan& plan, int64_t experts, int64_t row_units, bool vendor) {
@@ -44,7 +45,7 @@ struct Owners {
             most_tokens = most(most_tokens, n);
             busy += n > 0;
         }
-        few = plan.rows <= busy * SPREAD;
+        columns = block_columns(ceil_div(plan.rows, most(1, busy)));
         if (experts) first[++count] = experts;
         return true;
     }
@@ -96,22 +97,19 @@ inline void pack_owner(const Owners& owners, int64_t pass, int64_t task, const R
 // Columns i to i + n of an expert's rows: staged rows times the weight, added to the rows of `to`.
 inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, int64_t k,
                            int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
-    bool few = owner.n <= SPREAD;
     int64_t tall = owner.many ? MANY_ROWS : BLOCK_ROWS;
-    int64_t wide = few ? SPREAD_COLUMNS : owner.many ? MANY_COLUMNS : COLUMNS;
+    int64_t wide = owner.many ? MANY_COLUMNS : block_columns(owner.n);
     for (int64_t r = 0; r < owner.n; r += tall) {
         int64_t m = least(tall, owner.n - r);
         const Op* rows = staged + (owner.padded_row + r) * row_length(k);
         for (int64_t c = i; c < i + n; c += wide) {
             int64_t columns = least(wide, i + n - c);
-            int64_t line = few ? SPREAD_LINE : owner.many ? round_up(columns, PANEL) : LINE;
-            if (few) {
-                few_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums);
-            } else if (owner.many) {
+            int64_t line = owner.many ? round_up(columns, PANEL) : block_line(owner.n);
+            if (owner.many) {
                 multiply_many(Matrix<Op>{rows, row_length(k)}, Matrix<Real>{weight + c, to.width}, m, columns, k, scratch,
                               scratch.sums, line);
             } else {
-                rows_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums);
+                rows_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums, line);
             }
             for (int64_t j = 0; j < m; j++) {
                 add_row(scratch.sums + j * line, columns, to.values + index[owner.row + r + j] * to.width + c);
@@ -125,32 +123,53 @@ inline bool whole_lines(const void* gradient, int64_t values) {
     return values * sizeof(Real) % 64 == 0 && reinterpret_cast<uintptr_t>(gradient) % 64 == 0;
 }
 
+inline void write(Real* to, vf x, int64_t count, bool far) {
+    if (far) return stream(to, x);
+    if (count >= LANES) return store(to, x);
+    store(to, x, count);
+}
+
+// R rows of a gradient from so few rows that each vector of it is summed where it is, and written at once.
+template <int R>
+inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& x, int64_t inputs, Real* out, bool far) {
+    for (int64_t i = 0; i < inputs; i += LANES) {
+        const float* from = x.at(i / PANEL, 0) + i % PANEL;
+        vf sums[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) sums[r] = zero();
+        for (int64_t u = 0; u < units; u++) {
+            vf row = load(from + u * PANEL);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) sums[r] = step(sums[r], broadcast(dy + r * ld + u * PAIR), row);
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) write(out + r * inputs + i, sums[r], inputs - i, far);
+    }
+}
+
 // Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.
 // Idle experts' are left as they are: zeros, in memory that nobody had to write.
 template <class X>
 inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first_row, int64_t o, int64_t m,
                             const Panels& x, int64_t inputs, Op* staged, Scratch& scratch, Real* out, bool far) {
     if (owner.n == 0) return;  // zeros, which the memory came with
+    int64_t ld = row_length(owner.n);
     stage_columns(dy, first_row, owner.n, o, m, staged);
-    for (int64_t i = 0; i < inputs; i += COLUMNS) {
-        int64_t n = least(COLUMNS, inputs - i);
-        // So few rows at a time that their sums stay in the first-level cache.
-        for (int64_t r0 = 0; r0 < m; r0 += GROUP) {
-            int64_t rows = least(GROUP, m - r0);
-            rows_times_panels(staged + r0 * row_length(owner.n), row_length(owner.n), rows, x, i / PANEL, n, scratch);
-            for (int64_t r = 0; r < rows; r++) {
-                Real* to = out + (r0 + r) * inputs + i;
-                const float* from = scratch.sums + r * LINE;
-                if (far) {
-                    for (int64_t c = 0; c < n; c += LANES) stream(to + c, load(from + c));
-                } else {
-                    for (int64_t c = 0; c < n; c += LANES) {
-                        if (n - c >= LANES) {
-                            store(to + c, load(from + c));
-                        } else {
-                            store(to + c, load(from + c), n - c);
-                        }
-                    }
+    if (owner.n <= FEW_GRADIENT) {
+        int64_t units = ceil_div(owner.n, PAIR), r = 0;
+        scratch.multiply_adds += m * inputs * units * PAIR;
+        for (; r + 4 <= m; r += 4) few_gradient<4>(staged + r * ld, ld, units, x, inputs, out + r * inputs, far);
+        for (; r < m; r++) few_gradient<1>(staged + r * ld, ld, units, x, inputs, out + r * inputs, far);
+    } else {
+        for (int64_t i = 0; i < inputs; i += COLUMNS) {
+            int64_t n = least(COLUMNS, inputs - i);
+            // So few rows at a time that their sums stay in the first-level cache.
+            for (int64_t r0 = 0; r0 < m; r0 += GROUP) {
+                int64_t rows = least(GROUP, m - r0);
+                rows_times_panels(staged + r0 * ld, ld, rows, x, i / PANEL, n, scratch);
+                for (int64_t r = 0; r < rows; r++) {
+                    Real* to = out + (r0 + r) * inputs + i;
+                    for (int64_t c = 0; c < n; c += LANES) write(to + c, load(scratch.sums + r * LINE + c), n - c, far);
                 }
             }
         }

@@ -39,7 +39,7 @@ inline int64_t row_length(int64_t k) {
 }
 
 // The panels that are multiplied at once fit the first-level cache.
-constexpr int64_t CHUNK_UNITS = MOEPLAN_AMX ? 256 : 192;
+constexpr int64_t CHUNK_UNITS = MOEPLAN_AMX ? 128 : 192;
 constexpr int64_t CHUNK = CHUNK_UNITS * PAIR;
 
 // A number for a template, as an argument.
@@ -118,6 +118,7 @@ inline void pack_rows(const Rows<Real>& rows, int64_t first_row, int64_t n, cons
 
 constexpr int64_t ROWS_AHEAD = 16;  // rows are asked for this many before they are read
 constexpr int64_t LINE_VALUES = 64 / sizeof(Real);
+constexpr int64_t START = 4 * LINE_VALUES;  // of a row: after so many the processor brings the others by itself
 
 // Part of a matrix that will be wanted soon, brought closer a few lines at a time while something else is computed.
 class Ahead {
@@ -188,10 +189,10 @@ inline void pack_columns(const Rows<X>& rows, int64_t first_row, int64_t column,
         const X* b = PAIR == 2 && r + 1 < to.k ? rows[first_row + r + 1] + column : nullptr;
         float* units = to.at(panel, u);
         int64_t stride = to.depth(u / CHUNK_UNITS) * PANEL;
-        // Short stretches of rows far apart: the processor does not foresee them.
+        // Of rows far apart the processor does not foresee the starts.
         for (int64_t j = r + ROWS_AHEAD; j < least(r + ROWS_AHEAD + PAIR, to.k); j++) {
             const X* next = rows[first_row + j] + column;
-            for (int64_t c = 0; c < n; c += LINE_VALUES) _mm_prefetch(next + c, _MM_HINT_T0);
+            for (int64_t c = 0; c < least(n, START); c += LINE_VALUES) _mm_prefetch(next + c, _MM_HINT_T0);
         }
         for (int64_t c = 0; c < round_up(n, PANEL); c += LANES) {
             vf x = a && c < n ? load_across(a + c, b ? b + c : nullptr, n - c) : zero();

@@ -9,22 +9,33 @@ constexpr int64_t COLUMNS = 288;                  // of a block of sums
 constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
 constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : 64;  // rows up to which `spread` is faster than packing the weight
-constexpr int64_t SPREAD_COLUMNS = 2048;          // of a block of their sums: the longer the stretches, the faster
-constexpr int64_t SPREAD_LINE = SPREAD_COLUMNS + PANEL;  // a power of two would crowd few sets of the caches
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 12;  // rows that are read to their end together
 constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
 
+// Where rows are multiplied with a weight's columns, a block of sums has the more columns the fewer rows an expert has:
+// the longer the stretches that are read of the weight, the faster they come.
+constexpr int64_t WIDE_COLUMNS = 2048 / sizeof(Op), WIDE_ROWS = 128;
+constexpr int64_t block_columns(int64_t rows) {
+    return rows <= SPREAD ? 2048 : rows <= WIDE_ROWS ? WIDE_COLUMNS : WIDE_COLUMNS / 2;
+}
+// Floats from one row of such a block to the next: a power of two would crowd few sets of the caches.
+constexpr int64_t block_line(int64_t rows) { return block_columns(rows) + PANEL; }
+
 // Scratch of one thread, and what it has multiplied.
 struct Scratch {
-    float* sums;    // [BLOCK_ROWS][LINE], or [SPREAD][SPREAD_LINE]
+    float* sums;    // [BLOCK_ROWS][LINE], or a block of block_columns
     Op* staged;     // [BLOCK_ROWS][CHUNK]
-    float* packed;  // panels of COLUMNS columns, CHUNK deep
+    float* packed;  // panels of WIDE_COLUMNS columns, CHUNK deep
     int64_t multiply_adds = 0;
 
     void count(int64_t m, int64_t n, int64_t units) { multiply_adds += m * n * units * PAIR; }
 };
-constexpr int64_t SUMS = most(BLOCK_ROWS * LINE, SPREAD * SPREAD_LINE);
-constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = COLUMNS * CHUNK / PAIR;
+constexpr int64_t SUMS = most(most(BLOCK_ROWS * LINE, SPREAD * block_line(SPREAD)),
+                              most(WIDE_ROWS * block_line(WIDE_ROWS), BLOCK_ROWS * block_line(BLOCK_ROWS)));
+constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = WIDE_COLUMNS * CHUNK / PAIR;
+
+// Whether a row's start is enough for the processor to bring the rest in time; measured on those of two makers.
+static inline bool foresees_rows() { return __builtin_cpu_is("intel"); }
 
 // sums [m, n + tail] = w [m, k] times n columns of the panels b from `panel` on, a multiple of 16, and then times
 // `tail` rows. Rows of w are read where they lie if they can be.
@@ -44,6 +55,7 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
         // Rows that are read to their end are asked for while those before them are multiplied, in the order in which
         // they lie: the processor foresees that, and brings more at once than a program can ask for.
         Ahead next_group(next, 0, 1, next_count * k);
+        if (foresees_rows()) next_group = Ahead(next, k, next_count, least(START, k));
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
             int64_t depth = b.depth(chunk), tall = round_up(count, ROW_STEP);
             const Real* from = w + r * k + chunk * CHUNK;
@@ -70,26 +82,22 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
     }
 }
 
-// sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns; rows of a are padded (ROW_STEP, row_length).
+// sums [m, n] = a [m, k] w, w's k rows `ldw` apart, n of its columns, sums' rows `line` apart; rows of a are padded
+// (ROW_STEP, row_length).
 inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
-                              Scratch& scratch, float* sums) {
-    int64_t k0 = 0;
+                              Scratch& scratch, float* sums, int64_t line) {
+    if (m <= SPREAD) {
+        scratch.multiply_adds += m * n * k;
+        return spread(a, lda, m, w, ldw, k, n, sums, line);
+    }
+    int64_t k0 = 0, tall = round_up(m, ROW_STEP), wide = round_up(n, PANEL);
     do {
-        Panels b{scratch.packed, ceil_div(n, PANEL), least(CHUNK, k - k0)};
+        Panels b{scratch.packed, wide / PANEL, least(CHUNK, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
-        scratch.count(round_up(m, ROW_STEP), round_up(n, PANEL), b.units());
-        Ahead ahead(w + (k0 + CHUNK) * ldw, ldw, least(CHUNK, k - k0 - CHUNK), n);
-        multiply(a + k0, lda, round_up(m, ROW_STEP), PartNext{&ahead}, b.base, b.units() * PANEL, round_up(n, PANEL),
-                 b.units(), sums, LINE, k0 > 0);
+        scratch.count(tall, wide, b.units());
+        multiply(a + k0, lda, tall, NothingNext{}, b.base, b.units() * PANEL, wide, b.units(), sums, line, k0 > 0);
         k0 += CHUNK;
     } while (k0 < k);
-}
-
-// The same for up to SPREAD rows and SPREAD_COLUMNS columns, sums' rows SPREAD_LINE apart.
-inline void few_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w, int64_t ldw, int64_t k, int64_t n,
-                             Scratch& scratch, float* sums) {
-    scratch.multiply_adds += m * n * k;
-    spread(a, lda, m, w, ldw, k, n, sums, SPREAD_LINE);
 }
 
 // sums [m, n] = a [m, k] b, both operands ready, b the panels from `panel` on.

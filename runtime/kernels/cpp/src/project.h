@@ -132,7 +132,7 @@ private:
             });
         }
         if (p.dx) {
-            int64_t width = wide_columns(p.I, p.threads, owners.few ? SPREAD_COLUMNS : COLUMNS);
+            int64_t width = wide_columns(p.I, p.threads, owners.columns);
             phase[4].run(ceil_div(p.I, width), [&](int64_t task) {
                 int64_t i = task * width;
                 for (int64_t e = 0; e < owners.experts(pass); e++) {

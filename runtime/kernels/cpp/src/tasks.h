@@ -59,7 +59,7 @@ inline int64_t task_columns(int64_t width, int64_t threads) {
 
 // The same where a task reads columns of a weight, of which long stretches come faster: as wide as a block of sums can
 // be, with as many tasks for each thread.
-inline int64_t wide_columns(int64_t width, int64_t threads, int64_t block = COLUMNS) {
+inline int64_t wide_columns(int64_t width, int64_t threads, int64_t block) {
     int64_t each = most(1, ceil_div(width, threads * block));
     return most(PANEL, round_up(ceil_div(width, threads * each), PANEL));
 }
