@@ -194,7 +194,21 @@ inline void pack_columns(const Rows<X>& rows, int64_t first_row, int64_t column,
             const X* next = rows[first_row + j] + column;
             for (int64_t c = 0; c < least(n, START); c += LINE_VALUES) _mm_prefetch(next + c, _MM_HINT_T0);
         }
-        for (int64_t c = 0; c < round_up(n, PANEL); c += LANES) {
+        int64_t c = 0;
+        // What most columns are, in as few instructions as can be: the farther ahead the processor reads.
+#if MOEPLAN_PAIRS
+        for (; b && c + 2 * PANEL <= n; c += 2 * PANEL) {
+            vf low, high;
+            interleave(a + c, b + c, low, high);
+            store(units + c / PANEL * stride, low);
+            store(units + (c / PANEL + 1) * stride, high);
+        }
+#else
+        for (; a && c + PANEL <= n; c += PANEL) {
+            for (int64_t i = 0; i < PANEL; i += LANES) store(units + c / PANEL * stride + i, load(a + c + i));
+        }
+#endif
+        for (; c < round_up(n, PANEL); c += LANES) {
             vf x = a && c < n ? load_across(a + c, b ? b + c : nullptr, n - c) : zero();
             store(units + c / PANEL * stride + c % PANEL, x);
         }

@@ -93,6 +93,15 @@ inline vf interleave(__m256i a, __m256i b) {
     return _mm512_castsi512_ps(_mm512_or_si512(low, high));
 }
 inline vf interleave(vf a, vf b) { return interleave(narrow_bf16(a), narrow_bf16(b)); }
+// Units of the 32 values that follow a and b: of the first 16, and of the others.
+inline void interleave(const bf16* a, const bf16* b, vf& low, vf& high) {
+    const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    __m512i x = _mm512_loadu_si512(a), y = _mm512_loadu_si512(b);
+    // The instructions interleave within each 128 bits: of every 8 values, the first 4 and the last 4.
+    __m512i even = _mm512_unpacklo_epi16(x, y), odd = _mm512_unpackhi_epi16(x, y);
+    low = _mm512_castsi512_ps(_mm512_permutex2var_epi64(even, first, odd));
+    high = _mm512_castsi512_ps(_mm512_permutex2var_epi64(even, second, odd));
+}
 inline vf dot_pairs(vf sum, vf a, vf b) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
