@@ -10,7 +10,7 @@ constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
 constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : 64;  // rows up to which `spread` is faster than packing the weight
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 12;  // rows that are read to their end together
-constexpr int64_t SMALL = 768 << 10;              // bytes of an operand that stays in the second-level cache
+constexpr int64_t SMALL = (MOEPLAN_AMX ? 1536 : 768) << 10;  // bytes of an operand that stays in the second-level cache
 
 // Where rows are multiplied with a weight's columns, a block of sums has the more columns the fewer rows an expert has:
 // the longer the stretches that are read of the weight, the faster they come.
