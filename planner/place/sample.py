@@ -11,7 +11,7 @@ from .interpolation import interpolated
 WINDOWS = 16
 SAMPLES, DRAWN_FROM = 32, 48  # load samples, and windows that they are drawn from
 DRAWN, DRAWN_OF_FEW = (2, 6), (2,)  # windows in a sample, in turns; of a trace of few sequences
-PARTIAL_SUMS = 0.02  # of a move between devices: what a token's partial sum costs beside it
+PARTIAL_SUMS = 0.005  # of a move between devices: what a partial sum of a token counts beside it, which comes second
 
 
 def windows(trace: Trace, count: int = WINDOWS) -> np.ndarray:
