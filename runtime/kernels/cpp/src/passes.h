@@ -6,7 +6,8 @@
 
 namespace moeplan::VARIANT {
 
-constexpr int64_t PASS_BYTES = 24 << 20;  // packed operands of a pass
+// Packed operands of a pass: half as much where they are float32 and the values are not.
+constexpr int64_t PASS_BYTES = (24 << 20) * sizeof(Real) / sizeof(Op);
 constexpr int64_t PIECE = 512;            // an expert's tokens are split only into pieces of at least this many
 constexpr int64_t LEAST_COST = 24;        // columns that are multiplied in the time in which a row comes from memory
 
