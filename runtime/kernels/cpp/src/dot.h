@@ -11,9 +11,12 @@ namespace moeplan::VARIANT {
 // More rows than this run faster as a packed product: on tiles 16 take no longer than 3.
 constexpr int64_t FEW = MOEPLAN_AMX ? 2 : 8;
 constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are asked for before they are read
+// Rows of x at a time. More of them come from the second-level cache again for every few rows of the weight, which where
+// registers are few is slower than to take them in halves.
+constexpr int columns_together(int n) { return LANES == 8 && n > 5 ? (n + 1) / 2 : n; }
 // Rows of the weight at a time: sums and operands fit the registers.
 constexpr int weight_rows(int n) {
-    int fit = ((LANES == 16 ? 30 : 14) - 1) / (n + 1);
+    int fit = ((LANES == 16 ? 30 : 16) - 1) / (n + 1);
     return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 1 ? fit : 1;
 }
 
@@ -25,8 +28,9 @@ inline vf load_units_whole(const Real* p) {
 #endif
 }
 
-// R rows. `next`: the row after them.
-template <int R, int N>
+// R rows times N. `next`: the row after them. HALF: 0 or 1, which pass over the rows this is, or -1, the
+// only one.
+template <int R, int N, int HALF>
 inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int64_t ldx, int64_t k, float* c,
                  int64_t ldc) {
     vf sums[R][N];
@@ -36,13 +40,12 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
         for (int n = 0; n < N; n++) sums[r][n] = zero();
     }
     int64_t whole = k / BLOCK * BLOCK, turn = whole > AHEAD ? whole - AHEAD : 0, i = 0;
-    // Up to `turn` the rows themselves are asked for ahead, after it the start of the next ones.
     const auto run = [&](int64_t end, const Real* ahead) __attribute__((always_inline)) {
         for (; i < end; i += BLOCK) {
             vf rows[R];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                _mm_prefetch(ahead + r * ldw + i, _MM_HINT_T0);
+                _mm_prefetch(ahead + r * ldw + (HALF < 0 ? i : i / 2), _MM_HINT_T0);
                 rows[r] = load_units_whole(w + r * ldw + i);
             }
 #pragma GCC unroll 8
@@ -53,8 +56,13 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
             }
         }
     };
-    run(turn, w + AHEAD);
-    run(whole, next - turn);
+    if constexpr (HALF < 0) {
+        // Up to `turn` the rows themselves are asked for ahead, after it the start of the next ones.
+        run(turn, w + AHEAD);
+        run(whole, next - turn);
+    } else {
+        run(whole, next + HALF * (k / 2));  // half of the next ones
+    }
     if (i < k) {
         for (int r = 0; r < R; r++) {
             vf row = load_units(w + r * ldw + i, k - i);
@@ -71,10 +79,21 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
 template <int N>
 inline void dots_rows(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t k, float* c,
                       int64_t ldc) {
-    constexpr int R = weight_rows(N);
+    constexpr int FIRST = columns_together(N), R = weight_rows(FIRST);
     int64_t r = 0;
-    for (; r + R <= m; r += R) dots<R, N>(w + r * ldw, ldw, w + (r + R) * ldw, x, ldx, k, c + r * ldc, ldc);
-    for (; r < m; r++) dots<1, N>(w + r * ldw, ldw, w + (r + 1) * ldw, x, ldx, k, c + r * ldc, ldc);
+    const auto take = [&](auto rows) {
+        constexpr int COUNT = decltype(rows)::value;
+        for (; r + COUNT <= m; r += COUNT) {
+            const Real *from = w + r * ldw, *next = from + COUNT * ldw;
+            float* to = c + r * ldc;
+            dots<COUNT, FIRST, FIRST < N ? 0 : -1>(from, ldw, next, x, ldx, k, to, ldc);
+            if constexpr (FIRST < N) {
+                dots<COUNT, N - FIRST, 1>(from, ldw, next, x + FIRST * ldx, ldx, k, to + FIRST, ldc);
+            }
+        }
+    };
+    take(Count<R>());
+    if constexpr (R > 1) take(Count<1>());
 }
 
 // c [m, n] = w [m, k] x [n, k]^T, n at most FEW; rows of x are padded with zeros to whole vectors.
