@@ -129,21 +129,43 @@ inline void write(Real* to, vf x, int64_t count, bool far) {
     store(to, x, count);
 }
 
-// R rows of a gradient from so few rows that each vector of it is summed where it is, and written at once.
+// R rows of a gradient from so few rows that each panel of it is summed where it is, and written at once.
 template <int R>
 inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& x, int64_t inputs, Real* out, bool far) {
-    for (int64_t i = 0; i < inputs; i += LANES) {
-        const float* from = x.at(i / PANEL, 0) + i % PANEL;
-        vf sums[R];
+    for (int64_t i = 0; i < inputs; i += PANEL) {
+        const float* from = x.at(i / PANEL, 0);
+        vf sums[R][PANEL_VECTORS];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) sums[r] = zero();
-        for (int64_t u = 0; u < units; u++) {
-            vf row = load(from + u * PANEL);
-#pragma GCC unroll 4
-            for (int r = 0; r < R; r++) sums[r] = step(sums[r], broadcast(dy + r * ld + u * PAIR), row);
+        for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; v++) sums[r][v] = zero();
         }
+        for (int64_t u = 0; u < units; u++) {
+            vf row[PANEL_VECTORS];
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; v++) row[v] = load(from + u * PANEL + v * LANES);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) write(out + r * inputs + i, sums[r], inputs - i, far);
+            for (int r = 0; r < R; r++) {
+                vf left = broadcast(dy + r * ld + u * PAIR);
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; v++) sums[r][v] = step(sums[r][v], left, row[v]);
+            }
+        }
+        const auto write_rows = [&](int64_t left) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+#pragma GCC unroll 2
+                for (int v = 0; v < PANEL_VECTORS; v++) {
+                    int64_t at = v * LANES;
+                    if (at < left) write(out + r * inputs + i + at, sums[r][v], left - at, far);
+                }
+            }
+        };
+        if (inputs - i >= PANEL) {
+            write_rows(PANEL);
+        } else {
+            write_rows(inputs - i);
+        }
     }
 }
 

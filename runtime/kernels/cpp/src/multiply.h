@@ -4,8 +4,6 @@
 
 namespace moeplan::VARIANT {
 
-constexpr int PANEL_VECTORS = PANEL / LANES;
-
 // Rows at once beside this many panels: sums and operands fill the registers, of which there are 32 or 16.
 constexpr int rows_beside(int panels) { return LANES == 8 ? 6 : panels == 3 ? 8 : 12; }
 

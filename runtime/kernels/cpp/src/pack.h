@@ -29,6 +29,7 @@ constexpr int64_t K_STEP = PAIR;
 constexpr int64_t ROW_STEP = 1;
 #endif
 constexpr int64_t BLOCK = LANES * PAIR;  // values of a vector of units
+constexpr int PANEL_VECTORS = PANEL / LANES;
 
 inline int64_t padded(int64_t k) { return round_up(k, K_STEP); }
 // Values from one staged row to the next: whole vectors, and a line more where a power of two would crowd few sets of
