@@ -8,7 +8,8 @@ namespace moeplan::VARIANT {
 constexpr int64_t COLUMNS = 288;                  // of a block of sums
 constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
-constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : 64;  // rows up to which `spread` is faster than packing the weight
+// Rows up to which `spread` is faster than packing the weight.
+constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : LANES == 8 ? 32 : 64;
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 12;  // rows that are read to their end together
 constexpr int64_t SMALL = (MOEPLAN_AMX ? 1536 : 768) << 10;  // bytes of an operand that stays in the second-level cache
 
