@@ -221,8 +221,15 @@ inline void stage_rows(const Rows<Real>& rows, int64_t first_row, int64_t m, int
     for (int64_t r = 0; r < m; r++) {
         const Real* from = rows[first_row + r];
         Op* to = out + r * stride;
-        for (int64_t i = 0; i < padded(k); i += BLOCK) {
+        int64_t i = 0;
+        for (; i + LINE_VALUES <= k; i += LINE_VALUES) {
             _mm_prefetch(reinterpret_cast<const char*>(from + i) + 1024, _MM_HINT_T1);
+#pragma GCC unroll 4
+            for (int64_t j = i; j < i + LINE_VALUES; j += BLOCK) {
+                store(reinterpret_cast<float*>(to + j), load_units(from + j, BLOCK));
+            }
+        }
+        for (; i < padded(k); i += BLOCK) {
             vf x = i < k ? load_units(from + i, k - i) : zero();
             store(reinterpret_cast<float*>(to + i), x);
         }
