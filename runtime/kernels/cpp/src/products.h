@@ -69,14 +69,19 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
             const float* right = b.at(panel, chunk * CHUNK_UNITS);
             float* to = sums + r * LINE;
             scratch.count(tall, n, depth);
+            const Op* left = reinterpret_cast<const Op*>(from);
             if (staged) {
                 Rows<Real> lying{from, k, nullptr};
                 stage_rows(lying, 0, count, least(CHUNK, k - chunk * CHUNK), scratch.staged, CHUNK);
-                multiply(scratch.staged, CHUNK, tall, PartNext{ahead}, right, depth * PANEL, n, depth, to, LINE,
-                         chunk > 0);
+                left = scratch.staged;
+            }
+            const auto go = [&](auto bring) {
+                multiply(left, staged ? CHUNK : k, tall, bring, right, depth * PANEL, n, depth, to, LINE, chunk > 0);
+            };
+            if (staged && !small) {
+                go(PartNext{ahead});
             } else {
-                multiply(reinterpret_cast<const Op*>(from), k, tall, AsMuchNext{ahead}, right, depth * PANEL, n, depth,
-                         to, LINE, chunk > 0);
+                go(AsMuchNext{ahead});
             }
         }
         // The group is near now.
