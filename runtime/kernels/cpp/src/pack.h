@@ -176,7 +176,7 @@ struct AsMuchNext {
     Ahead* part;
     template <int ROWS>
     void fetch() const {
-        part->lines<ROWS>();
+        part->lines<static_cast<int>((ROWS * sizeof(Real) + sizeof(Op) - 1) / sizeof(Op))>();
     }
 };
 
