@@ -28,8 +28,7 @@ inline vf load_units_whole(const Real* p) {
 #endif
 }
 
-// R rows times N. `next`: the row after them. HALF: 0 or 1, which pass over the rows this is, or -1, the
-// only one.
+// R rows times N. `next`: the row after them. HALF: which pass over the rows this is, 0 or 1, or -1, the only one.
 template <int R, int N, int HALF>
 inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int64_t ldx, int64_t k, float* c,
                  int64_t ldc) {
