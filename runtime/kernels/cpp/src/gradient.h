@@ -161,7 +161,7 @@ inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& 
                 }
             }
         };
-        if (inputs - i >= PANEL) {
+        if (inputs - i >= PANEL) {  // a copy of its own, without conditions
             write_rows(PANEL);
         } else {
             write_rows(inputs - i);

@@ -223,7 +223,7 @@ inline void stage_rows(const Rows<Real>& rows, int64_t first_row, int64_t m, int
         Op* to = out + r * stride;
         int64_t i = 0;
         for (; i + LINE_VALUES <= k; i += LINE_VALUES) {
-            // Values that are widened take long enough to come by themselves.
+            // Where values are widened this made products slower.
             if (sizeof(Real) == sizeof(Op)) _mm_prefetch(reinterpret_cast<const char*>(from + i) + 1024, _MM_HINT_T1);
 #pragma GCC unroll 4
             for (int64_t j = i; j < i + LINE_VALUES; j += BLOCK) {

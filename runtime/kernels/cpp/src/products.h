@@ -78,6 +78,7 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
             const auto go = [&](auto bring) {
                 multiply(left, staged ? CHUNK : k, tall, bring, right, depth * PANEL, n, depth, to, LINE, chunk > 0);
             };
+            // Of staged rows, panels after the first read nothing of the weight: each brings some of what is next.
             if (staged && !small) {
                 go(PartNext{ahead});
             } else {
