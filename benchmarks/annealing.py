@@ -1,11 +1,12 @@
-"""What more proposals, several chains, splicing them, and moves of whole devices bring to the annealing of placements.
+"""What more proposals, several chains, splicing them, and other parts bring to the annealing of placements.
 
     python benchmarks/annealing.py                          the shipped trace, 4 devices of 2 hosts
     python benchmarks/annealing.py T.npz ... --devices 8    others
 
 Every trace is fitted on its first half and annealed at EPLB's balance, several seeds. All ways make equally many
-proposals. Columns: median objective over the seeds (and how far they spread), over the best that any row found, and
-seconds; a single chain has one thread.
+proposals, scouts apart: "price followed" is without them, the balance held to its cap at every temperature, and
+"experts alone" without moves of whole devices. Columns: median objective over the seeds (and how far they spread), over
+the best that any row found, and seconds; a single chain has one thread.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from moeplan.spec.trace import Trace
 
 ROOT = Path(__file__).parents[1]
 PARTS = (0.1, 0.3, 1.0)  # of the usual proposals
-WAYS = ("one chain", "chains", "chains, spliced", "spliced, experts alone")
+WAYS = ("one chain", "chains", "chains, spliced", "spliced, price followed", "spliced, experts alone")
 
 
 def main() -> None:
@@ -98,6 +99,9 @@ def only(way: str) -> Iterator[None]:
     with ExitStack() as patches:
         if way == "spliced, experts alone":
             patches.enter_context(patch.object(annealing_chain, "RELABEL", 10**9))
+        if way == "spliced, price followed":
+            patches.enter_context(patch.object(annealing_walks.Walks, "scout", lambda *_: None))
+            patches.enter_context(patch.object(annealing_chain, "HELD", 0.0))
         if way == "chains":
             for module in (annealing, annealing_walks):
                 patches.enter_context(patch.object(module, "GENERATIONS", 0))

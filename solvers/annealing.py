@@ -20,10 +20,11 @@ Simulated annealing from so warm that placements are random (Kirkpatrick et al. 
 different orders, so the best layers of all of them are spliced (``annealing_splice``), and a few chains go on from
 there, only warm enough to mend the seams; again, and the best counts.
 
-The balance cap holds throughout: its price rises while the balance lies above it and falls below it, so that
-every temperature sees the constrained problem. Last, proposals that break (2) are refused. ``annealing_kernel``
-proposes for one expert or two, ``annealing_relabel`` for whole devices. It is a heuristic; bounds are in
-``affinity_bound``.
+The cap's price rises while the balance lies above it and falls below it. Held to the cap at every temperature, a warm
+walk would pay so much for balance that experts are stuck: short walks therefore find out what the cap costs in the end
+(``Walks.scout``), the others keep that price while they are warm (Lagrangian relaxation) and follow the cap once they
+are cold. Last, proposals that break (2) are refused. ``annealing_kernel`` proposes for one expert or two,
+``annealing_relabel`` for whole devices. It is a heuristic; bounds are in ``affinity_bound``.
 """
 
 # L layers, E experts, G devices, R slots, S samples
@@ -185,7 +186,9 @@ def anneal(
     followers = min(FOLLOWERS, chains) if chains > 1 else 0
     walks = Walks(problem, steps, started + time_limit, (chains, followers), seed, stop or Event(), on_event)
     costs = _costs(problem, affinity)
-    found = walks.run(start, chains, WARMEST)
+    if balance_cap < math.inf:
+        walks.scout(start)
+    found = walks.run(start, chains, WARMEST, hold=True)
     for _ in range(GENERATIONS if followers else 0):
         if not found or walks.stop.is_set():
             break

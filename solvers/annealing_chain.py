@@ -22,6 +22,7 @@ FIRST, UNTIMED = 10_000, 250_000  # steps at most of the first epoch, and of tho
 LOOK, LONGEST_LOOK = 0.05, 1.0  # of the time, and seconds, before speed is judged: first moments show how threads wait
 WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
 FINAL = 0.1  # of the epochs the cap is a rule
+HELD = 0.7  # of the epochs before it, a price to be held is held
 WARMEST = 0.5  # temperature over the mean traffic of an expert: above it placements are nearly as good as random
 COLDEST = 0.01  # nearly nothing that costs is accepted
 FOLLOW = 0.2  # how fast the price follows: e-fold in 1 / FOLLOW epochs far from the cap
@@ -49,12 +50,16 @@ class Problem:
 
 @dataclass(eq=False)
 class Chain:
-    """One annealing walk; ``placed`` [L, E] is where it stands."""
+    """One annealing walk; ``placed`` [L, E] is where it stands.
+
+    price: of balance, followed from there; 0 where nothing is known of it. settled: the price when cooling ended.
+    """
 
     problem: Problem
     placed: np.ndarray
     seed: int
     price: float = 0.0
+    settled: float = 0.0
     squeezed: bool = False
     done: int = 0  # proposals
 
@@ -62,7 +67,7 @@ class Chain:
         p, (layers, experts) = self.problem, self.placed.shape
         self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
         self.layer_traffic = self.traffic * experts
-        self.price = p.price or self.layer_traffic
+        self.price = p.price or self.price or self.layer_traffic
         devices, samples = len(p.slots), -(-len(p.load) // LANES) * LANES
         slots, slot_of = _seats(self.placed, p.slots)
         self.tables = Tables(
@@ -98,15 +103,16 @@ class Chain:
         self,
         steps: int,
         deadline: float,
-        turns: int,
+        turns: float,
         stop: Event,
         on_event: Callable[[dict[str, Any]], None] | None,
         warmest: float = WARMEST,
+        hold: bool = False,
     ) -> np.ndarray | None:
         """The best placement that keeps the cap among the final epochs; None where none did.
 
-        The time up to the deadline is for as many ``turns``, of which this chain is the first. warmest: the first
-        temperature over the mean traffic of an expert.
+        The time up to the deadline is for as many ``turns`` of one length, of which this chain has the first. warmest:
+        first temperature over the mean traffic of an expert. hold: the price stays as it is while the walk is warm.
         """
         p, layers = self.problem, len(self.placed)
         deadline = time.perf_counter() + (deadline - time.perf_counter()) / turns
@@ -129,8 +135,10 @@ class Chain:
             if epoch % RELABEL == 0 and self.done - relabelled >= p.between.size and p.max_moves < 0:
                 energy, relabelled = energy + self._relabel(cold), self.done
             balance = self.balance()
-            if p.cap < math.inf:
+            if p.cap < math.inf and not (hold and epoch < HELD * cooling):
                 self.steer(balance)
+            if epoch < cooling:
+                self.settled = self.price
             value = energy + p.price * balance * layers
             if final and balance <= p.cap and value < lowest:
                 lowest, best = value, self.placed.copy()

@@ -3,9 +3,10 @@
 # L layers, E experts
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -15,6 +16,7 @@ from .annealing_chain import Chain, Problem
 
 THREADS = 2
 GENERATIONS = 2  # of chains that go on from a splice
+SCOUT = 0.1  # of a chain's proposals: walks that only look for the price of balance
 
 
 @dataclass(eq=False)
@@ -32,34 +34,47 @@ class Walks:
     seed: int
     stop: Event
     on_event: Callable[[dict[str, Any]], None] | None
+    price: float = 0.0  # of balance, once ``scout`` has found it
     begun: int = 0  # chains
     turn: int = 0
     proposals: int = 0
     squeezed: bool = False  # whether a chain had no time for all its steps
     coolest: float = math.inf  # the least mean hottest where a chain ended
 
-    def run(self, start: np.ndarray, count: int, warmest: float) -> list[np.ndarray]:
-        """Placements [L, E] that chains from ``start`` found; those without any left out."""
-        first, after = self.planned
-        turns = -(-first // THREADS) - (-after // THREADS) * GENERATIONS
-        mine = [Chain(self.problem, start.copy(), self.seed * 7919 + self.begun + i) for i in range(count)]
-        self.begun += count
-        with ThreadPoolExecutor(THREADS) as pool:
-            runs = []
-            for i, chain in enumerate(mine):
-                turn = self.turn + i // THREADS
-                shown = _part_of(self.on_event, turn, turns) if self.on_event and i % THREADS == 0 else None
-                runs.append(pool.submit(chain.run, self.steps, self.deadline, turns - turn, self.stop, shown, warmest))
-            try:
-                found = [run.result() for run in runs]
-            except KeyboardInterrupt:
-                self.stop.set()
-                found = [run.result() for run in runs]
+    def scout(self, start: np.ndarray) -> None:
+        """Set ``price`` to what the cap costs where short walks end."""
+        part, turns = max(1, round(SCOUT * self.steps)), 1 + self._turns / SCOUT
+        scouts = self._chains(start, THREADS)
+        _finish([partial(scout.run, part, self.deadline, turns, self.stop, None) for scout in scouts], self.stop)
+        self.squeezed |= any(scout.squeezed for scout in scouts)
+        self.price = float(np.exp(np.mean(np.log([scout.settled for scout in scouts]))))
+
+    def run(self, start: np.ndarray, count: int, warmest: float, *, hold: bool = False) -> list[np.ndarray]:
+        """Placements [L, E] that chains from ``start`` found; those without any left out. warmest, hold: ``Chain``."""
+        mine, runs = self._chains(start, count), []
+        for i, chain in enumerate(mine):
+            turn = self.turn + i // THREADS
+            shown = _part_of(self.on_event, turn, self._turns) if self.on_event and i % THREADS == 0 else None
+            left = self._turns - turn
+            runs.append(partial(chain.run, self.steps, self.deadline, left, self.stop, shown, warmest, hold))
+        found = _finish(runs, self.stop)
         self.turn += -(-count // THREADS)
         self.proposals += sum(chain.done for chain in mine)
         self.squeezed |= any(chain.squeezed for chain in mine)
         self.coolest = min(self.coolest, *(chain.balance() for chain in mine))
         return [placed for placed in found if placed is not None]
+
+    @property
+    def _turns(self) -> int:
+        """How often all threads are taken for ``steps`` proposals."""
+        first, after = self.planned
+        return -(-first // THREADS) - (-after // THREADS) * GENERATIONS
+
+    def _chains(self, start: np.ndarray, count: int) -> list[Chain]:
+        """Chains from ``start``, each with the next seed."""
+        first = self.seed * 7919 + self.begun
+        self.begun += count
+        return [Chain(self.problem, start.copy(), seed, self.price) for seed in range(first, first + count)]
 
     @property
     def done(self) -> float:
@@ -75,3 +90,14 @@ def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) 
         on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
 
     return report
+
+
+def _finish(runs: Sequence[Callable[[], np.ndarray | None]], stop: Event) -> list[np.ndarray | None]:
+    """What the runs return, so many threads at a time; Ctrl-C ends them early."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending = [pool.submit(run) for run in runs]
+        try:
+            return [run.result() for run in pending]
+        except KeyboardInterrupt:
+            stop.set()
+            return [run.result() for run in pending]

@@ -1,6 +1,7 @@
 """One annealing walk: its tables follow every proposal, its energies are real, whole devices change places safely."""
 
 import math
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -12,6 +13,8 @@ from moeplan.solvers.annealing import Affinity, greedy
 from moeplan.solvers.annealing_chain import Chain, Problem
 from moeplan.solvers.annealing_relabel import Groups, relabel
 from moeplan.solvers.annealing_tables import FREE, PARTNERS, Rules, fill_flows, fill_near, fill_partners
+from moeplan.solvers.annealing_walks import Walks
+from moeplan.solvers.balance import over_ideal
 
 
 def chain_for(seed: int, *, alike: bool, max_moves: int = -1, fixed_hosts: bool = False) -> tuple[Chain, Affinity]:
@@ -159,3 +162,40 @@ def test_a_search_with_time_to_spare_does_all_its_steps(monkeypatch):
     chain.run(200_000, 1e6, 1, Event(), None)
     assert not chain.squeezed
     assert chain.done == 200_000
+
+
+def test_a_held_price_is_followed_once_the_walk_is_cold():
+    chain, _ = chain_for(1, alike=True)
+    cap = chain.balance() * 0.5  # out of reach: the price only rises
+    chain.problem = replace(chain.problem, cap=cap)
+    chain.price, prices = 7.0, []
+    chain.run(20_000, math.inf, 1, Event(), lambda _: prices.append(chain.price), hold=True)
+    epochs = len(prices)
+    assert prices[: int(0.6 * epochs)] == [7.0] * int(0.6 * epochs)
+    assert prices == sorted(prices)
+    assert prices[-1] > 7.0
+
+
+@pytest.mark.parametrize("cap", [1.08, 1.15])
+def test_scouts_find_what_the_cap_costs_in_the_end(cap):
+    """Of one problem the price of short walks is near that of a long one."""
+    rng = np.random.default_rng(5)
+    affinity, load = Affinity.of(rng.gamma(0.3, 100.0, (5, 16, 16))), rng.gamma(2.0, 1.0, (1, 6, 16))
+    problem = Problem(
+        *affinity.between(),
+        load=over_ideal(load, np.ones(4)),
+        slots=np.full(4, 4),
+        speed=np.ones(4),
+        host=np.array([0, 0, 1, 1]),
+        weights=(0.3, 1.0),
+        cap=cap,
+        price=0.0,
+        previous=(start := greedy(load[0], np.ones(4), np.full(4, 4))),
+        max_moves=-1,
+        fixed_hosts=False,
+    )
+    walks = Walks(problem, 300_000, math.inf, (2, 0), 0, Event(), None)
+    walks.scout(start)
+    long = Chain(problem, start.copy(), 99)
+    long.run(300_000, math.inf, 1, Event(), None)
+    assert 1 / 3 < walks.price / long.settled < 3
