@@ -3,6 +3,7 @@
 import hashlib
 import zipfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,28 @@ class Trace:
             raise DocumentError(f"part {low:g}:{high:g} of the trace: expected 0 <= from < to <= 1")
         if (low, high) == (0, 1):
             return self
-        if self.counts_only:
-            raise DocumentError("a counts-only trace has no tokens to divide: use the whole of it (0:1)")
-        ends = np.concatenate([[0], np.cumsum(self.seq_len)])
-        cuts = [round(fraction * self.tokens) for fraction in (low, high)]
-        if len(self.seq_len) > WHOLE_SEQUENCES:
-            cuts = [int(ends[np.abs(ends - cut).argmin()]) for cut in cuts]
-        first, end = cuts
+        first, end = self._cut(low), self._cut(high)
         if first == end:
             raise DocumentError(f"part {low:g}:{high:g} of the trace holds no tokens ({self.tokens} in all)")
-        lengths = np.diff(np.clip(ends, first, end))
+        return self._between(first, end)
+
+    def parts(self, count: int) -> list["Trace"]:
+        """Consecutive parts of about as many tokens, cut as ``part`` cuts; fewer where sequences are too long."""
+        cuts = sorted({self._cut(i / count) for i in range(count + 1)})
+        return [self._between(first, end) for first, end in pairwise(cuts)]
+
+    def _cut(self, fraction: float) -> int:
+        """The token before which the trace is cut at a fraction of it."""
+        if self.counts_only:
+            raise DocumentError("a counts-only trace has no tokens to divide: use the whole of it (0:1)")
+        cut = round(fraction * self.tokens)
+        if len(self.seq_len) > WHOLE_SEQUENCES:
+            ends = np.concatenate([[0], np.cumsum(self.seq_len)])
+            cut = int(ends[np.abs(ends - cut).argmin()])
+        return cut
+
+    def _between(self, first: int, end: int) -> "Trace":
+        lengths = np.diff(np.clip(np.concatenate([[0], np.cumsum(self.seq_len)]), first, end))
         return Trace.of(
             self.expert_ids[first:end],
             self.num_experts,

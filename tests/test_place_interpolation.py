@@ -62,3 +62,31 @@ def test_tokens_to_come_are_likelier_than_by_counts():
         return -float((rest * np.log(shares + 1e-4)).sum() / rest.sum())
 
     assert surprise(interpolated(fitted)) < surprise(transitions(fitted) / fitted.tokens) - 0.02
+
+
+@pytest.mark.parametrize("lengths", [[90] * 10, [30] * 3, [5, 400, 5, 5, 5]])
+def test_parts_are_the_whole_trace(lengths):
+    trace = random_trace(3, 3, 8, sum(lengths), 2)
+    trace = Trace.of(trace.expert_ids, 8, seq_len=lengths)
+    parts = trace.parts(4)
+    assert 2 <= len(parts) <= 4
+    assert np.array_equal(np.concatenate([part.expert_ids for part in parts]), trace.expert_ids)
+    if len(lengths) > 3:  # sequences are whole
+        assert np.concatenate([part.seq_len for part in parts]).tolist() == lengths
+
+
+def test_weights_learned_from_most_of_the_recording_are_better(monkeypatch):
+    """Views of a half are poorer than those of the whole that the weights are for: counts would weigh too little."""
+
+    def surprise(seed, parts):
+        monkeypatch.setattr("moeplan.planner.place.interpolation.PARTS", parts)
+        rng = np.random.default_rng(seed)
+        first = rng.integers(0, 12, 4000)
+        second = (first + rng.geometric(0.3, 4000) - 1) % 12
+        ids = np.stack([first, second], axis=1)[:, :, None]
+        trace = Trace.of(ids, 12, seq_len=[20] * 200)
+        fitted, rest = trace.part(0, 0.05), transitions(trace.part(0.05, 1))
+        return -float((rest * np.log(interpolated(fitted))).sum() / rest.sum())
+
+    halves, eighths = ([surprise(seed, parts) for seed in range(12)] for parts in (2, 8))
+    assert np.mean(eighths) < np.mean(halves)

@@ -6,8 +6,9 @@ chance. Other views of the same tokens are coarser but steadier:
     shared out     every token's unit spread over all pairs of its choices in two layers, by a power of their gate
                    weights: a first choice is often nearly a tie
     independent    what both layers would give without any affinity
-They are mixed with weights that make the first choices of one half of the recording likeliest under the other half's
-views: deleted interpolation (Jelinek and Mercer 1980), by expectation maximisation.
+They are mixed with weights that make the first choices of each part of the recording likeliest under the views of all
+others: deleted interpolation (Jelinek and Mercer 1980), by expectation maximisation. The parts are few sequences each;
+where all is one or two of them, parts of one are too alike to tell, and halves are the most different.
 """
 
 # T tokens, L layers, E experts, K top-k, V views
@@ -17,10 +18,11 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_array
 
-from ...spec.trace import Trace
+from ...spec.trace import WHOLE_SEQUENCES, Trace
 
 POWERS = (1, 3, 6)  # of the gate weights: from nearly even shares to nearly the first choice alone
 ENOUGH = 50_000  # kinds of pairs, evenly picked, show how to mix a handful of views
+PARTS, PARTS_OF_FEW = 4, 2  # of a recording, and of one of few sequences
 ROUNDS = 100  # of expectation maximisation, which nears the optimum slowly but never leaves it
 
 
@@ -35,13 +37,16 @@ def interpolated(trace: Trace) -> np.ndarray:
     """[L-1, E, E] traffic per token, each boundary summing to 1; of a single token, its own pairs."""
     if trace.tokens < 2 or trace.layers < 2:
         return transitions(trace) / trace.tokens
-    halves = [_views(half) for half in (trace.part(0, 0.5), trace.part(0.5, 1))]
-    pairs = [np.nonzero(rest[0]) for rest in halves[::-1]]
+    count = PARTS if len(trace.seq_len) > WHOLE_SEQUENCES else PARTS_OF_FEW
+    parts = [_views(part) for part in trace.parts(count)]
+    views = np.sum(parts, axis=0)
+    pairs = [np.nonzero(part[0]) for part in parts]
     step = -(-sum(len(pair[0]) for pair in pairs) // ENOUGH)
     pairs = [tuple(index[::step] for index in pair) for pair in pairs]
-    known = np.concatenate([_shares(views, *pair) for views, pair in zip(halves, pairs, strict=True)], axis=1)
-    seen = np.concatenate([rest[0][pair] for rest, pair in zip(halves[::-1], pairs, strict=True)])
-    weights, views = mixture(known, seen), halves[0] + halves[1]
+    others = [np.maximum(views - part, 0.0) for part in parts]  # not below 0 by rounding
+    known = np.concatenate([_shares(other, *pair) for other, pair in zip(others, pairs, strict=True)], axis=1)
+    seen = np.concatenate([part[0][pair] for part, pair in zip(parts, pairs, strict=True)])
+    weights = mixture(known, seen)
     mixed = np.tensordot(weights[:-1] / trace.tokens, views, axes=1)
     return mixed + weights[-1] * np.einsum("la,lb->lab", *_margins(views))
 
