@@ -46,7 +46,7 @@ from .annealing_walks import GENERATIONS, THREADS, Walks
 from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 3_000, 50_000_000  # proposals of each chain
+STEPS_PER_EXPERT, MOST_STEPS = 1_500, 50_000_000  # proposals of each chain
 CHAINS, ENOUGH = 16, 80_000_000  # chains from random placements, fewer where so many proposals of all are enough
 FOLLOWERS = 4  # chains after a splice
 SEAMS = 0.1  # first temperature of these, over the mean traffic of an expert

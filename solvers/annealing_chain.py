@@ -103,7 +103,7 @@ class Chain:
         self,
         steps: int,
         deadline: float,
-        turns: float,
+        turns: int,
         stop: Event,
         on_event: Callable[[dict[str, Any]], None] | None,
         warmest: float = WARMEST,

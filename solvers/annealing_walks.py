@@ -42,9 +42,11 @@ class Walks:
     coolest: float = math.inf  # the least mean hottest where a chain ended
 
     def scout(self, start: np.ndarray) -> None:
-        """Set ``price`` to what the cap costs where short walks end."""
-        part, turns = max(1, round(SCOUT * self.steps)), 1 + self._turns / SCOUT
-        scouts = self._chains(start, THREADS)
+        """Set ``price`` to what the cap costs where short walks end.
+
+        They may take a whole turn of the time, far more than their part of it: all other walks hang on what they find.
+        """
+        part, turns, scouts = max(1, round(SCOUT * self.steps)), 1 + self._turns, self._chains(start, THREADS)
         _finish([partial(scout.run, part, self.deadline, turns, self.stop, None) for scout in scouts], self.stop)
         self.squeezed |= any(scout.squeezed for scout in scouts)
         self.price = float(np.exp(np.mean(np.log([scout.settled for scout in scouts]))))
