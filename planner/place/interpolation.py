@@ -7,8 +7,8 @@ chance. Other views of the same tokens are coarser but steadier:
                    weights: a first choice is often nearly a tie
     independent    what both layers would give without any affinity
 They are mixed with weights that make the first choices of each part of the recording likeliest under the views of all
-others: deleted interpolation (Jelinek and Mercer 1980), by expectation maximisation. The parts are few sequences each;
-where all is one or two of them, parts of one are too alike to tell, and halves are the most different.
+others: deleted interpolation (Jelinek and Mercer 1980), by expectation maximisation. Parts are whole sequences; a
+recording of up to three is only halved, since the more parts there are of one sequence, the more alike they are.
 """
 
 # T tokens, L layers, E experts, K top-k, V views
