@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.place.interpolation import interpolated, mixture, transitions
+from moeplan.planner.place.interpolation import PARTS, interpolated, mixture, transitions
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace
 
@@ -88,5 +88,5 @@ def test_weights_learned_from_most_of_the_recording_are_better(monkeypatch):
         fitted, rest = trace.part(0, 0.05), transitions(trace.part(0.05, 1))
         return -float((rest * np.log(interpolated(fitted))).sum() / rest.sum())
 
-    halves, eighths = ([surprise(seed, parts) for seed in range(12)] for parts in (2, 8))
-    assert np.mean(eighths) < np.mean(halves)
+    halves, usual = ([surprise(seed, parts) for seed in range(12)] for parts in (2, PARTS))
+    assert np.mean(usual) < np.mean(halves)
