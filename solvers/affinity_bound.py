@@ -12,15 +12,16 @@ Both terms are the same problem, with devices or with hosts as *places*; each is
 
     slots          an expert shares its place with at most max(capacity) experts of the next layer, and of the one
                    before: all but its heaviest successors (predecessors) leave.             ``_least_by_slots``
-    matching       the same for all experts at once: the pairs that share a place are a b-matching, of no more pairs in
-                   all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
     spectral       Donath and Hoffman's eigenvalue bound with the best diagonal, all layers at once.
     semidefinite   the spectral bound's matrix with entries in 0..1.
     triangle       the same, with sharing a place transitive, and with the limit and the cap.
+    matching       as slots, for all experts at once: the pairs that share a place are a b-matching, of no more pairs in
+                   all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
 
-The last three are relaxations of one run, in ``affinity_semidefinite``. They take every place for as large and as fast
-as the largest and fastest; what limit and cap add is in the last one only. The linear relaxation of ExFlow's integer
-program proves nothing: by symmetry, all experts evenly on all devices move nothing.
+Spectral to triangle are relaxations of one run, in ``affinity_semidefinite``; matching, which seldom comes near them,
+has what time they leave. The relaxations take every place for as large and as fast as the largest and fastest; what
+limit and cap add is in triangle only. The linear relaxation of ExFlow's integer program proves nothing: by symmetry,
+all experts evenly on all devices move nothing.
 """
 
 # B boundaries (L - 1), L layers, E experts, G devices, P places, S samples
@@ -41,8 +42,7 @@ from .affinity_rows import LoadRows, Rows
 from .affinity_semidefinite import least_leaving
 from .balance import balance_bound, over_ideal
 
-DEFAULT_STEPS = 200
-MATCHING_SHARE = 0.2  # of the time limit; where it ends, ``matching`` goes on with what ``slots`` says
+DEFAULT_STEPS = 400
 TIME_OUT = 1  # linprog's status
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
 
@@ -86,9 +86,6 @@ def affinity_bounds(
     slots = [_slots(problem, level) for level in levels]
     sized = list(zip(levels, slots, strict=True))
     bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, room).sum()) for level, room in sized)}
-    if time.perf_counter() - started < time_limit:
-        until = started + MATCHING_SHARE * time_limit
-        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     if steps > 0 and levels and time.perf_counter() - started < time_limit:
         relative = None if samples is None or balance_cap == math.inf else _over_ideal(problem, samples)
 
@@ -102,6 +99,9 @@ def affinity_bounds(
             for level, found in zip(levels, pool.map(relaxed, levels, slots), strict=True):
                 for name, least in found.items():
                     bounds[name] = bounds.get(name, 0.0) + level.weight * least
+    if time.perf_counter() - started < time_limit:
+        until = started + time_limit
+        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bound) - safety, 0.0) for name, bound in bounds.items()}
 

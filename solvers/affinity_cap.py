@@ -18,6 +18,7 @@ takes away per price is how much hottest exceeds least, and mu rises while that 
 # B windows (boundaries), E experts of a layer with fillers, L layers, P places, S samples
 
 import numpy as np
+from numba import njit
 
 STEP = 0.9  # of the gradient step at which rows that all share their entries would just not overshoot
 FIRST_PRICE = 0.15  # of the cap, per expert and sample, for costs scaled to 1 per expert
@@ -46,7 +47,7 @@ class CapRows:
         every = self.load.sum(axis=2)  # [B, 2, E]
         others = np.einsum("wkse,wke->wks", self.load, every)
         own = places * every.reshape(layers - 1, 1, 2 * experts, 1)
-        self.step = 2 * STEP / np.maximum(2 * (others[:, :, None, :] + own), ROUNDING)
+        self.step = np.ascontiguousarray(2 * STEP / np.maximum(2 * (others[:, :, None, :] + own), ROUNDING))
 
     def separate(self, windows: np.ndarray) -> None:
         """All rows are always there."""
@@ -55,42 +56,57 @@ class CapRows:
         count, size, _ = windows.shape
         sides = windows.reshape(count, size, 2, size // 2).transpose(0, 2, 1, 3)  # [B, 2, 2E, E]
         violation = sides @ self.load.transpose(0, 1, 3, 2) - self.excess[:, :, None, :]
-        step = penalty * self.step
-        self.price, taken = self._within(self.price + step * violation, step)
+        taken = _climb(self.price, violation, self.step, penalty, self.mu / self.fastest) / self.fastest
         constant = -self.slack * self._dearest() - float(np.einsum("wkas,wks->", self.price, self.excess))
         if self.slack > 0:
             self.mu *= np.exp(FOLLOW * np.clip(taken / self.slack - 1.0, -1.0, 1.0))
         half = 0.5 * (self.price @ self.load).transpose(0, 2, 1, 3).reshape(count, size, size)
         return half + half.transpose(0, 2, 1), constant
 
-    def _within(self, price: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, float]:
-        """The nearest prices, in the metric of the steps, that sum to mu / fastest at most; hottest over least in all.
-
-        max(0, price - step * taken) with one ``taken`` for each layer and sample, by Newton's method: the sum is convex
-        and falls with ``taken``, so that from 0 it never goes too far.
-        """
-        most = self.mu / self.fastest
-        grouped, steps = _by_layer(price), _by_layer(step)  # [L, N, S]
-        taken = np.zeros((len(grouped), 1, grouped.shape[2]))
-        for _ in range(NEWTON_STEPS):
-            left = grouped - steps * taken
-            paid = left > 0
-            over = np.where(paid, left, 0.0).sum(axis=1, keepdims=True) - most
-            if (over <= ROUNDING * most).all():
-                break
-            slope = np.where(paid, steps, 0.0).sum(axis=1, keepdims=True)
-            taken += np.maximum(over, 0.0) / np.maximum(slope, ROUNDING)
-        within = np.maximum(grouped - steps * taken, 0.0).reshape(len(grouped), 2, -1, grouped.shape[2])
-        return np.stack([within[:-1, 1], within[1:, 0]], axis=1), float(taken.sum()) / self.fastest
-
     def _dearest(self) -> float:
         """The least mu that these prices allow."""
-        return self.fastest * float(_by_layer(self.price).sum(axis=1).max())
+        by_side = self.price.sum(axis=2)  # [B, 2, S]
+        by_layer = np.zeros((len(by_side) + 1, by_side.shape[2]))
+        by_layer[:-1] += by_side[:, 0]
+        by_layer[1:] += by_side[:, 1]
+        return self.fastest * float(by_layer.max())
 
 
-def _by_layer(rows: np.ndarray) -> np.ndarray:
-    """[L, N, S] all rows of one layer's load, from [B, 2, N / 2, S] of its two windows; 0 where there is only one."""
-    windows, _, size, samples = rows.shape
-    grouped = np.zeros((windows + 1, 2, size, samples))
-    grouped[1:, 0], grouped[:-1, 1] = rows[:, 1], rows[:, 0]
-    return grouped.reshape(windows + 1, 2 * size, samples)
+@njit(cache=True, nogil=True)
+def _climb(price, violation, step, penalty, most):
+    """Move the prices [B, 2, 2E, S] up with the violation, to the nearest that sum to ``most`` at most per layer
+    and sample, in the metric of the steps: max(0, price - step * taken). The sum of all ``taken``, times the penalty.
+
+    Newton's method: the sum of the prices is convex and falls with ``taken``, so that from 0 it never goes too far.
+    """
+    windows, _, rows, samples = price.shape
+    taken, total, slope = np.empty(samples), np.empty(samples), np.empty(samples)
+    whole = 0.0
+    for layer in range(windows + 1):
+        # The rows of a layer's load are in the window before it and in that after it.
+        sides = [(w, k) for w, k in ((layer - 1, 1), (layer, 0)) if 0 <= w < windows]
+        for w, k in sides:
+            for row in range(rows):
+                for s in range(samples):
+                    price[w, k, row, s] += penalty * step[w, k, row, s] * violation[w, k, row, s]
+        taken[:] = 0.0
+        for _ in range(NEWTON_STEPS):
+            total[:] = 0.0
+            slope[:] = 0.0
+            for w, k in sides:
+                for row in range(rows):
+                    for s in range(samples):
+                        left = price[w, k, row, s] - step[w, k, row, s] * taken[s]
+                        if left > 0:
+                            total[s] += left
+                            slope[s] += step[w, k, row, s]
+            if (total <= most * (1 + ROUNDING)).all():
+                break
+            for s in range(samples):
+                taken[s] += max(total[s] - most, 0.0) / max(slope[s], ROUNDING)
+        for w, k in sides:
+            for row in range(rows):
+                for s in range(samples):
+                    price[w, k, row, s] = max(price[w, k, row, s] - step[w, k, row, s] * taken[s], 0.0)
+        whole += taken.sum()
+    return whole / penalty

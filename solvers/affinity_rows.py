@@ -54,7 +54,7 @@ class Triangles:
         self.at, self.sign, self.price = np.concatenate(at), np.concatenate(sign), np.concatenate(price)
         # A row found again is there already: the first of equals, which has the price, stays.
         code = np.ravel_multi_index(tuple(self.at.T), (len(windows), *self.shape[1:], self.shape[1]))
-        first = np.unique(np.column_stack([code, self.sign]), axis=0, return_index=True)[1]
+        first = np.unique(2 * code + (self.sign > 0), return_index=True)[1]
         first.sort()
         self.at, self.sign, self.price = self.at[first], self.sign[first], self.price[first]
         self.sharing = _sharing(self.at, self.shape)
@@ -96,32 +96,50 @@ class LoadRows:
 
 def _violated(shared: np.ndarray, kind: int) -> np.ndarray:
     """[N, 3] the rows of one window that Y violates most, of each pair a, b the worst."""
-    third, excess = _worst_third(shared, kind)
-    a, b = np.nonzero(excess > TOLERANCE)
-    order = np.argsort(-excess[a, b], kind="stable")[:MOST_NEW]
-    rows = np.column_stack([a, b, third[a, b]])[order]
+    shared = shared.astype(np.float32)
+    excess = _worst_excess(shared, kind)
+    pairs = np.argwhere(excess > TOLERANCE)
+    if len(pairs) > MOST_NEW:
+        worst = np.argpartition(-excess[tuple(pairs.T)], MOST_NEW)[:MOST_NEW]
+        worst.sort()
+        pairs = pairs[worst]
+    rows = np.column_stack([pairs, _thirds(shared, kind, np.ascontiguousarray(pairs))])
     rows[:, 1:].sort(axis=1)
     return rows
 
 
-@njit(cache=True, nogil=True)
-def _worst_third(shared, kind):
-    """For every pair a, b the c of largest violation, and the violation: [2E, 2E] each."""
+# With c one of a and b nothing is violated, since the diagonal is 1 and no entry exceeds it: the loops may visit it.
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _worst_excess(shared, kind):
+    """[2E, 2E] for every pair a, b the largest violation over all c; of (2), b > a and c > b only."""
     count = len(shared)
-    third = np.zeros((count, count), np.int64)
-    excess = np.zeros((count, count))
+    excess = np.zeros((count, count), shared.dtype)
     for a in range(count):
-        for b in range(count):
-            if a == b or (kind < 0 and b < a):
-                continue
-            for c in range(count):
-                if c in (a, b) or (kind < 0 and c < b):
-                    continue
-                violation = kind * (shared[a, b] + shared[a, c] - 1.0) - shared[b, c]
-                if violation > excess[a, b]:
-                    excess[a, b] = violation
-                    third[a, b] = c
-    return third, excess
+        for b in range(a + 1 if kind < 0 else 0, count):
+            worst = np.float32(-4.0)
+            if kind > 0:
+                for c in range(count):
+                    worst = max(worst, shared[a, c] - shared[b, c])
+                excess[a, b] = worst + shared[a, b] - np.float32(1.0)
+            else:
+                for c in range(b + 1, count):
+                    worst = max(worst, -shared[a, c] - shared[b, c])
+                excess[a, b] = worst - shared[a, b] + np.float32(1.0)
+        excess[a, a] = 0.0
+    return excess
+
+
+@njit(cache=True, nogil=True)
+def _thirds(shared, kind, pairs):
+    """[N] the c of the largest violation of each pair a, b; pairs: [N, 2]."""
+    thirds = np.empty(len(pairs), np.int64)
+    for row in range(len(pairs)):
+        a, b = pairs[row]
+        if kind > 0:
+            thirds[row] = np.argmax(shared[a] - shared[b])
+        else:
+            thirds[row] = b + 1 + np.argmin(shared[a, b + 1 :] + shared[b, b + 1 :])
+    return thirds
 
 
 @njit(cache=True, nogil=True)

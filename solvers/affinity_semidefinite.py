@@ -9,7 +9,7 @@ There are P places of ``slots`` slots each, all of them full: experts without to
 Every placement satisfies, and the relaxations keep only,
 
     (1) Z is positive semidefinite: sum_p (x[p]'v)^2 >= (sum_p x[p]'v)^2 / P     ``_nearest_form``
-    (2) Z 1[l] = 0: a place has as many slots in every layer                     ``_inside``
+    (2) Z 1[l] = 0: a place has as many slots in every layer                     ``_centred``
     (3) no eigenvalue of Z on two layers exceeds 2 slots                         ``_nearest_form``
     (4) an expert shares its own place: the diagonal of Y is 1                   ``_nearest_entries``
     (5) 0 <= Y <= 1                                                              ``_nearest_entries``
@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .affinity_eigen import EigenClip
 from .affinity_rows import Rows, Triangles
 
 FIRST_STEP = 3  # times an eigenvalue problem of every boundary: the first bound and the first step
@@ -126,7 +127,7 @@ class _Relaxation:
 
     def __post_init__(self) -> None:
         boundaries, size, _ = self.counts.shape
-        self._basis = np.linalg.qr(np.concatenate([np.ones((size, 1)), np.eye(size)[:, 1:]], axis=1))[0][:, 1:]
+        self._clip = EigenClip(2.0 * self.slots)
         self.within = np.tile(np.eye(size) * (1 - 1 / self.places), (boundaries + 1, 1, 1))
         self.between = np.zeros_like(self.counts)
         self._charge(np.zeros((boundaries, 2 * size, 2 * size)), 0.0)
@@ -163,9 +164,12 @@ class _Relaxation:
 
     def least(self) -> float:
         """The least of the Lagrangian: a bound on minus what any Z saves."""
-        multiplier = self.penalty * self.price
+        multiplier, size = self.penalty * self.price, self.counts.shape[1]
         # The trace is 2 E (1 - 1 / P) and no eigenvalue exceeds 2 slots: P - 1 of them, at most, count in full.
-        values = np.linalg.eigvalsh(self._inside(multiplier))[:, : self.places - 1]
+        # (2) leaves out each layer's all-ones vector: as the largest eigenvalues of all they do not count.
+        inside = _centred(multiplier)
+        inside += np.kron(np.eye(2), np.ones((size, size))) * np.linalg.norm(inside, axis=(1, 2), keepdims=True) / size
+        values = np.linalg.eigvalsh(inside)[:, : self.places - 1]
         within, between = self._blocks(-multiplier)
         within, between = within + self.cost_within, between + self.cost_between
         low, high = -1 / self.places, 1 - 1 / self.places
@@ -182,9 +186,7 @@ class _Relaxation:
 
     def _nearest_form(self, windows: np.ndarray) -> np.ndarray:
         """(1), (2), (3)"""
-        values, vectors = np.linalg.eigh(self._inside(windows))
-        vectors = self._outside(vectors)
-        return (vectors * np.clip(values, 0.0, 2 * self.slots)[:, None, :]) @ vectors.transpose(0, 2, 1)
+        return self._clip(_centred(windows))
 
     def _nearest_entries(self, windows: np.ndarray) -> None:
         """(4), (5)"""
@@ -212,14 +214,9 @@ class _Relaxation:
         within[1:] += windows[:, size:, size:]
         return within, windows[:, :size, size:].copy()
 
-    def _inside(self, windows: np.ndarray) -> np.ndarray:
-        """(2): in coordinates without each layer's all-ones vector, [B, 2(E-1), 2(E-1)]."""
-        size, basis = self.counts.shape[1], self._basis
-        blocks = windows.reshape(-1, 2, size, 2, size).transpose(0, 1, 3, 2, 4)
-        inside = (basis.T @ blocks @ basis).transpose(0, 1, 3, 2, 4)
-        return inside.reshape(-1, 2 * (size - 1), 2 * (size - 1))
 
-    def _outside(self, vectors: np.ndarray) -> np.ndarray:
-        size = self.counts.shape[1]
-        halves = vectors.reshape(-1, 2, size - 1, vectors.shape[2])
-        return (self._basis @ halves).reshape(-1, 2 * size, vectors.shape[2])
+def _centred(windows: np.ndarray) -> np.ndarray:
+    """[B, 2E, 2E] the nearest windows with (2): every row and column of a block sums to 0."""
+    blocks = windows.reshape(len(windows), 2, windows.shape[1] // 2, 2, windows.shape[1] // 2)
+    blocks = blocks - blocks.mean(axis=2, keepdims=True)
+    return (blocks - blocks.mean(axis=4, keepdims=True)).reshape(windows.shape)

@@ -6,6 +6,7 @@ that counts for no time limit.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,9 @@ BOUND_STEPS = 60  # enough for every relaxation to have its turn
 def load_all() -> None:
     """Run every solver that has compiled loops on a tiny problem: two layers of four experts on two devices."""
     load_kernels()
-    affinity_bounds(np.ones((1, 4, 4)), np.full(2, 2), np.arange(2), steps=BOUND_STEPS)
     windows = np.arange(1.0, 17.0).reshape(2, 2, 4)
+    capped: dict[str, Any] = {"samples": windows, "balance_cap": 2.0}
+    affinity_bounds(np.ones((1, 4, 4)), np.full(2, 2), np.arange(2), steps=BOUND_STEPS, **capped)
     kinds: tuple[Shares, ...] = ("even", "optimal")
     for load in (windows, windows[0]):  # a single window has a search of its own
         for shares in kinds:
