@@ -19,7 +19,8 @@ from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish,
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST, UNTIMED = 10_000, 250_000  # steps at most of the first epoch, and of those before speed is judged
-LOOK, LONGEST_LOOK = 0.05, 1.0  # of the time, and seconds, before speed is judged: first moments show how threads wait
+LOOK = 0.05  # of the time, before speed is judged: first moments show how threads wait
+SHORTEST_LOOK, LONGEST_LOOK = 0.15, 1.0  # seconds of it, at most half of the time
 WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
 FINAL = 0.1  # of the epochs the cap is a rule
 HELD = 0.7  # of the epochs before it, a price to be held is held
@@ -207,7 +208,8 @@ class Chain:
         if deadline == math.inf:
             return planned
         now = time.perf_counter()
-        if now - began < min(LOOK * (deadline - began), LONGEST_LOOK):
+        whole = deadline - began
+        if now - began < min(max(LOOK * whole, SHORTEST_LOOK), whole / 2, LONGEST_LOOK):
             return min(planned, UNTIMED)
         rate = self.done / (now - began)
         possible = max(1, int((deadline - now) * 0.95 * rate / epochs * (1 + WARM_STEP * warmth)))
