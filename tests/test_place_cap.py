@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.place.cap import FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
+from moeplan.planner.place.cap import ALLOWED, FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, DRAWN_FROM, DRAWN_OF_FEW, SAMPLES, load_samples, windows
@@ -45,9 +45,9 @@ def test_counts_are_their_only_sample():
 
 
 @given(st.floats(-0.2, 0.2), st.floats(0.01, 1.0))
-def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_zero(start, slope):
+def test_the_fraction_is_where_a_line_through_the_worse_half_reaches_what_is_allowed(start, slope):
     worse = start + slope * np.array(FRACTIONS)
-    expected = pytest.approx(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
+    expected = pytest.approx(np.clip((ALLOWED - start) / slope, FRACTIONS[0], FRACTIONS[-1]), abs=1e-6)
     assert _fraction(np.array([worse, worse - 0.1])) == expected
     excess = np.array([worse, worse])
     excess[0, 1] = excess[1, 2] = np.nan  # a trial that found nothing does not count

@@ -1,4 +1,4 @@
-"""The default balance cap: as loose as keeps EPLB's balance on tokens to come, by trials on the halves of the trace.
+"""The default balance cap: as loose as keeps about EPLB's balance on tokens to come, by trials on halves of the trace.
 
 A search uses up what a cap allows, so that its balance rises more than a greedy placement's on tokens that it has not
 seen; by how much depends on the trace. Caps between the coolest placement and EPLB's balance are therefore tried on
@@ -24,6 +24,7 @@ from .sample import load_samples, windows
 from .single import Single, device_of
 
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
+ALLOWED = 0.01  # of balance above EPLB's on tokens to come, for the crossings that it saves
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
 TRIAL_STEPS, COOLEST_STEPS = 400, 200  # per layer and expert
 ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
@@ -64,7 +65,7 @@ def default_cap(single: Single, trace: Trace, time_limit: float) -> Cap:
     """A cap on the mean balance over ``load_samples`` of the trace.
 
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
-    at each of ``FRACTIONS`` says where it is 0. Raises ``SolverError`` as ``anneal``.
+    at each of ``FRACTIONS`` says where it is ``ALLOWED``. Raises ``SolverError`` as ``anneal``.
     """
     free, deadline = replace(single, previous=None, max_moves=None), time.perf_counter() + time_limit
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
@@ -131,11 +132,11 @@ def _baseline(single: Single, trace: Trace) -> np.ndarray:
 
 
 def _fraction(excess: np.ndarray) -> float:
-    """Where a line through the largest excess reaches 0, within FRACTIONS; excess: [H, F]."""
+    """Where a line through the largest excess reaches ALLOWED, within FRACTIONS; excess: [H, F]."""
     tried = ~np.isnan(excess).all(axis=0)
     if tried.sum() < 2:
         return FRACTIONS[0]  # nothing is known: the safest
-    slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmax(excess[:, tried], axis=0), 1)
+    slope, start = np.polyfit(np.array(FRACTIONS)[tried], np.nanmax(excess[:, tried], axis=0) - ALLOWED, 1)
     if slope <= 0:
         return FRACTIONS[-1] if start + slope <= 0 else FRACTIONS[0]
     return float(np.clip(-start / slope, FRACTIONS[0], FRACTIONS[-1]))

@@ -15,7 +15,7 @@ class Request:
     """What to place for, as ``moeplan place`` takes it.
 
     slots: copies per layer in all; by default one of every expert. fit: part of the trace, as fractions.
-    balance_cap: on the mean balance of the fitted part; by default what keeps EPLB's balance on tokens to come.
+    balance_cap: on the mean balance of the fitted part; by default what keeps about EPLB's on tokens to come.
     steps: proposals of each chain of the search, the work budget; by default in proportion to the experts.
     timing: makes predicted time the objective.
     """
