@@ -69,8 +69,9 @@ def affinity_bounds(
     load: [L, E]; speed: [G] (default 1); limit: [L] largest load over speed of any device (default none).
     samples: [S, L, E] loads, of which the mean balance (``balance.mean_balance``) is at most ``balance_cap``.
     steps: work budget of the relaxations for devices, and again for hosts; 0 leaves them out. A step is an eigenvalue
-    problem of 2 E slots for each boundary; devices and hosts have a thread each. time_limit: seconds, a ceiling: what
-    has not started by then is left out (``slots`` never is), and a relaxation cut short has a weaker bound.
+    problem of 2 E slots for each boundary at most; devices and hosts have a thread each. time_limit: seconds, a
+    ceiling: what has not started by then is left out (``slots`` never is), and a relaxation cut short has a weaker
+    bound.
 
     Raises ``ValueError`` on malformed input and ``Infeasible`` when slots are missing.
     """

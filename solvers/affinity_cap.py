@@ -74,10 +74,12 @@ class CapRows:
 
 @njit(cache=True, nogil=True)
 def _climb(price, violation, step, penalty, most):
-    """Move the prices [B, 2, 2E, S] up with the violation, to the nearest that sum to ``most`` at most per layer
-    and sample, in the metric of the steps: max(0, price - step * taken). The sum of all ``taken``, times the penalty.
+    """Move the prices up with the violation, then to the nearest that sum to ``most`` per layer and sample at most.
 
-    Newton's method: the sum of the prices is convex and falls with ``taken``, so that from 0 it never goes too far.
+    price, violation, step: [B, 2, 2E, S]. Nearest in the metric of the steps: max(0, price - step * taken), with one
+    ``taken`` for each layer and sample, by Newton's method: the sum of the prices is convex and falls with ``taken``,
+    so that from 0 it never goes too far. Returns the sum of all ``taken`` over the penalty: how far hottest exceeds
+    least in all, times ``fastest``.
     """
     windows, _, rows, samples = price.shape
     taken, total, slope = np.empty(samples), np.empty(samples), np.empty(samples)
