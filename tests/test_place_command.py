@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from moeplan.service import cli
+from moeplan.solvers.result import NotFound
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace, topics_trace
@@ -90,6 +91,21 @@ def test_out_of_time_is_marked(moeplan, slots):
     assert code == 0
     assert "The search was cut short; more time may help." in " ".join(out.split())
     assert Placement.read("place.json").solver.status == "time_limit"
+
+
+@pytest.mark.parametrize("in_time", [False, True])
+def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, in_time):
+    def nothing(*arguments, **options):
+        raise NotFound("found no placement with a balance of 1.1", in_time=in_time)
+
+    monkeypatch.setattr("moeplan.planner.place.replicated.anneal", nothing)
+    code, _, err = moeplan(*USUAL, "--slots", "12")
+    if in_time:  # more time would not help
+        assert code == 2
+        assert "found no placement with a balance of 1.1" in err
+    else:
+        assert code == 0
+        assert Placement.read("place.json").solver.status == "time_limit"
 
 
 @pytest.mark.parametrize(
