@@ -12,11 +12,11 @@ Both terms are the same problem, with devices or with hosts as *places*; each is
 
     slots          an expert shares its place with at most max(capacity) experts of the next layer, and of the one
                    before: all but its heaviest successors (predecessors) leave.             ``_least_by_slots``
+    matching       the same for all experts at once: the pairs that share a place are a b-matching, of no more pairs in
+                   all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
     spectral       Donath and Hoffman's eigenvalue bound with the best diagonal, all layers at once.
     semidefinite   the spectral bound's matrix with entries in 0..1.
     triangle       the same, with sharing a place transitive, and with the limit and the cap.
-    matching       as slots, for all experts at once: the pairs that share a place are a b-matching, of no more pairs in
-                   all than the fullest places allow; the heaviest is a linear program.      ``_least_by_matching``
 
 Spectral to triangle are relaxations of one run, in ``affinity_semidefinite``; matching, which seldom comes near them,
 has what time they leave. The relaxations take every place for as large and as fast as the largest and fastest; what
@@ -42,6 +42,7 @@ from .affinity_rows import LoadRows, Rows
 from .affinity_semidefinite import least_leaving
 from .balance import balance_bound, over_ideal
 
+NAMES = ("slots", "matching", "spectral", "semidefinite", "triangle")  # in this order
 DEFAULT_STEPS = 400
 TIME_OUT = 1  # linprog's status
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
@@ -104,7 +105,7 @@ def affinity_bounds(
         until = started + time_limit
         bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     safety = SAFETY * host_weight * float(counts.sum())
-    return {name: max(float(bound) - safety, 0.0) for name, bound in bounds.items()}
+    return {name: max(float(bounds[name]) - safety, 0.0) for name in NAMES if name in bounds}
 
 
 def best_bound(bounds: dict[str, float]) -> tuple[str, float]:

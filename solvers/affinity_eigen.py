@@ -19,26 +19,25 @@ CALLS = 10  # that vectors serve at most: what they leave out must vanish once A
 
 
 class EigenClip:
-    """f(A) = V min(max(d, 0), highest) V' for A [B, N, N], one stack after the other."""
+    """f(A) = V diag(min(max(d, 0), highest)) V' for symmetric A [B, N, N], one stack after the other."""
 
     def __init__(self, highest: float) -> None:
         self.highest = highest
-        self.vectors = np.zeros((0, 0, 0), np.float32)
+        self.vectors = np.zeros((0, 0, 0))
         self.served = np.zeros(0, int)  # [B] calls since the vectors were found
 
     def __call__(self, matrices: np.ndarray) -> np.ndarray:
-        """[B, N, N], symmetric, in the single precision that all of this is done in."""
-        matrices = matrices.astype(np.float32)
+        """[B, N, N], symmetric to the last digit."""
         if self.vectors.shape != matrices.shape:
             self.vectors, self.served = np.zeros_like(matrices), np.full(len(matrices), CALLS)
         form = self.vectors.transpose(0, 2, 1) @ (matrices @ self.vectors)
-        stale = _clip(form, np.float32(self.highest), np.float32(OFF**2)) | (self.served >= CALLS)
+        stale = _clip(form, self.highest, OFF**2) | (self.served >= CALLS)
         self.served[stale] = 0
         self.served += 1
         if stale.any():
-            values, self.vectors[stale] = np.linalg.eigh(matrices[stale].astype(float))
+            values, self.vectors[stale] = np.linalg.eigh(matrices[stale])
             form[stale] = np.clip(values, 0.0, self.highest)[:, :, None] * np.eye(values.shape[1])
-        clipped = (self.vectors @ form @ self.vectors.transpose(0, 2, 1)).astype(float)
+        clipped = self.vectors @ form @ self.vectors.transpose(0, 2, 1)
         return (clipped + clipped.transpose(0, 2, 1)) / 2
 
 
@@ -51,10 +50,10 @@ def _clip(form, highest, most):
     clipped = np.empty(size, form.dtype)
     for matrix in range(count):
         rows = form[matrix]
-        on, off = np.float32(0.0), np.float32(0.0)
+        on, off = 0.0, 0.0
         for i in range(size):
             diagonal[i] = rows[i, i]
-            clipped[i] = min(max(diagonal[i], np.float32(0.0)), highest)
+            clipped[i] = min(max(diagonal[i], 0.0), highest)
             on += diagonal[i] ** 2
             for j in range(i):
                 off += rows[i, j] ** 2
@@ -64,8 +63,9 @@ def _clip(form, highest, most):
         for i in range(size):
             for j in range(i):
                 apart = diagonal[i] - diagonal[j]
-                slope = (clipped[i] - clipped[j]) / apart if apart != 0 else np.float32(0 < diagonal[i] < highest)
-                value = slope * np.float32(0.5) * (rows[i, j] + rows[j, i])
+                inside = 1.0 if 0 < diagonal[i] < highest else 0.0
+                slope = (clipped[i] - clipped[j]) / apart if apart != 0 else inside
+                value = slope * 0.5 * (rows[i, j] + rows[j, i])
                 rows[i, j] = value
                 rows[j, i] = value
             rows[i, i] = clipped[i]

@@ -1,6 +1,7 @@
 """The command ``moeplan place``: what it writes and prints, and bad input as a person would give it."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from moeplan.service import cli
+from moeplan.solvers.annealing import anneal
 from moeplan.solvers.result import NotFound
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace
@@ -95,10 +97,12 @@ def test_out_of_time_is_marked(moeplan, slots):
 
 @pytest.mark.parametrize("in_time", [False, True])
 def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, in_time):
-    def nothing(*arguments, **options):
-        raise NotFound("found no placement with a balance of 1.1", in_time=in_time)
+    def nothing(*arguments, balance_cap, **options):
+        if balance_cap < math.inf:
+            raise NotFound("found no placement with a balance of 1.1", in_time=in_time)
+        return anneal(*arguments, **options)
 
-    monkeypatch.setattr("moeplan.planner.place.replicated.anneal", nothing)
+    monkeypatch.setattr("moeplan.planner.place.single.anneal", nothing)
     code, _, err = moeplan(*USUAL, "--slots", "12")
     if in_time:  # more time would not help
         assert code == 2

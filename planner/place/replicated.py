@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.annealing import anneal
 from ...solvers.replication import replicate
 from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import NotFound, Solution
@@ -18,7 +17,6 @@ from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
-from . import baselines
 from .cap import balance_range
 from .fleet import Fleet
 from .sample import load_samples, windows
@@ -115,27 +113,16 @@ def _hosts(
     began = time.perf_counter()
     # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
     between = balance_range(stage, trace, CAP_TIME * time_limit)
+    left = time_limit - (time.perf_counter() - began)
     try:
-        found = anneal(
-            affinity,
-            load,
-            over.capacity,
-            over.speed,
-            over.hosts,
-            device_weight=single.weights[1],
-            host_weight=single.weights[1],
-            balance_cap=between.at(ROOM),
-            steps=steps,
-            seed=single.seed,
-            time_limit=time_limit - (time.perf_counter() - began),
-            on_event=on_event,
-            stop=stop,
+        found = stage.solve(
+            affinity, load, cap=between.at(ROOM), steps=steps, time_limit=left, on_event=on_event, stop=stop
         )
     except NotFound as error:
         if error.in_time:
             raise
         # No time for locality: hosts are then as even as greedy makes them, and the answer is marked.
-        found = Solution(baselines.greedy(trace.expert_counts, over), 0.0, 0.0, "time_limit", 0.0)
+        found = Solution(stage.start(trace), 0.0, 0.0, "time_limit", 0.0)
     return found if between.in_time else replace(found, status="time_limit")
 
 
