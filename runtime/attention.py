@@ -67,13 +67,15 @@ def attention(
     batch: Batch,
     *,
     sum_over_group: Callable[[Tensor], Tensor] | None = None,
+    kernel: str | None = None,
 ) -> Tensor:
     """Norm, projections, rotary embedding, attention and output projection; the caller adds the residual.
 
     x: [T, D], sequence-major -> [T, D], partial where ``weights`` hold only some heads. New keys and values are written
     to ``cache`` at positions context .. context + length; without a cache the context must be 0.
     ``sum_over_group`` adds a small tensor up over the devices that hold the other heads; needed where queries and keys
-    are normalised over all heads (OLMoE). Raises MoeplanError when it is missing there.
+    are normalised over all heads (OLMoE). Raises MoeplanError when it is missing there. ``kernel`` names an
+    implementation of ``linear``.
     """
     a, (first, last) = weights.spec, weights.heads
     if len(x) != batch.tokens:
@@ -82,7 +84,7 @@ def attention(
         return torch.zeros_like(x)
     heads, kv_heads = last - first, kv_range(a, weights.heads)[1] - kv_range(a, weights.heads)[0]
     normed = rms_norm(x, weights.norm, weights.eps)
-    qkv = linear(normed, weights.qkv, weights.qkv_bias)
+    qkv = linear(normed, weights.qkv, weights.qkv_bias, implementation=kernel)
     q, k, v = qkv.split([heads * a.head_dim, kv_heads * a.head_dim, kv_heads * a.head_dim], dim=-1)
     if a.qk_norm == "full":
         q, k = _norm_over_heads(q, k, weights, sum_over_group)
@@ -104,7 +106,8 @@ def attention(
     elif batch.context:
         raise MoeplanError(f"attention: cache: expected one for {batch.context} tokens of context, got none")
     mixed = _attend(q, k, v, a.sliding_window)
-    return linear(mixed.transpose(1, 2).reshape(batch.tokens, -1), weights.out, weights.out_bias)
+    rows = mixed.transpose(1, 2).reshape(batch.tokens, -1)
+    return linear(rows, weights.out, weights.out_bias, implementation=kernel)
 
 
 def _norm_over_heads(

@@ -83,7 +83,7 @@ def reference_output(plan: Plan, source: WeightSource, inputs: Tensor, routing: 
     if not model.vocab_size:
         return Output(hidden, None)
     last = hidden[workload.length - 1 :: workload.length]
-    return Output(hidden, head(last, source.final_norm(), model.norm_eps, source.head()))
+    return Output(hidden, head(last, source.final_norm(), model.norm_eps, source.head(), kernel=reference.kernel))
 
 
 def relative_error(output: Output, reference: Output) -> float:

@@ -24,8 +24,8 @@ class ReferenceModel:
     """A whole model on one device.
 
     ``sequences`` equal sequences, for each of which the cache has room for ``capacity`` tokens. ``kernel`` names an
-    implementation of ``expert_ffn``. Call ``prefill`` once, then ``decode`` as often as there is room; or
-    ``fill_context`` and ``forward_hidden`` to run one step on hidden states. Layers are taken from ``weights`` when
+    implementation of ``expert_ffn`` and ``linear``. Call ``prefill`` once, then ``decode`` as often as there is room;
+    or ``fill_context`` and ``forward_hidden`` to run one step on hidden states. Layers are taken from ``weights`` when
     their turn comes and not kept, so that a model needs the memory of two layers.
     """
 
@@ -76,7 +76,7 @@ class ReferenceModel:
 
     def _logits(self, tokens: Tensor) -> Tensor:
         x = self.forward_hidden(embed(tokens.reshape(-1), self._embedding))
-        logits = head(x, self._norm, self.model.norm_eps, self._head)
+        logits = head(x, self._norm, self.model.norm_eps, self._head, kernel=self.kernel)
         return logits.view(*tokens.shape, -1)
 
     @torch.no_grad()
@@ -96,15 +96,15 @@ class ReferenceModel:
         for i, block in enumerate(self.model.layers):
             layer = self.weights.layer(i)
             if layer.attention is not None:
-                x = x + attention(x, layer.attention, self.cache.layers[i], self.rope, batch)
+                x = x + attention(x, layer.attention, self.cache.layers[i], self.rope, batch, kernel=self.kernel)
             if layer.dense is not None:
-                x = x + dense(x, layer.dense)
+                x = x + dense(x, layer.dense, kernel=self.kernel)
             if block.moe is not None:
                 assert layer.router is not None
                 assert layer.gate_up is not None
                 assert layer.down is not None
                 forced = None if routing is None else forced_choice(routing, ordinal, x.device)
-                normed, ids, gates = route(x, layer.router, block.moe, forced)
+                normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel)
                 y = expert_ffn(
                     normed,
                     layer.gate_up,
@@ -114,7 +114,7 @@ class ReferenceModel:
                     activation=block.moe.activation,
                     implementation=self.kernel,
                 )
-                x = x + y if layer.shared is None else x + y + dense(normed, layer.shared)
+                x = x + y if layer.shared is None else x + y + dense(normed, layer.shared, kernel=self.kernel)
                 ordinal += 1
         self.context += batch.length
         return x

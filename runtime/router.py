@@ -14,14 +14,17 @@ from .weights import RouterWeights
 Choice = tuple[Tensor, Tensor]  # expert ids [T, K] int64, gate weights [T, K] float32
 
 
-def route(x: Tensor, weights: RouterWeights, moe: Moe, forced: Choice | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def route(
+    x: Tensor, weights: RouterWeights, moe: Moe, forced: Choice | None = None, *, kernel: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise the tokens and choose their experts, highest gate weight first.
 
     x: [T, D] -> (normalised x [T, D], expert ids [T, K] int64, gate weights [T, K] float32).
     With ``forced`` the choice is computed all the same (its cost is real), then ``forced`` is returned in its place.
+    ``kernel`` names an implementation of ``linear``.
     """
     normed = rms_norm(x, weights.norm, weights.eps)
-    logits = linear(normed, weights.weight, weights.bias)
+    logits = linear(normed, weights.weight, weights.bias, implementation=kernel)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     ids, gates = choose(logits, moe.gate, moe.top_k, weights.correction_bias)
     return (normed, *forced) if forced is not None else (normed, ids, gates)

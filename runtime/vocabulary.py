@@ -12,6 +12,9 @@ def embed(tokens: Tensor, embedding: Tensor) -> Tensor:
     return F.embedding(tokens, embedding)
 
 
-def head(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
-    """Final norm and output projection. x: [T, D]; norm: [D]; weight: [V, D] -> logits [T, V]."""
-    return linear(rms_norm(x, norm, eps), weight)
+def head(x: Tensor, norm: Tensor, eps: float, weight: Tensor, *, kernel: str | None = None) -> Tensor:
+    """Final norm and output projection. x: [T, D]; norm: [D]; weight: [V, D] -> logits [T, V].
+
+    ``kernel`` names an implementation of ``linear``.
+    """
+    return linear(rms_norm(x, norm, eps), weight, implementation=kernel)

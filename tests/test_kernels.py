@@ -7,11 +7,10 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.runtime.kernels import dense_ffn, expert_ffn, implementations, linear, memory, registry
+from moeplan.runtime.kernels import expert_ffn, implementations, memory, registry
 from moeplan.spec import MoeplanError
 from moeplan.tests.kernel_cases import FFNS, available, error, problem, torch_path
 
@@ -122,20 +121,6 @@ def test_strided_activations_are_taken(name):
     )
     want = strided._replace(x=strided.x.contiguous()).run("silu", "reference")
     torch.testing.assert_close(strided.run("silu", name), want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 33])
-def test_linear_and_dense_equal_torch(rows, dtype):
-    g = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(s, generator=g).to(dtype) for s in ((rows, 32), (48, 32), (48,)))
-    got = linear(x, weight, bias)
-    assert got.is_contiguous()
-    tolerance = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(got, F.linear(x, weight, bias), **tolerance)
-    gate_up, down = weight.view(2, 24, 32) / 6, torch.randn(32, 24, generator=g).to(dtype) / 5
-    want = F.linear(F.silu(F.linear(x, gate_up[0])) * F.linear(x, gate_up[1]), down)
-    torch.testing.assert_close(dense_ffn(x, gate_up, down, activation="silu"), want, **tolerance)
 
 
 @pytest.mark.parametrize("ffn", [1, memory.LARGE // 16, memory.LARGE // 16 + 1])

@@ -1,9 +1,8 @@
 """The runtime's kernels: ``expert_ffn`` and the operators it is made of; ``registry`` chooses who computes them."""
 
-from .dense import dense_ffn
+from .dense import dense_ffn, linear
 from .functions import esfk, esmm, ess, estmm, expert_ffn
 from .pack import pack_interleaved
-from .product import linear
 from .registry import implementations
 
 __all__ = ["dense_ffn", "esfk", "esmm", "ess", "estmm", "expert_ffn", "implementations", "linear", "pack_interleaved"]

@@ -16,11 +16,3 @@ def multiply(weight: Tensor, columns: Tensor) -> Tensor:
     if columns.shape[1] < FEW and columns.dtype == torch.float32:
         return torch.mm(columns.t(), weight.t()).t()
     return torch.mm(weight, columns)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [T, I]; weight [O, I]; bias [O] -> x weight^T + bias, [T, O] contiguous; the same as torch's linear."""
-    if x.device.type != "cpu":
-        return torch.nn.functional.linear(x, weight, bias)
-    y = multiply(weight, x.t()).t().contiguous()
-    return y if bias is None else y + bias
