@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event as Flag
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,7 @@ out = Console()
 err = Console(stderr=True)
 
 Event = dict[str, Any]
+SECONDS_A_LINE = 10.0
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -28,7 +30,13 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[Event], None]]:
-    """A progress bar on standard error, fed with events ``{"done": i, "of": n, "what": text}``."""
+    """A progress bar on standard error, fed with events ``{"done": i, "of": n, "what": text}``.
+
+    Where that is no terminal but a log, a line now and then.
+    """
+    if not err.is_terminal:
+        yield _Lines(title)
+        return
     what = TextColumn("[dim]{task.fields[what]}")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
     with Progress(*columns, console=err, transient=True) as bar:
@@ -38,6 +46,23 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
             bar.update(task, completed=event.get("done"), total=event.get("of"), what=str(event.get("what", "")))
 
         yield show
+
+
+class _Lines:
+    """Writes how far it is, ``SECONDS_A_LINE`` after the start or the last line at the earliest."""
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start = title, monotonic()
+        self.last = self.start
+
+    def __call__(self, event: Event) -> None:
+        now = monotonic()
+        if now - self.last < SECONDS_A_LINE:
+            return
+        self.last = now
+        share = [f"{event['done'] / event['of']:.0%}"] if event.get("of") else []
+        parts = [*share, *filter(None, [str(event.get("what", ""))])]
+        err.print(f"{self.title}, {now - self.start:.0f} s: {', '.join(parts)}", markup=False, highlight=False)
 
 
 @contextmanager
