@@ -19,7 +19,7 @@ from .library import BAD_ID, ISAS, level, load
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 VENDOR_FROM = 4096
 """Columns of the wider matrix at which MKL's larger blocks begin to pay: Mixtral's model has so many."""
-FEW = 32
+FEW = 64
 """Rows of which reading the weight takes most of a product's time."""
 WORTH_A_CALL = 2**20
 """Multiplications, or values of a weight, that outweigh what a call costs beyond torch's."""
@@ -50,10 +50,10 @@ class CppKernels:
     def outruns_vendor(self, rows: int, values: int, dtype: torch.dtype) -> bool:
         """Whether ``esmm`` of one expert's weight of so many values is faster than torch's product.
 
-        Measured with AVX2, where torch widens halves slowly: 4 to 11 times from 8 rows on, 1.2 to 3 below; float32 1.5
-        to 2.3 times from 2 to 32 rows, 0.9 to 1.2 elsewhere. Where vendors multiply halves too, float32 and bfloat16
-        keep to what the benchmark's experts measured beside such products (1.05 times and more), float16 to few rows. A
-        call costs some 50 microseconds more than torch's.
+        Measured with AVX2, where torch widens halves slowly: 4 to 11 times from 8 rows on, 1.1 to 5 below; float32 1.4
+        to 2.5 times from 2 to 16 rows, equal or better up to 64, 0.8 to 1.1 elsewhere. Where vendors multiply halves
+        too, float32 and bfloat16 keep to what the benchmark's experts measured beside such products (1.05 times and
+        more), float16 to few rows. A call costs some 50 microseconds more than torch's.
         """
         halves = dtype != torch.float32
         if halves and self._level == ISAS["avx2"]:
