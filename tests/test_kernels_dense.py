@@ -20,7 +20,7 @@ WRITTEN = [False, *([True] if obstacle("cpp", "cpu", F32) is None else [])]
 @given(
     st.sampled_from([F32, BF16, F16]), st.integers(0, 80), st.integers(1, 70), st.integers(1, 70), st.integers(0, 99)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_linear_equals_torch(written, dtype, rows, outputs, inputs, seed):
     g = torch.Generator().manual_seed(seed)
     x, weight, bias = (torch.randn(s, generator=g).to(dtype) for s in ((rows, inputs), (outputs, inputs), (outputs,)))
@@ -31,8 +31,9 @@ def test_linear_equals_torch(written, dtype, rows, outputs, inputs, seed):
             assert (got.dtype, got.shape, got.is_contiguous()) == (dtype, (rows, outputs), True)
             want = F.linear(x.double(), weight.double(), None if added is None else added.double())
             terms = F.linear(x.double().abs(), weight.double().abs(), None if added is None else added.double().abs())
-            # Rounded once, or twice by torch: the product, and what the bias makes of it. Sums are float32.
-            assert ((got.double() - want).abs() <= (2 * ROUNDING[dtype] + 1e-6) * terms).all()
+            # Rounded once, or twice by torch: the product, and what the bias makes of it. Sums are float32. Numbers of
+            # float16 lie 2 ** -24 apart near zero.
+            assert ((got.double() - want).abs() <= (2 * ROUNDING[dtype] + 1e-6) * terms + 2**-24).all()
 
 
 @pytest.mark.parametrize("written", WRITTEN)
