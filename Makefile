@@ -45,7 +45,7 @@ unit: setup
 test-sanitize: setup
 	MOEPLAN_SANITIZE=1 ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so.6)" \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels_cpp.py tests/test_kernels.py
+		$(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels_cpp.py tests/test_kernels.py tests/test_kernels_dense.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -14,15 +14,11 @@ from ....spec import MoeplanError
 from .. import memory
 from ..interface import Gradients
 from ..reindex import active_experts
-from .library import BAD_ID, ISAS, level, load
+from .library import BAD_ID, level, load
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 VENDOR_FROM = 4096
 """Columns of the wider matrix at which MKL's larger blocks begin to pay: Mixtral's model has so many."""
-FEW = 64
-"""Rows of which reading the weight takes most of a product's time."""
-WORTH_A_CALL = 2**20
-"""Multiplications, or values of a weight, that outweigh what a call costs beyond torch's."""
 _ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "swiglu_clamped": 3}
 
 
@@ -46,20 +42,6 @@ class CppKernels:
         """What the products of the calling thread's last call multiplied, with the rows and columns that fill up
         tiles: half the ``flops`` and ``padding`` that ``counting`` foresees."""
         return self._library.moeplan_multiply_adds()
-
-    def outruns_vendor(self, rows: int, values: int, dtype: torch.dtype) -> bool:
-        """Whether ``esmm`` of one expert's weight of so many values is faster than torch's product.
-
-        Measured with AVX2, where torch widens halves slowly: 4 to 11 times from 8 rows on, 1.1 to 5 below; float32 1.4
-        to 2.5 times from 2 to 16 rows, equal or better up to 64, 0.8 to 1.1 elsewhere. Where vendors multiply halves
-        too, float32 and bfloat16 keep to what the benchmark's experts measured beside such products (1.05 times and
-        more), float16 to few rows. A call costs some 50 microseconds more than torch's.
-        """
-        halves = dtype != torch.float32
-        if halves and self._level == ISAS["avx2"]:
-            return rows * values >= WORTH_A_CALL
-        fewest, most = (1, 512 if dtype == torch.bfloat16 else FEW) if halves else (2, FEW)
-        return fewest <= rows <= most and values >= WORTH_A_CALL
 
     def esmm(self, x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
         x, ids = x.contiguous(), ids.contiguous()
