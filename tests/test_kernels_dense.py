@@ -54,12 +54,14 @@ def test_linear_and_dense_equal_torch(rows, dtype, written, monkeypatch):
 
 
 @pytest.mark.parametrize("outputs", [8, 1024])
-def test_linear_compiles(outputs):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F32, 1e-4), (BF16, 2e-2)])
+def test_linear_compiles(outputs, dtype, tolerance):
     """In one graph, torch's products and ours, whatever the rows."""
-    weight, compiled = torch.randn(outputs, 1024), torch.compile(linear, fullgraph=True, backend="aot_eager")
+    weight = torch.randn(outputs, 1024).to(dtype)
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     for rows in (16, 17, 90):
-        x = torch.randn(rows, 1024)
-        torch.testing.assert_close(compiled(x, weight), linear(x, weight), rtol=1e-4, atol=1e-4)
+        x = torch.randn(rows, 1024).to(dtype)
+        torch.testing.assert_close(compiled(x, weight), linear(x, weight), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.skipif(len(WRITTEN) < 2, reason="no compiler")

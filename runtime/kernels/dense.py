@@ -5,11 +5,9 @@ from torch import Tensor
 
 from .activation import activate
 from .functions import esmm
-from .product import multiply
+from .product import SLOW_HALVES, multiply
 from .registry import choose
 
-SLOW_HALVES = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
-"""Whether torch has no products of bf16 and f16 for this processor."""
 FEW, SOME = 64, 512
 """Rows of which reading the weight takes most of a product's time; rows of an expert that the benchmark has."""
 WORTH_A_CALL = 2**20
@@ -28,8 +26,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, implementat
         ids = torch.zeros(len(x), 1, dtype=torch.int32)
         added = None if bias is None else bias[None]
         return esmm(x, weight[None], ids, bias=added, implementation="cpp").squeeze(1)
-    y = multiply(weight, x.t()).t().contiguous()
-    return y if bias is None else y + bias
+    return multiply(weight, x.t(), bias).t().contiguous()
 
 
 def dense_ffn(
@@ -43,10 +40,10 @@ def dense_ffn(
 def _esmm_is_faster(x: Tensor, weight: Tensor) -> bool:
     """Than ``multiply``, with the C++ kernels.
 
-    Measured on one thread of an AMD processor with AVX2, weights of 1024 x 4096 to 4096 x 4096: halves 3.5 to 11 times
-    from 8 rows on, 1.1 to 5 below; float32 1.4 to 2.5 times from 2 to 16 rows, 1.0 to 1.2 with 64, 0.8 to 1.1 with one
-    row and with 256 and more. Where torch multiplies halves too, only as many rows of bfloat16 as the benchmark's
-    experts have (1.05 times and more there), and few of float16.
+    Measured on an AMD processor with AVX2, weights of 1024 x 4096 and 4096 x 4096, one thread and two: halves 1.5 to
+    4.2 times up to 16 rows, 1.0 to 1.7 with 64, 1.0 to 1.4 with 256 and more; float32 (one thread) 1.4 to 2.5 times
+    from 2 to 16 rows, 1.0 to 1.2 with 64, 0.8 to 1.1 with one row and with 256 and more. Where torch multiplies halves
+    too, only as many rows of bfloat16 as the benchmark's experts have (1.05 times and more there), and few of float16.
     """
     rows, values = len(x), weight.numel()
     if x.dtype == torch.float32:

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import memory
 from .activation import activate, activate_backward
 from .interface import Gradients
-from .product import multiply
+from .product import multiply, multiply_back, multiply_rows
 from .reindex import by_expert
 
 
@@ -25,7 +25,7 @@ class GroupedKernels:
         order, counts = by_expert(ids, len(weight), "esmm")
         y = x.new_zeros(ids.numel(), weight.shape[1])
         for e, mine in _active(order, counts):
-            y[mine] = _project(weight[e], None if bias is None else bias[e], _rows(x, ids, mine)).t()
+            y[mine] = multiply(weight[e], _rows(x, ids, mine).t(), None if bias is None else bias[e]).t()
         return y.view(*ids.shape, weight.shape[1])
 
     def ess(self, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
@@ -39,7 +39,7 @@ class GroupedKernels:
         order, counts = by_expert(ids, experts, "estmm")
         products = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, _busy(counts)).tensor
         for e, mine in _active(order, counts):
-            torch.mm(_rows(dy, ids, mine).t(), _rows(x, ids, mine), out=products[e])
+            multiply_rows(_rows(dy, ids, mine), _rows(x, ids, mine), products[e])
         return products
 
     def esfk(
@@ -52,8 +52,8 @@ class GroupedKernels:
         dbias = dy.new_zeros(experts, dy.shape[2]) if with_bias else None
         for e, mine in _active(order, counts):
             back = _rows(dy, ids, mine)
-            dx.index_add_(0, mine // ids.shape[1] if shared else mine, torch.mm(back, weight[e]).to(dx.dtype))
-            torch.mm(back.t(), _rows(x, ids, mine), out=dweight[e])
+            dx.index_add_(0, mine // ids.shape[1] if shared else mine, multiply_back(back, weight[e]))
+            multiply_rows(back, _rows(x, ids, mine), dweight[e])
             if dbias is not None:
                 dbias[e] = _sum(back)
         return dx.to(x.dtype).view_as(x), dweight, dbias
@@ -77,12 +77,12 @@ class GroupedKernels:
         for e, mine in _active(order, counts):
             token = mine // ids.shape[1]
             bias = None if gate_up_bias is None else gate_up_bias[e].flatten()
-            projected = _project(projections[e], bias, x.index_select(0, token))
+            projected = multiply(projections[e], x.index_select(0, token).t(), bias)
             if save:
                 saved[first : first + len(mine)] = projected.t()
                 first += len(mine)
-            hidden = activate(projected, matrices, activation, dim=0).t()
-            out = _project(down[e], None if down_bias is None else down_bias[e], hidden)
+            hidden = activate(projected, matrices, activation, dim=0)
+            out = multiply(down[e], hidden, None if down_bias is None else down_bias[e])
             # Row-major before the sum: adding strided rows takes several times as long.
             y.index_add_(0, token, out.t().contiguous() * _gates(weights, mine, y.dtype))
         return y.to(x.dtype), saved
@@ -114,15 +114,15 @@ class GroupedKernels:
             first += len(mine)
             hidden, back = activate(projected, matrices, activation), dy.index_select(0, token)
             # One product gives both: the weight's gradient is the hidden row times it, and it times the weight goes on.
-            dhidden = torch.mm(back, down[e]).to(dx.dtype)
+            dhidden = multiply_back(back, down[e])
             dweights[mine] = (dhidden * hidden).sum(1)
             if down_bias is not None:
                 dweights[mine] += (back * down_bias[e].to(dx.dtype)).sum(1)
             weighted = (back * gate).to(x.dtype)
-            torch.mm(weighted.t(), hidden, out=ddown[e])
+            multiply_rows(weighted, hidden, ddown[e])
             dprojected = activate_backward((dhidden * gate).to(x.dtype), projected, matrices, activation)
-            torch.mm(dprojected.t(), x.index_select(0, token), out=dgate_up[e])
-            dx.index_add_(0, token, torch.mm(dprojected, projections[e]).to(dx.dtype))
+            multiply_rows(dprojected, x.index_select(0, token), dgate_up[e])
+            dx.index_add_(0, token, multiply_back(dprojected, projections[e]))
             if ddown_bias is not None:
                 ddown_bias[e] = _sum(weighted)
             if dgate_up_bias is not None:
@@ -147,13 +147,6 @@ def _active(order: Tensor, counts: list[int]) -> Iterator[tuple[int, Tensor]]:
     for e, mine in enumerate(order.split(counts)):
         if len(mine):
             yield e, mine
-
-
-def _project(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-    """weight [O, I], bias [O], rows [n, I] -> columns [O, n], rounded once."""
-    if bias is None:
-        return multiply(weight, rows.t())
-    return torch.addmm(bias.unsqueeze(1), weight, rows.t())
 
 
 def _rows(x: Tensor, ids: Tensor, choices: Tensor) -> Tensor:
