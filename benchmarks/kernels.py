@@ -70,7 +70,7 @@ SHAPES = (
 TOKENS = (1, 8, 64, 512, 2048)
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 AGREE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-MANY, FAR = 64, 3.0  # from so many tokens on, what takes over FAR times the fastest is left out at more
+FAR = 3.0  # what takes over so many times the fastest is left out at more tokens
 WIDEST = 3584  # columns of a training step, where a whole Mixtral layer with gradients is more memory than many have
 
 
@@ -104,8 +104,8 @@ class Row(NamedTuple):
 class Bench:
     """Measures, and collects the lines of the report."""
 
-    def __init__(self, trace: Trace, budget: float, console: Console) -> None:
-        self.trace, self.budget, self.console = trace, budget, console
+    def __init__(self, trace: Trace, budget: float, drop_from: int, console: Console) -> None:
+        self.trace, self.budget, self.drop_from, self.console = trace, budget, drop_from, console
         self.probes, self.rows, self.lines = Probes(), list[Row](), list[str]()
 
     def part(self, shape: Shape, dtype: torch.dtype, tokens: tuple[int, ...], training: bool) -> None:
@@ -124,7 +124,8 @@ class Bench:
         for n in sorted(tokens):
             rows.append(self._case(layer, methods, n, training))
             for name, t in rows[-1].times.items():
-                if n >= MANY and isinstance(t, Timing) and name != "moeplan" and t.median > FAR * rows[-1].best_other:
+                slow = isinstance(t, Timing) and t.median > FAR * rows[-1].best_other
+                if slow and n >= self.drop_from and name != "moeplan":
                     methods[name] = "slower"
         del layer, methods
         gc.collect()  # modules refer to themselves, and a layer is gigabytes
@@ -295,6 +296,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--trace", type=Path, default=ROOT / "examples" / "tiny_moe" / "trace.npz")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each alternative of a case")
+    parser.add_argument("--drop-from", type=int, default=64, metavar="N", help="from N tokens on, leave out the slow")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.md")
     parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "DTYPE"), help="only print one shape's peaks as JSON")
     args = parser.parse_args()
@@ -307,7 +309,7 @@ def main() -> None:
     if args.quick:
         args.shapes, args.tokens, args.dtypes = ["deepseek-lite", "switch"], [1, 8, 512], ["bf16"]
     shapes = [by_name[n] for n in args.shapes]
-    bench = Bench(trace, args.budget, Console(width=200))
+    bench = Bench(trace, args.budget, args.drop_from, Console(width=200))
     chosen = {d: choose(None, "cpu", DTYPES[d]) for d in args.dtypes}
     head = (
         f"# Kernels\n\n{date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}. "

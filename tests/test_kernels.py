@@ -137,6 +137,23 @@ def test_gradients_have_memory_of_their_own_and_zeros_for_idle_experts(ffn):
         del one, other
 
 
+@given(
+    st.integers(1, 40),
+    st.integers(0, 3 * memory.HUGE_PAGE // 4),
+    st.lists(st.sets(st.integers(0, 39)), min_size=2, max_size=4),
+)
+@settings(max_examples=30, deadline=None)
+def test_idle_experts_have_zeros_wherever_large_pages_end(experts, more, busy):
+    columns = memory.LARGE // 4 // experts + 1 + more // experts
+    for wanted in busy:  # each in memory that the one before it filled, large pages shared between experts
+        here = {e for e in wanted if e < experts}
+        room = memory.gradient((experts, columns), torch.float32, torch.device("cpu"), here)
+        assert not room.tensor[[e for e in range(experts) if e not in here]].any()
+        room.tensor.fill_(1.0)
+        del room
+    memory._free.clear()  # many sizes
+
+
 def test_memory_is_used_again_once_nobody_holds_it():
     make = functools.partial(memory.empty, (memory.LARGE // 4, 3), torch.float32, torch.device("cpu"))
     first, second = make(), make()

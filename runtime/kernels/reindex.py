@@ -24,7 +24,8 @@ def by_expert(ids: Tensor, experts: int, function: str) -> tuple[Tensor, list[in
 def active_experts(ids: Tensor, experts: int, function: str) -> list[int]:
     """Those that have choices, in order. ids and errors as in ``by_expert``."""
     check_ids(ids, experts, function)
-    return [e for e in ids.unique().tolist() if e >= 0]
+    counts = torch.bincount(ids.reshape(-1) + 1, minlength=experts + 1)
+    return counts[1:].nonzero().flatten().tolist()
 
 
 def check_ids(ids: Tensor, experts: int, function: str) -> None:
