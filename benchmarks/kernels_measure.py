@@ -18,6 +18,7 @@ from moeplan.spec import Trace
 DECODE = 64  # up to so many tokens are one of each sequence, as in a step of decoding; more are whole sequences
 COLD = 512 * 2**20  # bytes of weights that no cache holds
 NEAR, LONG = 1.25, 3.0  # see ``interleaved``
+HOPELESS = 4.0  # times the faster way of multiplying, at a quarter of the size
 
 Call = Callable[[int], object]  # takes the number of the call: see ``ring``
 
@@ -104,14 +105,10 @@ class Probes:
     def calls(self, dtype: torch.dtype) -> list[Call]:
         matrix = self._memory.view(-1, 2**13)
         vector = torch.ones(matrix.shape[1])
-        a, b = torch.randn(2, self.SIZE, self.SIZE).to(dtype)
-        ids = torch.zeros(self.SIZE, 1, dtype=torch.int64)
-        return [
-            lambda _: self._memory.sum(),
-            lambda _: torch.mv(matrix, vector),
-            lambda _: torch.mm(a, b),
-            lambda _: esmm(a, b[None], ids),
-        ]
+        # Where torch has no products of a dtype for the processor, each would take a minute.
+        small = [min(seconds(lambda: call(0)) for _ in range(3)) for call in _products(self.SIZE // 4, dtype)]  # noqa: B023
+        products = [c for c, t in zip(_products(self.SIZE, dtype), small, strict=True) if t < HOPELESS * min(small)]
+        return [lambda _: self._memory.sum(), lambda _: torch.mv(matrix, vector), *products]
 
     def limits(self, timings: Sequence["Timing"]) -> Limits:
         """From the times of ``calls``: medians as everyone's, of the faster way each."""
@@ -119,6 +116,12 @@ class Probes:
         return Limits(
             self._memory.nbytes / min(t.median for t in reads), 2 * self.SIZE**3 / min(t.median for t in products)
         )
+
+
+def _products(size: int, dtype: torch.dtype) -> list[Call]:
+    a, b = torch.randn(2, size, size).to(dtype)
+    ids = torch.zeros(size, 1, dtype=torch.int64)
+    return [lambda _: torch.mm(a, b), lambda _: esmm(a, b[None], ids)]
 
 
 def seconds(call: Callable[[], object]) -> float:

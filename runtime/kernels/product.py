@@ -25,12 +25,11 @@ def multiply(weight: Tensor, columns: Tensor, bias: Tensor | None = None) -> Ten
     with AVX2).
     """
     few = columns.shape[1] < FEW
-    if _widens(weight):
-        if not few:
-            return _multiply_widened(weight, columns, bias)
-        columns = columns.t().contiguous().t()
+    if _widens(weight) and not few:
+        return _multiply_widened(weight, columns, bias)
     if few and (_widens(weight) or weight.dtype == torch.float32):
-        rows = columns.t()
+        # With the usual strides, those of a single row too, or torch takes several times as long in bf16.
+        rows = columns.t().reshape(-1).view(columns.shape[1], columns.shape[0])
         return (torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())).t()
     return torch.mm(weight, columns) if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)
 
