@@ -178,6 +178,22 @@ def test_nan_propagates_to_the_rows_that_meet_it(isa, dtype, where):
     assert torch.equal(y.isnan().any(1), met)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("outputs", "inputs"), [(7, 16), (5, 43), (2048, 8192)])
+def test_a_gradient_of_one_row_is_rounded_as_torch_rounds(isa, dtype, outputs, inputs):
+    """One product each: to nearest, ties to even, infinities and NaN stay; also in memory that is there already."""
+    g = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(1, n, generator=g).to(dtype) for n in (inputs, outputs))
+    x[0, :5] = torch.tensor([torch.inf, torch.nan, -torch.inf, 0.0, 1.0 + 2**-7])
+    dy[0, :3] = torch.tensor([1.0 + 2**-7, -torch.nan, 1.5])
+    want = (dy.float().t() * x.float()).to(dtype)
+    for _ in range(2):
+        got = CppKernels(isa).estmm(x, dy[:, None], torch.zeros(1, 1, dtype=torch.int64), 1)
+        torch.testing.assert_close(got[0], want, rtol=0, atol=0, equal_nan=True)
+        del got
+
+
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])
 @pytest.mark.parametrize("bad", [-2, 5, 2**31 - 1, -(2**31)])
 def test_an_id_out_of_range_is_refused(kind, bad):

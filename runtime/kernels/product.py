@@ -56,7 +56,8 @@ def multiply_rows(left: Tensor, right: Tensor, out: Tensor) -> None:
 
 
 def _multiply_widened(weight: Tensor, columns: Tensor, bias: Tensor | None) -> Tensor:
-    y, columns = weight.new_empty(len(weight), columns.shape[1]), columns.float()
+    # Rows contiguous: with up to 10 of them a product with contiguous columns takes up to three times as long.
+    y, columns = weight.new_empty(len(weight), columns.shape[1]), columns.t().float().contiguous().t()
     for at in _pieces(weight):
         product = torch.mm(weight[at].float(), columns)
         y[at] = product if bias is None else product + bias[at, None]

@@ -129,6 +129,17 @@ inline void write(Real* to, vf x, int64_t count, bool far) {
     store(to, x, count);
 }
 
+// A panel of a row.
+template <int N>
+inline void write_panel(Real* to, const vf (&x)[N], bool far) {
+    if constexpr (N == 2) {  // together they take fewer instructions
+        if (far) return stream(to, x[0], x[1]);
+        store(to, x[0], x[1]);
+    } else {
+        for (int v = 0; v < N; v++) write(to + v * LANES, x[v], LANES, far);
+    }
+}
+
 // R rows of a gradient from so few rows that each panel of it is summed where it is, and written at once.
 template <int R>
 inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& x, int64_t inputs, Real* out, bool far) {
@@ -151,20 +162,18 @@ inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& 
                 for (int v = 0; v < PANEL_VECTORS; v++) sums[r][v] = step(sums[r][v], left, row[v]);
             }
         }
-        const auto write_rows = [&](int64_t left) __attribute__((always_inline)) {
+        int64_t left = inputs - i;
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) {
-#pragma GCC unroll 2
-                for (int v = 0; v < PANEL_VECTORS; v++) {
-                    int64_t at = v * LANES;
-                    if (at < left) write(out + r * inputs + i + at, sums[r][v], left - at, far);
-                }
+        for (int r = 0; r < R; r++) {
+            Real* to = out + r * inputs + i;
+            if (left >= PANEL) {
+                write_panel(to, sums[r], far);
+                continue;
             }
-        };
-        if (inputs - i >= PANEL) {  // a copy of its own, without conditions
-            write_rows(PANEL);
-        } else {
-            write_rows(inputs - i);
+#pragma GCC unroll 2
+            for (int v = 0; v < PANEL_VECTORS; v++) {
+                if (v * LANES < left) write(to + v * LANES, sums[r][v], left - v * LANES, far);
+            }
         }
     }
 }

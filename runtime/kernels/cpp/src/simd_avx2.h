@@ -87,6 +87,19 @@ inline __m128i narrow_bf16(vf x) {
     __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, nan, is_nan), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
+// a then b, 16 values. NaNs, which are rare, are looked for in both at once.
+inline __m256i narrow_bf16(vf a, vf b) {
+    if (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q))) {
+        return _mm256_set_m128i(narrow_bf16(b), narrow_bf16(a));
+    }
+    const auto high = [](vf x) __attribute__((always_inline)) {
+        __m256i bits = _mm256_castps_si256(x);
+        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        __m256i half = _mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF));
+        return _mm256_srli_epi32(_mm256_add_epi32(half, odd), 16);
+    };
+    return _mm256_permute4x64_epi64(_mm256_packus_epi32(high(a), high(b)), 0xD8);
+}
 inline __m128i narrow_f16(vf x) { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 inline vf load(const bf16* p) { return widen_bf16(load16(p)); }
@@ -99,6 +112,22 @@ inline void store(f16* p, vf x) { store16(p, narrow_f16(x)); }
 inline void store(f16* p, vf x, int64_t n) { store16(p, narrow_f16(x), n); }
 inline void stream(bf16* p, vf x) { stream16(p, narrow_bf16(x)); }
 inline void stream(f16* p, vf x) { stream16(p, narrow_f16(x)); }
+// Two vectors in a row.
+template <class T>
+inline void store(T* p, vf a, vf b) {
+    store(p, a);
+    store(p + LANES, b);
+}
+template <class T>
+inline void stream(T* p, vf a, vf b) {
+    stream(p, a);
+    stream(p + LANES, b);
+}
+inline void store(bf16* p, vf a, vf b) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a, b)); }
+inline void stream(bf16* p, vf a, vf b) {
+    touch(p, 32);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(a, b));
+}
 
 // 8 x 8 in place.
 __attribute__((always_inline)) inline void transpose(vf r[8]) {
