@@ -163,16 +163,17 @@ inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& 
             }
         }
         int64_t left = inputs - i;
+        if (left >= PANEL) {  // a copy of its own, without conditions
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) write_panel(out + r * inputs + i, sums[r], far);
+            continue;
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            Real* to = out + r * inputs + i;
-            if (left >= PANEL) {
-                write_panel(to, sums[r], far);
-                continue;
-            }
 #pragma GCC unroll 2
             for (int v = 0; v < PANEL_VECTORS; v++) {
-                if (v * LANES < left) write(to + v * LANES, sums[r][v], left - v * LANES, far);
+                int64_t at = v * LANES;
+                if (at < left) write(out + r * inputs + i + at, sums[r][v], left - at, far);
             }
         }
     }
