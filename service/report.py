@@ -5,8 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ..spec.document import write_atomically
 from ..spec.operators import PARTS
+from ..spec.picture import save_picture
 from ..spec.report import Report
 
 
@@ -67,5 +67,4 @@ def draw_report(report: Report, path: Path) -> None:
     axes.set_title(f"{report.model}, {report.workload}: step error {report.step.error:+.1%}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    kind = path.suffix.removeprefix(".") or "png"
-    write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140))
+    save_picture(figure, path)

@@ -9,8 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...spec.document import write_atomically
-from ...spec.errors import MoeplanError
+from ...spec.picture import save_picture
 from ...spec.placement import Placement
 from ..units import bytes_text
 from .crossings import Boundary, Fanout, Swap
@@ -253,10 +252,7 @@ def draw(placement: Placement, found: Explanation, path: Path) -> None:
     elif found.fanout is not None:
         _fanout_bars(rows[1, 0], found.fanout)
     rows[-1, 0].set_xlabel("layer (with experts, from 0)")
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise MoeplanError(f"{path}: no picture of kind {path.suffix!r}: use .png, .svg or .pdf")
-    write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140))
+    save_picture(figure, path)
 
 
 def _heat(axes: "Axes", placement: Placement, found: Explanation) -> None:

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ...spec.document import write_atomically
+from ...spec.picture import save_picture
 from .pareto import Front, Part, Point
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def draw(front: Front, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="best")
-    kind = path.suffix.removeprefix(".") or "png"
-    write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140))
+    save_picture(figure, path)
 
 
 def _varies(front: Front) -> list[bool]:

@@ -1,6 +1,5 @@
-"""The statistics of a trace for the eye: one PNG, and one table for the terminal."""
+"""The statistics of a trace for the eye: one picture, and one table for the terminal."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,18 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...spec.document import write_atomically
+from ...spec.picture import save_picture
 from .stats import TraceStats
 
 INK, ACCENT, SOFT = "#1f3b57", "#d1603d", "#8fa3b5"
 
 
 def draw_stats(stats: TraceStats, path: str | Path) -> Path:
-    """Write a PNG: load per layer and expert, sorted loads, affinity against its control, fan-out.
+    """Draw load per layer and expert, sorted loads, affinity against its control, fan-out.
 
     Statistics of a counts-only trace have the first two.
     """
     # Matplotlib is slow to import; the figure is made without pyplot, so no display or global state is touched.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = 1 if stats.affinity is None and stats.fan_out is None else 2
@@ -38,9 +36,7 @@ def draw_stats(stats: TraceStats, path: str | Path) -> Path:
     for ax in axes.flat:
         ax.title.set(fontsize=11, color=INK)
         ax.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
-    return write_atomically(path, lambda f: f.write(image.getbuffer()))
+    return save_picture(figure, path)
 
 
 def _relative(stats: TraceStats) -> np.ndarray:

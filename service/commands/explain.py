@@ -18,7 +18,7 @@ from ..console import err, out, print_json
 def explain(
     placement: Annotated[Path, typer.Argument(help="What `moeplan place` wrote.")],
     trace: Annotated[Path | None, typer.Option(help="Routing (.npz); by default the one that was fitted.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw load and crossings (.png).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw load and crossings (.png, .svg or .pdf).")] = None,
     seed: Annotated[int, typer.Option(help="Of the placement with one more slot per device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
 ) -> None:

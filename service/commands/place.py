@@ -18,6 +18,7 @@ from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
 from ...spec.model import DType
+from ...spec.picture import picture_kind
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
 from ...spec.workload import Workload
@@ -65,7 +66,7 @@ def place(
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
         Path | None,
-        typer.Option(help="Show what balance buys and draw it (.png); up to the time limit once more."),
+        typer.Option(help="Show what balance buys and draw it (.png, .svg or .pdf); up to the time limit once more."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The placement.")] = Path("place.json"),
     as_json: Annotated[
@@ -76,6 +77,8 @@ def place(
 
     Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
     """
+    if pareto is not None:
+        picture_kind(pareto)
     recorded = Trace.read(trace)
     count = slots or recorded.num_experts
     named = load_model(model) if model else None

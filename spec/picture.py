@@ -1,0 +1,31 @@
+"""Pictures: the kinds that are written, and how."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .document import write_atomically
+from .errors import DocumentError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Each kind's way to leave out when and by what it was made: equal pictures are equal files.
+UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+def picture_kind(path: str | Path) -> str:
+    """By the file's ending, png where it has none. Raises DocumentError for a kind that is not written.
+
+    Commands ask before they work for minutes.
+    """
+    ending = Path(path).suffix
+    kind = ending.removeprefix(".").lower() or "png"
+    if kind not in UNDATED:
+        raise DocumentError(f"{path}: no picture of kind {ending!r}: use .png, .svg or .pdf")
+    return kind
+
+
+def save_picture(figure: "Figure", path: str | Path) -> Path:
+    """Write it whole or not at all. Raises DocumentError for a kind that is not written, or a path that cannot be."""
+    kind = picture_kind(path)
+    return write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140, metadata=UNDATED[kind]))
