@@ -199,7 +199,7 @@ def anneal(
     elif mean_balance(start, samples, speeds) <= balance_cap:
         best = start
     else:
-        message = f"found no placement with a balance of {balance_cap:.4g} or less: allow {walks.coolest:.4g}, the best"
+        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {walks.coolest:.6g}, the best"
         raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"

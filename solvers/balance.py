@@ -63,7 +63,7 @@ def check_cap(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, cap: fl
     least = float(np.mean([[balance_bound(row, speed, capacity) for row in sample] for sample in relative]))
     if least > cap * (1 + 1e-9):
         raise Infeasible(
-            f"no placement has a mean balance of {cap:.4g} or less: it is proven to be at least {least:.4g}",
+            f"no placement has a mean balance of {cap:.6g} or less: it is proven to be at least {least:.6g}",
             unit="balance",
             missing=least - cap,
         )

@@ -119,7 +119,7 @@ def test_a_price_of_balance_buys_balance():
 def test_a_cap_below_the_bound_names_the_bound():
     affinity, load, slots, _, host = case(4, 3, 4, [2, 2], [0, 1])
     load[:, :, 0] = 1e6
-    with pytest.raises(Infeasible, match=r"mean balance of 1\.01 or less: it is proven to be at least 2"):
+    with pytest.raises(Infeasible, match=r"mean balance of 1\.01 or less: it is proven to be at least 1\.9999"):
         anneal(affinity, load, slots, np.ones(2), host, balance_cap=1.01, steps=100)
 
 

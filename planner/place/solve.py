@@ -238,10 +238,10 @@ def _check_cap(slots: Slots, single: Single, counts: np.ndarray, request: Reques
     assert cap is not None
     if least > cap * (1 + 1e-9):
         raise InfeasibleError(
-            f"no placement has a mean balance of {cap:.4g} or less: it is proven to be at least {least:.4g}"
+            f"no placement has a mean balance of {cap:.6g} or less: it is proven to be at least {least:.6g}"
         )
     if reached > cap * (1 + 1e-9):
-        raise InfeasibleError(f"found no placement with a balance of {cap:.4g} or less: allow {reached:.4g}, the best")
+        raise InfeasibleError(f"found no placement with a balance of {cap:.6g} or less: allow {reached:.6g}, the best")
 
 
 def _single_copies(
