@@ -326,8 +326,9 @@ def main() -> None:
                 part = shape._replace(ffn=min(shape.ffn, WIDEST)) if training else shape
                 bench.part(part, DTYPES[dtype], tuple(args.tokens), training)
                 write()
-    bench.memory(shapes, args.dtypes, args.trace)
     bench.summary()
+    write()
+    bench.memory(shapes, args.dtypes, args.trace)
     write()
 
 

@@ -14,10 +14,7 @@ UNDATED = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDa
 
 
 def picture_kind(path: str | Path) -> str:
-    """By the file's ending, png where it has none. Raises DocumentError for a kind that is not written.
-
-    Commands ask before they work for minutes.
-    """
+    """By the file's ending, png where it has none. Raises DocumentError for a kind that is not written."""
     ending = Path(path).suffix
     kind = ending.removeprefix(".").lower() or "png"
     if kind not in UNDATED:
@@ -27,5 +24,8 @@ def picture_kind(path: str | Path) -> str:
 
 def save_picture(figure: "Figure", path: str | Path) -> Path:
     """Write it whole or not at all. Raises DocumentError for a kind that is not written, or a path that cannot be."""
+    from matplotlib import rc_context
+
     kind = picture_kind(path)
-    return write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140, metadata=UNDATED[kind]))
+    with rc_context({"svg.hashsalt": "moeplan"}):  # or the names of an SVG's parts are drawn at random
+        return write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140, metadata=UNDATED[kind]))

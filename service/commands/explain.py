@@ -13,12 +13,13 @@ from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import err, out, print_json
+from ..options import picture_option
 
 
 def explain(
     placement: Annotated[Path, typer.Argument(help="What `moeplan place` wrote.")],
     trace: Annotated[Path | None, typer.Option(help="Routing (.npz); by default the one that was fitted.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw load and crossings (.png, .svg or .pdf).")] = None,
+    picture: Annotated[Path | None, picture_option("Draw load and crossings")] = None,
     seed: Annotated[int, typer.Option(help="Of the placement with one more slot per device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
 ) -> None:

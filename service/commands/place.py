@@ -18,11 +18,11 @@ from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
 from ...spec.model import DType
-from ...spec.picture import picture_kind
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..console import err, out, print_json, progress, stop_on_interrupt
+from ..options import picture_option
 
 
 def place(
@@ -65,8 +65,7 @@ def place(
     time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 20.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
-        Path | None,
-        typer.Option(help="Show what balance buys and draw it (.png, .svg or .pdf); up to the time limit once more."),
+        Path | None, picture_option("Up to the time limit once more: show what balance buys and draw it")
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The placement.")] = Path("place.json"),
     as_json: Annotated[
@@ -77,8 +76,6 @@ def place(
 
     Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
     """
-    if pareto is not None:
-        picture_kind(pareto)
     recorded = Trace.read(trace)
     count = slots or recorded.num_experts
     named = load_model(model) if model else None

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ...spec.errors import MoeplanError
-from ...spec.picture import picture_kind
 from ...spec.plan import Plan
 from ..console import err, out, print_json, progress
+from ..options import picture_option
 from ..report import draw_report, report_table
 
 
@@ -29,7 +29,7 @@ def run(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life before the run ends.")] = 300.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The report document.")] = Path("report.json"),
-    picture: Annotated[Path | None, typer.Option(help="Draw predicted beside measured (.png, .svg or .pdf).")] = None,
+    picture: Annotated[Path | None, picture_option("Draw predicted beside measured")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of a table.")] = False,
 ) -> None:
     """Execute a plan, compare its output with a plain reference and its time with the prediction.
@@ -43,8 +43,6 @@ def run(
     from ...runtime.launch.choose import choose_launcher, is_primary
     from ...runtime.run import run as execute
 
-    if picture:
-        picture_kind(picture)
     plan = Plan.read(plan_path)
     if plan.lab and lab is None and not EnvironmentLauncher.present():
         raise MoeplanError(f"{plan_path} was made in the lab {plan.lab!r}: give its file with --lab")

@@ -7,6 +7,7 @@ import typer
 
 from ...spec.trace import Trace
 from ..console import out, print_json, progress
+from ..options import picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|transformers|npz"  # the names of profiler.traces.IMPORTERS
 
@@ -98,7 +99,7 @@ def stats(
     other: Annotated[Path | None, typer.Argument(help="A second trace of the model: domain shift.")] = None,
     devices: Annotated[int, typer.Option(min=1, help="Devices of the linear placement whose balance is shown.")] = 8,
     hosts: Annotated[int, typer.Option(min=1, help="Hosts of that placement.")] = 2,
-    picture: Annotated[Path | None, typer.Option(help="Draw it (.png, .svg or .pdf).")] = None,
+    picture: Annotated[Path | None, picture_option("Draw it")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Balance, affinity between layers against a shuffled control, fan-out, domain shift.
