@@ -180,7 +180,7 @@ private:
         int64_t tall = ceil_div(width, GRADIENT_ROWS), wide = ceil_div(b.D, GRADIENT_ROWS);
         phase[0].run(owners.experts(pass) * tall, [&](int64_t task) {
             const Owner& own = owner(pass, task / tall);
-            int64_t o = far_apart(task % tall, tall, b.threads) * GRADIENT_ROWS;
+            int64_t o = task % tall * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
                             least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, staged,
                             scratch, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
@@ -188,7 +188,7 @@ private:
         });
         phase[1].run(owners.experts(pass) * wide, [&](int64_t task) {
             const Owner& own = owner(pass, task / wide);
-            int64_t d = far_apart(task % wide, wide, b.threads) * GRADIENT_ROWS;
+            int64_t d = task % wide * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
                             least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, staged,
                             scratch, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
@@ -222,7 +222,7 @@ private:
     void inputs_gradient(int64_t pass, int64_t task, Scratch& scratch) {
         int64_t d = task * columns;
         for (int64_t i = 0; i < owners.experts(pass); i++) {
-            const Owner& own = owner(pass, i);
+            const Owner& own = owner(pass, from_both_ends(i, owners.experts(pass)));
             const Real* gate_up = static_cast<const Real*>(b.gate_up) + own.expert * width * b.D;
             input_gradient(own, b.plan.token, dprojected, gate_up, width, d, least(columns, b.D - d), scratch, dx);
         }

@@ -38,6 +38,7 @@ struct Plan {
     const int32_t* choice = nullptr;  // [rows] which of the P choices
     const int32_t* token = nullptr;   // [rows] which of the T tokens
     const int64_t* start = nullptr;   // [E + 1] first row of each expert
+    const int32_t* order = nullptr;   // [E] experts, from the fewest rows to the most
     int64_t* multiply_adds = nullptr;  // of the call's products, with what tiles add; threads add theirs
 };
 

@@ -9,11 +9,11 @@
 namespace moeplan::VARIANT {
 
 // More rows than this run faster as a packed product: on tiles 16 take no longer than 3.
-constexpr int64_t FEW = MOEPLAN_AMX ? 2 : 8;
+constexpr int64_t FEW = MOEPLAN_AMX ? 2 : LANES == 8 ? 12 : 8;
 constexpr int64_t AHEAD = 1024 / sizeof(Real);  // values of a row that are asked for before they are read
 // Rows of x at a time. More of them come from the second-level cache again for every few rows of the weight, which where
-// registers are few is slower than to take them in halves.
-constexpr int columns_together(int n) { return LANES == 8 && n > 5 ? (n + 1) / 2 : n; }
+// registers are few is slower than to take them in parts.
+constexpr int column_parts(int n) { return LANES == 8 ? (n + 4) / 5 : 1; }
 // Rows of the weight at a time: sums and operands fit the registers.
 constexpr int weight_rows(int n) {
     int fit = ((LANES == 16 ? 30 : 16) - 1) / (n + 1);
@@ -28,8 +28,8 @@ inline vf load_units_whole(const Real* p) {
 #endif
 }
 
-// R rows times N. `next`: the row after them. HALF: which pass over the rows this is, 0 or 1, or -1, the only one.
-template <int R, int N, int HALF>
+// R rows times N. `next`: the row after them. PART of PARTS: which pass over the rows this is.
+template <int R, int N, int PART, int PARTS>
 inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int64_t ldx, int64_t k, float* c,
                  int64_t ldc) {
     vf sums[R][N];
@@ -44,7 +44,7 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
             vf rows[R];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                _mm_prefetch(ahead + r * ldw + (HALF < 0 ? i : i / 2), _MM_HINT_T0);
+                _mm_prefetch(ahead + r * ldw + i / PARTS, _MM_HINT_T0);
                 rows[r] = load_units_whole(w + r * ldw + i);
             }
 #pragma GCC unroll 8
@@ -55,12 +55,12 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
             }
         }
     };
-    if constexpr (HALF < 0) {
+    if constexpr (PARTS == 1) {
         // Up to `turn` the rows themselves are asked for ahead, after it the start of the next ones.
         run(turn, w + AHEAD);
         run(whole, next - turn);
     } else {
-        run(whole, next + HALF * (k / 2));  // half of the next ones
+        run(whole, next + PART * (k / PARTS));  // as large a part of the next ones
     }
     if (i < k) {
         for (int r = 0; r < R; r++) {
@@ -78,17 +78,22 @@ inline void dots(const Real* w, int64_t ldw, const Real* next, const Op* x, int6
 template <int N>
 inline void dots_rows(const Real* w, int64_t ldw, int64_t m, const Op* x, int64_t ldx, int64_t k, float* c,
                       int64_t ldc) {
-    constexpr int FIRST = columns_together(N), R = weight_rows(FIRST);
+    constexpr int PARTS = column_parts(N), EACH = (N + PARTS - 1) / PARTS, R = weight_rows(EACH);
     int64_t r = 0;
     const auto take = [&](auto rows) {
         constexpr int COUNT = decltype(rows)::value;
         for (; r + COUNT <= m; r += COUNT) {
             const Real *from = w + r * ldw, *next = from + COUNT * ldw;
-            float* to = c + r * ldc;
-            dots<COUNT, FIRST, FIRST < N ? 0 : -1>(from, ldw, next, x, ldx, k, to, ldc);
-            if constexpr (FIRST < N) {
-                dots<COUNT, N - FIRST, 1>(from, ldw, next, x + FIRST * ldx, ldx, k, to + FIRST, ldc);
-            }
+            const auto part = [&](auto which) {
+                constexpr int PART = decltype(which)::value, FIRST = PART * EACH, LEFT = N - FIRST;
+                if constexpr (PART < PARTS) {
+                    constexpr int HERE = LEFT < EACH ? LEFT : EACH;
+                    dots<COUNT, HERE, PART, PARTS>(from, ldw, next, x + FIRST * ldx, ldx, k, c + r * ldc + FIRST, ldc);
+                }
+            };
+            part(Count<0>());
+            part(Count<1>());
+            part(Count<2>());
         }
     };
     take(Count<R>());
@@ -107,6 +112,14 @@ inline void multiply_few(const Real* w, int64_t ldw, int64_t m, const Op* x, int
         case 6: return dots_rows<6>(w, ldw, m, x, ldx, k, c, ldc);
         case 7: return dots_rows<7>(w, ldw, m, x, ldx, k, c, ldc);
         case 8: return dots_rows<8>(w, ldw, m, x, ldx, k, c, ldc);
+    }
+    if constexpr (FEW > 8) {
+        switch (n) {
+            case 9: return dots_rows<9>(w, ldw, m, x, ldx, k, c, ldc);
+            case 10: return dots_rows<10>(w, ldw, m, x, ldx, k, c, ldc);
+            case 11: return dots_rows<11>(w, ldw, m, x, ldx, k, c, ldc);
+            case 12: return dots_rows<12>(w, ldw, m, x, ldx, k, c, ldc);
+        }
     }
 }
 

@@ -173,8 +173,8 @@ private:
     // Columns of y: the second product for all tokens of the pass, weighted.
     void add(int64_t begin, int64_t end, int64_t task, Scratch& scratch) {
         int64_t d = task * columns, m = least(columns, f.D - d);
-        for (int64_t p = begin; p < end; p++) {
-            const Piece& piece = passes.pieces[p];
+        for (int64_t i = 0; i < end - begin; i++) {
+            const Piece& piece = passes.pieces[begin + from_both_ends(i, end - begin)];
             if (piece.many) {
                 add_many(piece, d, m, scratch);
             } else {

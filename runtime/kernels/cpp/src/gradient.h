@@ -28,25 +28,25 @@ struct Owners {
         all = take<Owner>(experts);
         first = take<int64_t>(experts + 1);
         if (!all || !first) return false;
-        int64_t rows = 0, depth = 0;
+        int64_t made = 0, rows = 0, depth = 0;
         first[0] = 0;
-        for (int64_t e = 0; e < experts; e++) {
-            int64_t n = plan.start[e + 1] - plan.start[e];
-            if (e > first[count] && (rows + round_up(n, 16)) * row_units * 4 > PASS_BYTES) {
-                first[++count] = e;
-                rows = depth = 0;
-            }
-            all[e] = {e, plan.start[e], n, rows, depth, vendor && n >= MANY_BACKWARD};
-            many |= all[e].many;
+        const auto rows_of = [&](int64_t i) { return plan.start[plan.order[i] + 1] - plan.start[plan.order[i]]; };
+        const auto put = [&](int64_t i) {
+            int64_t e = plan.order[i], n = rows_of(i);
+            Owner& own = all[made++] = {e, plan.start[e], n, rows, depth, vendor && n >= MANY_BACKWARD};
+            many |= own.many;
             rows += round_up(n, 16);
             depth += Panels::size(1, n);
             most_rows = most(most_rows, rows);
             most_depth = most(most_depth, depth);
             most_tokens = most(most_tokens, n);
             busy += n > 0;
-        }
+        };
+        divide(experts, [&](int64_t i) { return round_up(rows_of(i), 16) * row_units; }, put, [&] {
+            first[++count] = made;
+            rows = depth = 0;
+        });
         columns = block_columns(ceil_div(plan.rows, most(1, busy)));
-        if (experts) first[++count] = experts;
         return true;
     }
     int64_t begin(int64_t pass) const { return first[pass]; }

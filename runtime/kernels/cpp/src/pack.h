@@ -163,12 +163,13 @@ struct NothingNext {
     template <int ROWS>
     void fetch() const {}
 };
+template <int LINES>
 struct PartNext {
     static constexpr bool EVERY = true;
     Ahead* part;
     template <int ROWS>
     void fetch() const {
-        part->lines<16>();
+        part->lines<LINES>();
     }
 };
 struct AsMuchNext {

@@ -13,8 +13,30 @@ constexpr int64_t LEAST_COST = 24;        // columns that are multiplied in the 
 
 // So few rows after an expert's whole panels take less time as rows than as a panel of their own, while the weight's
 // rows are near; where an expert has many rows those do not stay. Tiles are as fast for one row as for 16.
-constexpr int64_t TAIL = MOEPLAN_AMX ? 0 : 6, TAILED = 96;
+constexpr int64_t TAIL = MOEPLAN_AMX ? 0 : LANES == 8 ? 10 : 6, TAILED = 96;
 static_assert(TAIL <= FEW && TAILED <= COLUMNS, "a tail is for multiply_few, and in the only block of columns");
+
+// Divides a list, from few rows to many, into passes of bounded scratch, each with some from both ends. units(i): what
+// item i takes of it; put(i): i is the next item of the pass, which goes from few rows to many as well.
+template <class Units, class Put, class Close>
+inline void divide(int64_t count, Units units, Put put, Close close) {
+    for (int64_t low = 0, high = count; low < high;) {
+        int64_t from = low, to = high, sum = 0;
+        for (bool last = true; low < high; last = !last) {
+            sum += units(last ? high - 1 : low);
+            bool empty = high - low == to - from;
+            if (!empty && sum * 4 > PASS_BYTES) break;
+            if (last) {
+                high--;
+            } else {
+                low++;
+            }
+        }
+        for (int64_t i = from; i < low; i++) put(i);
+        for (int64_t i = high; i < to; i++) put(i);
+        close();
+    }
+}
 
 // Some tokens of one expert: rows `row` to `row + n` of the plan. Their operands start at these offsets, in units.
 struct Piece {
@@ -48,8 +70,9 @@ struct Passes {
                int64_t many_block, int64_t threads) {
         int64_t limit = experts + ceil_div(plan.rows, PIECE);
         pieces = take<Piece>(limit);
+        Piece* all = take<Piece>(limit);
         first = take<int64_t>(limit + 1);
-        if (!pieces || !first) return false;
+        if (!pieces || !all || !first) return false;
         int64_t cost = 0;
         for (int64_t e = 0; e < experts; e++) {
             int64_t n = plan.start[e + 1] - plan.start[e];
@@ -58,35 +81,38 @@ struct Passes {
         int64_t each = ceil_div(cost * rows, 12 * threads);
         int64_t row_bytes = (padded(inputs) + padded(hidden)) * static_cast<int64_t>(sizeof(Op));
         int64_t piece_rows = most(PIECE, PASS_BYTES / most(row_bytes, 1) / PANEL * PANEL);
-        int64_t made = 0, pack_end = 0, product_end = 0, input_end = 0, hidden_end = 0;
-        first[0] = 0;
-        for (int64_t e = 0; e < experts; e++) {
+        int64_t cut = 0;
+        for (int64_t i = 0; i < experts; i++) {
+            int64_t e = plan.order[i];
             for (int64_t row = plan.start[e]; row < plan.start[e + 1]; row += piece_rows) {
-                Piece& piece = pieces[made];
+                Piece& piece = all[cut++];
                 int64_t n = least(piece_rows, plan.start[e + 1] - row);
                 piece.expert = e;
                 piece.row = row;
                 piece.n = n;
                 piece.many = many_block && n >= MANY;
                 piece.split();
-                int64_t input_size = piece.operand(inputs), hidden_size = piece.operand(hidden);
-                if (made > first[count] && (input_end + hidden_end + input_size + hidden_size) * 4 > PASS_BYTES) {
-                    first[++count] = made;
-                    pack_end = product_end = input_end = hidden_end = 0;
-                }
-                piece.input = input_end;
-                piece.hidden = hidden_end;
                 piece.block = least(most_block, most(PANEL, round_up(each / most(n, LEAST_COST), PANEL)));
                 many |= piece.many;
                 if (piece.many) piece.block = round_up(ceil_div(rows, ceil_div(rows, many_block)), PANEL);
-                piece.pack_end = pack_end += piece.panels + ceil_div(piece.tail, PANEL);
-                piece.product_end = product_end += ceil_div(rows, piece.block);
-                most_input = most(most_input, input_end += input_size);
-                most_hidden = most(most_hidden, hidden_end += hidden_size);
-                made++;
             }
         }
-        if (made) first[++count] = made;
+        int64_t made = 0, pack_end = 0, product_end = 0, input_end = 0, hidden_end = 0;
+        first[0] = 0;
+        const auto units = [&](int64_t i) { return all[i].operand(inputs) + all[i].operand(hidden); };
+        const auto put = [&](int64_t i) {
+            Piece& piece = pieces[made++] = all[i];
+            piece.input = input_end;
+            piece.hidden = hidden_end;
+            piece.pack_end = pack_end += piece.panels + ceil_div(piece.tail, PANEL);
+            piece.product_end = product_end += ceil_div(rows, piece.block);
+            most_input = most(most_input, input_end += piece.operand(inputs));
+            most_hidden = most(most_hidden, hidden_end += piece.operand(hidden));
+        };
+        divide(cut, units, put, [&] {
+            first[++count] = made;
+            pack_end = product_end = input_end = hidden_end = 0;
+        });
         return true;
     }
 

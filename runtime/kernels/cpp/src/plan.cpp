@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include <algorithm>
+
 #include "arena.h"
 
 namespace moeplan {
@@ -24,7 +26,8 @@ Status sort(const Id* ids, int64_t tokens, int64_t top_k, int64_t experts, Plan&
     int64_t rows = start[experts + 1];
     int32_t* choice = take<int32_t>(rows);
     int32_t* token = take<int32_t>(rows);
-    if (choice == nullptr || token == nullptr) return NO_MEMORY;
+    int32_t* order = take<int32_t>(experts);
+    if (choice == nullptr || token == nullptr || order == nullptr) return NO_MEMORY;
     int64_t p = 0;
     for (int64_t t = 0; t < tokens; t++) {
         for (int64_t k = 0; k < top_k; k++, p++) {
@@ -34,10 +37,16 @@ Status sort(const Id* ids, int64_t tokens, int64_t top_k, int64_t experts, Plan&
             token[row] = static_cast<int32_t>(t);
         }
     }
+    for (int64_t e = 0; e < experts; e++) order[e] = static_cast<int32_t>(e);
+    std::sort(order, order + experts, [&](int32_t a, int32_t b) {
+        int64_t rows_a = start[a + 1] - start[a], rows_b = start[b + 1] - start[b];
+        return rows_a != rows_b ? rows_a < rows_b : a < b;
+    });
     plan.rows = rows;
     plan.choice = choice;
     plan.token = token;
     plan.start = start;
+    plan.order = order;
     return OK;
 }
 

@@ -1,4 +1,4 @@
-// The re-index vector: choices sorted by expert, and where each expert's rows start.
+// The re-index vector: choices sorted by expert, where each one's rows start, and experts from few rows to many.
 #pragma once
 #include "common.h"
 

@@ -9,7 +9,10 @@ constexpr int64_t COLUMNS = 288;                  // of a block of sums
 constexpr int64_t BLOCK_ROWS = 256;               // of a block of sums
 constexpr int64_t LINE = COLUMNS + PANEL;         // floats from one of its rows to the next
 // Rows up to which `spread` is faster than packing the weight.
-constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : LANES == 8 ? 32 : 64;
+constexpr int64_t SPREAD = MOEPLAN_AMX ? 8 : LANES == 16 ? 64 : sizeof(Real) == sizeof(Op) ? 32 : 20;
+// Where values are widened: rows up to which the next part of the weight is asked for while one is multiplied, and the
+// size of a part, of which both stay in the second-level cache. With more rows, or float32, it did not pay.
+constexpr int64_t FED = LANES == 8 && sizeof(Real) < sizeof(Op) ? 64 : 0, FED_COLUMNS = 256, FED_CHUNK = 96;
 constexpr int64_t GROUP = MOEPLAN_AMX ? 32 : 12;  // rows that are read to their end together
 constexpr int64_t SMALL = (MOEPLAN_AMX ? 1536 : 768) << 10;  // bytes of an operand that stays in the second-level cache
 
@@ -17,7 +20,7 @@ constexpr int64_t SMALL = (MOEPLAN_AMX ? 1536 : 768) << 10;  // bytes of an oper
 // the longer the stretches that are read of the weight, the faster they come.
 constexpr int64_t WIDE_COLUMNS = 2048 / sizeof(Op), WIDE_ROWS = 128;
 constexpr int64_t block_columns(int64_t rows) {
-    return rows <= SPREAD ? 2048 : rows <= WIDE_ROWS ? WIDE_COLUMNS : WIDE_COLUMNS / 2;
+    return rows <= SPREAD ? 2048 : rows <= FED ? FED_COLUMNS : rows <= WIDE_ROWS ? WIDE_COLUMNS : WIDE_COLUMNS / 2;
 }
 // Floats from one row of such a block to the next: a power of two would crowd few sets of the caches.
 constexpr int64_t block_line(int64_t rows) { return block_columns(rows) + PANEL; }
@@ -80,7 +83,7 @@ inline void weight_times_tokens(const Real* w, int64_t m, const Panels& b, int64
             };
             // Of staged rows, panels after the first read nothing of the weight: each brings some of what is next.
             if (staged && !small) {
-                go(PartNext{ahead});
+                go(PartNext<16>{ahead});
             } else {
                 go(AsMuchNext{ahead});
             }
@@ -98,13 +101,22 @@ inline void rows_times_weight(const Op* a, int64_t lda, int64_t m, const Real* w
         scratch.multiply_adds += m * n * k;
         return spread(a, lda, m, w, ldw, k, n, sums, line);
     }
-    int64_t k0 = 0, tall = round_up(m, ROW_STEP), wide = round_up(n, PANEL);
+    int64_t k0 = 0, tall = round_up(m, ROW_STEP), wide = round_up(n, PANEL), chunk = m <= FED ? FED_CHUNK : CHUNK;
     do {
-        Panels b{scratch.packed, wide / PANEL, least(CHUNK, k - k0)};
+        int64_t after = k0 + chunk;
+        Panels b{scratch.packed, wide / PANEL, least(chunk, k - k0)};
         pack_columns(Rows<Real>{w + k0 * ldw, ldw, nullptr}, 0, 0, n, b, 0);
         scratch.count(tall, wide, b.units());
-        multiply(a + k0, lda, tall, NothingNext{}, b.base, b.units() * PANEL, wide, b.units(), sums, line, k0 > 0);
-        k0 += CHUNK;
+        const auto go = [&](auto next) {
+            multiply(a + k0, lda, tall, next, b.base, b.units() * PANEL, wide, b.units(), sums, line, k0 > 0);
+        };
+        Ahead part(w + after * ldw, ldw, least(chunk, k - after), n);
+        if (m <= FED) {
+            go(PartNext<sizeof(Real)>{&part});
+        } else {
+            go(NothingNext{});
+        }
+        k0 = after;
     } while (k0 < k);
 }
 

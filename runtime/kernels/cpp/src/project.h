@@ -115,7 +115,7 @@ private:
             int64_t blocks = ceil_div(p.O, GRADIENT_ROWS);
             phase[2].run(owners.experts(pass) * blocks, [&](int64_t task) {
                 const Owner& owner = owners.all[owners.begin(pass) + task / blocks];
-                int64_t o = far_apart(task % blocks, blocks, p.threads) * GRADIENT_ROWS;
+                int64_t o = task % blocks * GRADIENT_ROWS;
                 weight_gradient(owner, dy, owner.row, o, least(GRADIENT_ROWS, p.O - o),
                                 owner_panels(owner, inputs, p.I), p.I, columns, scratch,
                                 static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I,
@@ -136,7 +136,7 @@ private:
             phase[4].run(ceil_div(p.I, width), [&](int64_t task) {
                 int64_t i = task * width;
                 for (int64_t e = 0; e < owners.experts(pass); e++) {
-                    const Owner& owner = owners.all[owners.begin(pass) + e];
+                    const Owner& owner = owners.all[owners.begin(pass) + from_both_ends(e, owners.experts(pass))];
                     input_gradient(owner, p.per_choice ? p.plan.choice : p.plan.token, staged,
                                    static_cast<const Real*>(p.weight) + owner.expert * p.O * p.I, p.O, i,
                                    least(width, p.I - i), scratch, dx);

@@ -27,25 +27,24 @@ inline void wait_for_all() {
 }
 
 // One phase: tasks 0 to `count` - 1, each done once, by any thread. What a task does must not depend on who does it.
+// Threads start from both ends. Where tasks go from experts with few rows to those with many, some threads wait for
+// memory while others compute, which takes less time than when all do the one and then the other. And two threads do
+// not begin to write to one page of new memory together, which both would clear.
 struct Phase {
-    int64_t next = 0;
+    int64_t taken = 0, front = 0, back = 0;
 
     template <class Body>
     void run(int64_t count, Body body) {
-        for (;;) {
-            int64_t task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-            if (task >= count) return;
-            body(task);
+        bool last = omp_get_thread_num() % 2;
+        while (__atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED) < count) {
+            int64_t place = __atomic_fetch_add(last ? &back : &front, 1, __ATOMIC_RELAXED);
+            body(last ? count - 1 - place : place);
         }
     }
 };
 
-// Tasks 0 to `count` - 1 in an order that keeps threads far apart: of two that write to a new page of memory at once
-// each clears one.
-inline int64_t far_apart(int64_t task, int64_t count, int64_t threads) {
-    int64_t each = count / threads;
-    return task < each * threads ? task % threads * each + task / threads : task;
-}
+// Where in a list from few rows to many the i-th is, of `count`, that a task of every expert takes: from both ends.
+inline int64_t from_both_ends(int64_t i, int64_t count) { return i % 2 ? i / 2 : count - 1 - i / 2; }
 
 inline void add_up(const Plan& plan, const Scratch& scratch) {
     __atomic_fetch_add(plan.multiply_adds, scratch.multiply_adds, __ATOMIC_RELAXED);
