@@ -8,8 +8,8 @@ as on each of four devices). Calls are interleaved: each alternative once a roun
 Medians, ± half the distance between the quartiles. Weights are cold: where those of a call are less than 512 MiB, the
 next call uses other experts. Results are compared with one another before they are timed. "moeplan grouped" is
 moeplan's own other implementation, which runs where there is no compiler; "best other" leaves it out. "slower": over
-three times the fastest alternative at fewer tokens, and left out here. Switch's experts in Transformers are single
-parameters, of which idle ones get no gradient; everyone else gives zeros.
+three times the fastest alternative at fewer tokens, and left out here; "too long": over --longest seconds there.
+Switch's experts in Transformers are single parameters, of which idle ones get no gradient; everyone else gives zeros.
 
 The roofline of a call is the greater of bytes / stream and flops / peak. Bytes and flops are those that the routed
 tokens need (`runtime/kernels/counting.py`); stream is the faster read of 512 MiB (a sum, or a product with a vector),
@@ -25,8 +25,10 @@ DeepSpeed-MoE is measured where it is installed. In an environment beside the pr
 import argparse
 import gc
 import json
+import math
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,14 +100,16 @@ class Row(NamedTuple):
 
     @property
     def best_other(self) -> float:
-        return min(t.median for name, t in self.times.items() if name not in OURS and isinstance(t, Timing))
+        """NaN where all others are left out."""
+        others = (t.median for name, t in self.times.items() if name not in OURS and isinstance(t, Timing))
+        return min(others, default=math.nan)
 
 
 class Bench:
     """Measures, and collects the lines of the report."""
 
-    def __init__(self, trace: Trace, budget: float, drop_from: int, console: Console) -> None:
-        self.trace, self.budget, self.drop_from, self.console = trace, budget, drop_from, console
+    def __init__(self, trace: Trace, budget: float, drop_from: int, longest: float, console: Console) -> None:
+        self.trace, self.budget, self.drop_from, self.longest, self.console = trace, budget, drop_from, longest, console
         self.probes, self.rows, self.lines = Probes(), list[Row](), list[str]()
 
     def part(self, shape: Shape, dtype: torch.dtype, tokens: tuple[int, ...], training: bool) -> None:
@@ -127,6 +131,8 @@ class Bench:
                 slow = isinstance(t, Timing) and t.median > FAR * rows[-1].best_other
                 if slow and n >= self.drop_from and name != "moeplan":
                     methods[name] = "slower"
+                elif isinstance(t, Timing) and t.median > self.longest and name != "moeplan":
+                    methods[name] = "too long"
         del layer, methods
         gc.collect()  # modules refer to themselves, and a layer is gigabytes
         self.rows += rows
@@ -169,13 +175,15 @@ class Bench:
         self._line(*["---"] * (len(METHODS) + 4))
         for shape in shapes:
             for dtype in dtypes:
-                command = [sys.executable, __file__, "--trace", str(trace), "--memory-of", shape.name, dtype]
+                command = [sys.executable, __file__, "--trace", str(trace), "--longest", str(self.longest)]
+                command += ["--memory-of", shape.name, dtype]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
                 peak = json.loads(done.stdout.splitlines()[-1])
                 mib = [f"{peak[name] / 2**20:.1f}" if name in peak else "-" for name in METHODS]
-                ratios = [f"{peak['moeplan'] / peak[name]:.2f}" for name in ("padded bmm", "grouped_mm")]
+                copies = "padded bmm", "grouped_mm"
+                ratios = [f"{peak['moeplan'] / peak[name]:.2f}" if name in peak else "-" for name in copies]
                 self._line(shape.name, dtype, *mib, *ratios)
 
     def summary(self) -> None:
@@ -201,15 +209,16 @@ class Bench:
     def _summary(self, rows: list[Row]) -> list[str]:
         # A call that is faster than the probes' medians counts as 100 %.
         share = [min(1.0, r.roofline / r.ours) for r in rows]
-        speedup = [r.best_other / r.ours for r in rows]
-        few = [r for r in rows if r.tokens <= 8]
+        beside = [r for r in rows if not math.isnan(r.best_other)]
+        speedup = [r.best_other / r.ours for r in beside]
+        few = [r for r in beside if r.tokens <= 8]
         possible = [r.roofline * 2.5 <= r.best_other for r in few]
         vendor = [t.median / r.ours for r in rows if isinstance(t := r.times["moeplan grouped"], Timing)]
         return [
             f"{np.mean(share):.0%}",
             f"{min(share):.0%}",
-            f"{min(speedup):.2f}",
-            f"{np.median(speedup):.2f}",
+            f"{min(speedup):.2f}" if beside else "-",
+            f"{np.median(speedup):.2f}" if beside else "-",
             f"{min(r.best_other / r.ours for r in few):.2f}" if few else "-",
             f"{sum(r.best_other / r.ours >= 2.5 for r in few)} of {len(few)}",
             f"{sum(possible)} of {len(few)}",
@@ -230,7 +239,8 @@ class Bench:
         for row in rows:
             found = [row.times[name] for name in METHODS]
             cells = [t if isinstance(t, str) else milliseconds(t) for t in found]
-            ratio, possible = (f"{row.best_other / t:.2f}" for t in (row.ours, row.roofline))
+            best = row.best_other
+            ratio, possible = ("-" if math.isnan(best) else f"{best / t:.2f}" for t in (row.ours, row.roofline))
             stream, peak = f"{row.limits.stream / 1e9:.1f}", f"{row.limits.peak / 1e9:.0f}"
             bound, least = row.limits.bound(row.flops, row.moved), f"{1e3 * row.roofline:.3g}"
             share = f"{row.roofline / row.ours:.0%}"
@@ -272,8 +282,11 @@ def milliseconds(t: Timing) -> str:
     return f"{1e3 * t.median:.3g} ± {1e3 * t.spread:.1g}" if t.runs > 2 else f"{1e3 * t.median:.3g}"
 
 
-def memory_of(shape: Shape, dtype: torch.dtype, trace: Trace) -> dict[str, int]:
-    """Peak of each method's second kind of call: a first one of a single token loads code and libraries."""
+def memory_of(shape: Shape, dtype: torch.dtype, trace: Trace, longest: float) -> dict[str, int]:
+    """Peak of each method's call of 2,048 tokens. A first call of a single token loads code and libraries.
+
+    Others than ours that take too long with 64 tokens for ``longest`` seconds with 2,048 are left out.
+    """
     layer = make_layer(shape, dtype)
     found = {}
     for name, build in METHODS.items():
@@ -281,10 +294,15 @@ def memory_of(shape: Shape, dtype: torch.dtype, trace: Trace) -> dict[str, int]:
             method = build(layer)
         except UnavailableError:
             continue
-        for tokens in (1, 2048):
+        for tokens in (1, 64, 2048):
             ids, weights = recorded_routing(trace, shape.experts, shape.top_k, tokens)
             x = torch.randn(tokens, shape.model).to(dtype)
-            found[name] = peak_memory(lambda: call(method, x, ids, weights, None)[0])  # noqa: B023 called at once
+            start = time.perf_counter()
+            peak = peak_memory(lambda: call(method, x, ids, weights, None)[0])  # noqa: B023 called at once
+            if tokens == 64 and time.perf_counter() - start > longest * 64 / 2048 and name != "moeplan":
+                break
+        else:
+            found[name] = peak
     return found
 
 
@@ -297,6 +315,9 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, default=ROOT / "examples" / "tiny_moe" / "trace.npz")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for each alternative of a case")
     parser.add_argument("--drop-from", type=int, default=64, metavar="N", help="from N tokens on, leave out the slow")
+    parser.add_argument(
+        "--longest", type=float, default=60, metavar="S", help="leave out what took S s for fewer tokens"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.md")
     parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "DTYPE"), help="only print one shape's peaks as JSON")
     args = parser.parse_args()
@@ -304,12 +325,12 @@ def main() -> None:
     by_name = {s.name: s for s in SHAPES}
     if args.memory_of:
         name, dtype = args.memory_of
-        print(json.dumps(memory_of(by_name[name], DTYPES[dtype], trace)))
+        print(json.dumps(memory_of(by_name[name], DTYPES[dtype], trace, args.longest)))
         return
     if args.quick:
         args.shapes, args.tokens, args.dtypes = ["deepseek-lite", "switch"], [1, 8, 512], ["bf16"]
     shapes = [by_name[n] for n in args.shapes]
-    bench = Bench(trace, args.budget, args.drop_from, Console(width=200))
+    bench = Bench(trace, args.budget, args.drop_from, args.longest, Console(width=200))
     chosen = {d: choose(None, "cpu", DTYPES[d]) for d in args.dtypes}
     head = (
         f"# Kernels\n\n{date.today()}, {processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}. "
