@@ -17,7 +17,7 @@ from moeplan.spec import Trace
 
 DECODE = 64  # up to so many tokens are one of each sequence, as in a step of decoding; more are whole sequences
 COLD = 512 * 2**20  # bytes of weights that no cache holds
-NEAR, LONG = 1.25, 3.0  # see ``interleaved``
+NEAR, BRIEF, LONG = 1.25, 0.5, 3.0  # see ``interleaved``
 HOPELESS = 4.0  # times the faster way of multiplying, at a quarter of the size
 
 Call = Callable[[int], object]  # takes the number of the call: see ``ring``
@@ -134,8 +134,8 @@ def interleaved(calls: Sequence[Call], probes: Sequence[Call], first: Sequence[f
     """Times of some calls that do the same, and of probes: each ``call(number)`` once a round, always in a new order.
 
     ``first``: what each took when it was called before, to find its memory and warm up; that does not count. A call
-    takes part while it has used less than ``budget`` seconds; the calls within ``NEAR`` times the fastest, and the
-    probes, run three times at least, or twice where they take over ``LONG`` seconds.
+    takes part while it has used less than ``budget`` seconds; the calls within ``NEAR`` times the fastest, those
+    of less than ``BRIEF`` seconds, and the probes, run three times at least, or twice where they take over ``LONG``.
     """
     run = [*calls, *probes]
     taken: list[list[float]] = [[] for _ in run]
@@ -144,7 +144,8 @@ def interleaved(calls: Sequence[Call], probes: Sequence[Call], first: Sequence[f
         known = [min(t, default=f) for t, f in zip(taken, first, strict=True)]
         near = NEAR * min(known[: len(calls)])
         for i in np.random.default_rng(turn).permutation(len(run)):
-            least = 1 if i < len(calls) and known[i] > near else 2 if known[i] > LONG else 3
+            counts = i >= len(calls) or known[i] <= max(near, BRIEF)
+            least = 1 if not counts else 2 if known[i] > LONG else 3
             if len(taken[i]) < least or sum(taken[i]) < budget:
                 taken[i].append(seconds(lambda: run[i](number)))  # noqa: B023 called at once
                 number += 1
