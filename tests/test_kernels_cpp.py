@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.runtime.kernels import counting
+from moeplan.runtime.kernels import counting, memory
 from moeplan.runtime.kernels.cpp import obstacle
 from moeplan.runtime.kernels.cpp.implementation import VENDOR_FROM, CppKernels
 from moeplan.spec import MoeplanError
@@ -50,7 +50,7 @@ def test_any_shape_equals_the_reference(seed):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("tokens", [1, 5, 8, 9, 11, 12, 13, 16, 17, 22, 26, 27, 33, 98, 600])
+@pytest.mark.parametrize("tokens", [1, 5, 8, 9, 11, 12, 13, 16, 17, 22, 26, 27, 33, 98, 192, 193, 600])
 def test_one_expert_with_any_number_of_tokens(isa, dtype, tokens):
     """Few rows, panels, panels and few rows after them, several blocks of columns and several pieces."""
     p = problem(tokens, 2, 1, 64, 48, dtype=dtype)
@@ -195,6 +195,20 @@ def test_a_gradient_of_one_row_is_rounded_as_torch_rounds(isa, dtype, outputs, i
         got = CppKernels(isa).estmm(x, dy[:, None], torch.zeros(1, 1, dtype=torch.int64), 1)
         torch.testing.assert_close(got[0], want, rtol=0, atol=0, equal_nan=True)
         del got
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("model", "ffn"), [(1024, 128), (96, 160), (70, 90)])
+def test_gradients_in_memory_that_is_there_already(isa, dtype, model, ffn, monkeypatch):
+    """Rows that are some half pages long, whole cache lines and neither; experts with few, some, many and no rows."""
+    monkeypatch.setattr(memory, "LARGE", 0)
+    p = problem(450, 5, 1, model, ffn, 2, dtype=dtype)
+    p = p._replace(ids=torch.tensor([0] * 3 + [1] * 40 + [3] * 197 + [4] * 210)[:, None])
+    for _ in range(2):
+        assert too_far(p, "silu", isa) == {}
+    assert memory.gradient(p.down.shape, dtype, p.down.device, [0, 1, 3, 4]).mapped
+    memory._free.clear()  # of sizes that nobody else needs
 
 
 @pytest.mark.parametrize("kind", [torch.int32, torch.int64])

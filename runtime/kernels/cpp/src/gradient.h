@@ -7,7 +7,8 @@ namespace moeplan::VARIANT {
 constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
 constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
 constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
-constexpr int64_t FEW_GRADIENT = MOEPLAN_AMX ? 6 : 8;  // rows of an expert, up to which its gradient needs no blocks
+// Rows of an expert up to which panels of its gradient are summed in registers and written at once, without blocks.
+constexpr int64_t FEW_GRADIENT = MOEPLAN_AMX ? 6 : LANES == 16 ? 8 : CHUNK_UNITS;
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
 // and panels along its rows at `depth` times their number of columns.
@@ -131,7 +132,7 @@ inline void write(Real* to, vf x, int64_t count, bool far) {
 
 // A panel of a row.
 template <int N>
-inline void write_panel(Real* to, const vf (&x)[N], bool far) {
+__attribute__((always_inline)) inline void write_panel(Real* to, const vf (&x)[N], bool far) {
     if constexpr (N == 2) {  // together they take fewer instructions
         if (far) return stream(to, x[0], x[1]);
         store(to, x[0], x[1]);
@@ -140,7 +141,7 @@ inline void write_panel(Real* to, const vf (&x)[N], bool far) {
     }
 }
 
-// R rows of a gradient from so few rows that each panel of it is summed where it is, and written at once.
+// R rows of a gradient, each panel of which is summed in registers and written at once.
 template <int R>
 inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& x, int64_t inputs, Real* out, bool far) {
     for (int64_t i = 0; i < inputs; i += PANEL) {
@@ -179,6 +180,23 @@ inline void few_gradient(const Op* dy, int64_t ld, int64_t units, const Panels& 
     }
 }
 
+// n values of a row, from a row of sums.
+template <bool FAR>
+inline void write_row(Real* to, const float* sums, int64_t n) {
+    int64_t c = 0;
+    for (; c + PANEL <= n; c += PANEL) {
+        vf panel[PANEL_VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < PANEL_VECTORS; v++) panel[v] = load(sums + c + v * LANES);
+        write_panel(to + c, panel, FAR);
+    }
+    for (; c < n; c += LANES) write(to + c, load(sums + c), n - c, FAR);
+}
+
+// Whether stores past the caches to the same columns of neighbouring rows would meet: so measured on AMD's with AVX2,
+// where rows half a page apart took up to three times as long.
+inline bool rows_meet(int64_t inputs) { return LANES == 8 && inputs * sizeof(Real) % 2048 == 0; }
+
 // Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.
 // Idle experts' are left as they are: zeros, in memory that nobody had to write.
 template <class X>
@@ -187,7 +205,7 @@ inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first
     if (owner.n == 0) return;  // zeros, which the memory came with
     int64_t ld = row_length(owner.n);
     stage_columns(dy, first_row, owner.n, o, m, staged);
-    if (owner.n <= FEW_GRADIENT) {
+    if (owner.n <= FEW_GRADIENT && !(far && rows_meet(inputs))) {
         int64_t units = ceil_div(owner.n, PAIR), r = 0;
         scratch.multiply_adds += m * inputs * units * PAIR;
         for (; r + 4 <= m; r += 4) few_gradient<4>(staged + r * ld, ld, units, x, inputs, out + r * inputs, far);
@@ -201,7 +219,8 @@ inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first
                 rows_times_panels(staged + r0 * ld, ld, rows, x, i / PANEL, n, scratch);
                 for (int64_t r = 0; r < rows; r++) {
                     Real* to = out + (r0 + r) * inputs + i;
-                    for (int64_t c = 0; c < n; c += LANES) write(to + c, load(scratch.sums + r * LINE + c), n - c, far);
+                    const float* from = scratch.sums + r * LINE;
+                    far ? write_row<true>(to, from, n) : write_row<false>(to, from, n);
                 }
             }
         }

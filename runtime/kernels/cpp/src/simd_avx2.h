@@ -88,8 +88,8 @@ inline __m128i narrow_bf16(vf x) {
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 // a then b, 16 values. NaNs, which are rare, are looked for in both at once.
-inline __m256i narrow_bf16(vf a, vf b) {
-    if (_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q))) {
+__attribute__((always_inline)) inline __m256i narrow_bf16(vf a, vf b) {
+    if (__builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)), 0)) {
         return _mm256_set_m128i(narrow_bf16(b), narrow_bf16(a));
     }
     const auto high = [](vf x) __attribute__((always_inline)) {
