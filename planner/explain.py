@@ -86,7 +86,7 @@ def breakdown_table(plan: Plan) -> Table:
 
 def memory_table(plan: Plan) -> Table:
     """Predicted bytes on each device, and what is left below its limit."""
-    table = _table("memory per device")
+    table = _table("memory per device", padding=0)  # so that its seven columns fit 80 characters
     table.add_column("device")
     for name in ("weights", "gathered", "cache", "activations", "limit", "headroom"):
         table.add_column(name, justify="right")
@@ -112,5 +112,5 @@ def verdict(plan: Plan) -> Text:
     return text
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+def _table(title: str, padding: int | tuple[int, int] = (0, 1)) -> Table:
+    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=padding)

@@ -80,6 +80,11 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0
     assert rows["mixtral"]["total_parameters"] == pytest.approx(46.7e9, rel=0.01)
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = moeplan(monkeypatch, capfd, "models")
+    assert code == 0
+    assert "…" not in out
+    assert set(rows) <= set(out.split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from ...spec.catalogue import catalogue_rows
@@ -20,19 +21,21 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
     if as_json:
         print_json(rows)
         return
-    table = Table(title="Models", title_justify="left")
-    for name in ("model", "layers", "experts", "top-k", "hidden", "FFN", "parameters", "active", "bytes/expert"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    # Names are what one types: all of it fits 80 columns, so that none is cut.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("model", "layers", "experts", "top-k", "hidden", "FFN", "total B", "active B", "MiB/expert"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
     for row in rows:
         table.add_row(
             row["name"],
-            f"{row['moe_layers']} of {row['layers']}",
+            f"{row['moe_layers']}/{row['layers']}",
             str(row["experts"]),
             str(row["top_k"]),
             str(row["hidden"]),
             str(row["expert_ffn"]),
-            f"{row['total_parameters'] / 1e9:.2f} B",
-            f"{row['active_parameters'] / 1e9:.2f} B",
-            f"{row['expert_bytes'] / 2**20:.1f} MiB",
+            f"{row['total_parameters'] / 1e9:.2f}",
+            f"{row['active_parameters'] / 1e9:.2f}",
+            f"{row['expert_bytes'] / 2**20:.1f}",
         )
     out.print(table)
+    out.print("layers: with experts, of all; B: billions of parameters; MiB in the model's type")
