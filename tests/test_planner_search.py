@@ -247,8 +247,8 @@ def test_a_cluster_measured_for_another_model_is_refused():
         solve(other, cluster(MODEL, EVEN), PREFILL)
 
 
-def text(renderable):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def text(renderable, width=200):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(renderable)
     return console.export_text()
 
@@ -261,7 +261,9 @@ def test_the_tables_show_what_was_decided(plan):
     assert " ".join(map(str, plan.tokens)) in table
     parts = text(breakdown_table(plan))
     assert {"attention", "expert", "step"} <= set(parts.split())
-    assert "3.60 GiB" in text(memory_table(plan))
+    memory = text(memory_table(plan))
+    assert "3.60 GiB" in memory
+    assert text(memory_table(plan), 80).split() == memory.split()  # nothing is cut, nor goes on in a second line
     said = str(verdict(plan))
     assert f"{plan.baselines['linear ep'] / plan.solver.objective:.2f}x faster than linear ep" in said
     assert plan.solver.space in said

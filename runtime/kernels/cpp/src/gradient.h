@@ -7,8 +7,10 @@ namespace moeplan::VARIANT {
 constexpr int64_t GRADIENT_ROWS = 128;   // rows of a weight's gradient in a task
 constexpr int64_t GRADIENT_COLUMNS = 512;  // columns of a bias's gradient in a task
 constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
-// Rows of an expert up to which panels of its gradient are summed in registers and written at once, without blocks.
+// Rows of an expert up to which panels of its gradient are summed in registers and written at once, without blocks: with
+// AVX2 as many as a chunk has, since there it was faster, or as fast, for any number.
 constexpr int64_t FEW_GRADIENT = MOEPLAN_AMX ? 6 : LANES == 16 ? 8 : CHUNK_UNITS;
+static_assert(FEW_GRADIENT <= CHUNK, "a panel of them is read as one piece");
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
 // and panels along its rows at `depth` times their number of columns.
