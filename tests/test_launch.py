@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
@@ -296,3 +297,78 @@ def test_no_environment_to_run_in(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(MoeplanError, match="MASTER_ADDR is not set"):
         EnvironmentLauncher()
+
+
+def pause(rank, job):
+    """Every rank says who it is, then rank 1 stops its own process; the others wait for it."""
+    os.symlink(str(os.getpid()), f"{job['pids']}/{rank.rank}")
+    if rank.rank == job["who"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if job["asynchronous"]:
+        dist.all_reduce(torch.ones(1), async_op=True).wait()
+    dist.barrier()
+    return {}
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_stopped_rank_is_the_one_named(who, asynchronous, tmp_path):
+    job = {"pids": str(tmp_path), "who": who, "asynchronous": asynchronous}
+    with pytest.raises(
+        RunError, match=rf"^rank {who} .*: no sign of life for 4 s \(its process \d+ is stopped\); its log"
+    ):
+        LocalLauncher(3, threads=1).run(f"{HERE}:pause", job, timeout=4)
+    assert gone(written(tmp_path))
+
+
+def stop_first_child():
+    """Stop the first rank that appears among this process's children, before it can be ready."""
+    me, until = str(os.getpid()), time.monotonic() + 20
+    while time.monotonic() < until:
+        for entry in os.listdir("/proc"):
+            try:
+                with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as line:
+                    parent, command = stat.read().rpartition(")")[2].split()[1], line.read()
+            except (OSError, ValueError):
+                continue
+            if parent == me and "moeplan.runtime.child" in command:
+                os.kill(int(entry), signal.SIGSTOP)
+                return
+        time.sleep(0.01)
+
+
+def test_the_limit_holds_while_ranks_start():
+    """A rank that is stopped before it is ready: named within the limit, not after that of a slow import."""
+    stopper, started = threading.Thread(target=stop_first_child), time.monotonic()
+    stopper.start()
+    with pytest.raises(RunError, match=r"^rank \d .*: no sign of life for 3 s \(its process \d+ is stopped\)"):
+        LocalLauncher(2, threads=1).run(f"{HERE}:hello", {}, timeout=3)
+    assert time.monotonic() - started < 60  # it was 120 before; importing torch on a busy machine counts too
+    stopper.join()
+
+
+def listening(pid):
+    """Addresses on which a process listens, of /proc/net/tcp and tcp6: 0100007F is 127.0.0.1."""
+    sockets = set()
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            sockets.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+        except FileNotFoundError:
+            continue
+    found = []
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/net/{table}") as file:
+            rows = [line.split() for line in file.readlines()[1:]]
+        found += [row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+    return found
+
+
+def show_sockets(rank, job):
+    dist.barrier()
+    return {"addresses": listening(os.getpid())}
+
+
+def test_ranks_listen_on_loopback_only():
+    results = LocalLauncher(2).run(f"{HERE}:show_sockets", {}, timeout=60)
+    assert len(results[0]["addresses"]) >= 2  # the store, and gloo
+    assert {address for result in results for address in result["addresses"]} == {"0100007F"}

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import os
-import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +19,10 @@ import torch
 from ...spec.errors import MoeplanError, RunError
 from ..kernels.registry import choose
 from .rank import Event, resolve_entry
+from .signs import POLL, STOPPED, Starting, ask, own_frame, process_state, read_log
 
 # After a first failure the others have this long to report theirs: the cause is often heard of after its consequence.
 GRACE = 1.0
-POLL = 0.1
-# Importing torch is slow on a busy machine and no sign of a hang.
-START = 120.0
-# A silent rank is given this long to say where it is.
-DUMP = 3.0
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -53,7 +47,7 @@ class Child:
     seat: Seat
     process: subprocess.Popen[bytes]
     pipe: IO[bytes]
-    log: Path
+    log: IO[bytes]
     buffer: bytes = b""
     port: int | None = None
     ready: bool = False
@@ -66,19 +60,25 @@ class Child:
         return f"rank {self.rank} (host {self.seat.host})"
 
     def failure(self) -> tuple[int, float, str] | None:
-        """(how indirect it is, when, what) if this rank failed."""
+        """(how indirect it is, when, what) if this rank failed.
+
+        Nothing that a peer does kills a rank by a signal, but for its own abort; an error may be that of a peer who
+        lost this one; a broken connection always is.
+        """
         if self.error is not None:
-            return (2 if self.error["consequence"] else 0), self.ended or time.monotonic(), self.error["error"]
+            return (3 if self.error["consequence"] else 1), self.ended or time.monotonic(), self.error["error"]
         if self.ended is None or self.result is not None:
             return None
         code = self.process.returncode
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
         how += " (out of memory?)" if code == -signal.SIGKILL else ""
-        return 1, self.ended, f"{how} without a result"
+        killed = code < 0 and code != -signal.SIGABRT
+        return (0 if killed else 2), self.ended, f"{how} without a result"
 
 
 class Supervisor:
-    """Runs one entry over seats. Each launch has its own log folder, kept only if the run fails."""
+    """Runs one entry over seats. The ranks' logs are files without a name, which end with their last reader; they are
+    kept under one only if the run fails."""
 
     def __init__(self, seats: Sequence[Seat], address: str, port: int = 0) -> None:
         self.seats = seats
@@ -99,36 +99,33 @@ class Supervisor:
         resolve_entry(entry)  # a wrong name fails here, before anything is started
         for kind in sorted({seat.device.split(":")[0] for seat in self.seats}):
             choose(None, kind, torch.float32)  # kernels are built here, once, not by ranks that are being timed
-        logs = Path(tempfile.mkdtemp(prefix="moeplan-run-"))
         try:
             for rank, seat in enumerate(self.seats):
-                self.children.append(self.start(rank, seat, entry, logs))
-            self.watch(lambda child: child.ready, max(timeout, START), None)
+                self.children.append(self.start(rank, seat, entry))
+            self.watch_start(timeout)
             with before([child.process.pid for child in self.children]):
                 order = {"job": job, "timeout": timeout, "port": self.children[0].port}
                 for child in self.children:
                     self.tell(child, order)
-                self.watch(lambda child: child.result is not None, timeout, on_event)
+                self.watch(timeout, on_event)
             results = [json.loads(child.result or "") for child in self.children]
         finally:
             self.kill()
-        shutil.rmtree(logs, ignore_errors=True)
         return results
 
-    def start(self, rank: int, seat: Seat, entry: str, logs: Path) -> Child:
+    def start(self, rank: int, seat: Seat, entry: str) -> Child:
         read, write = os.pipe()
-        log = logs / f"rank{rank}.log"
+        log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `kill`
         threads = dict.fromkeys(THREADS, str(seat.threads))
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*seat.prefix, sys.executable, "-P", "-m", "moeplan.runtime.launch.child", str(write)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | threads | seat.environment,
-                pass_fds=(write,),
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, and a rank's own children die with it
-            )
+        process = subprocess.Popen(
+            [*seat.prefix, sys.executable, "-P", "-m", "moeplan.runtime.child", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | threads | seat.environment,
+            pass_fds=(write,),
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, and a rank's own children die with it
+        )
         os.close(write)
         os.set_blocking(read, False)
         os.sched_setaffinity(process.pid, seat.cores)  # before it has a second thread: all of them inherit it
@@ -155,16 +152,27 @@ class Supervisor:
             child.process.stdin.write(json.dumps(message).encode() + b"\n")
             child.process.stdin.flush()
 
-    def watch(self, done: Callable[[Child], bool], timeout: float, on_event: Callable[[Event], None] | None) -> None:
-        """Return when every child is done; raise RunError at the first failure or after ``timeout`` of silence."""
+    def watch_start(self, timeout: float) -> None:
+        """Return when every rank is ready; raise RunError when one fails or does nothing for ``timeout`` seconds."""
+        signs = Starting([child.process.pid for child in self.children])
+        while waiting := [child for child in self.children if not child.ready]:
+            self.listen(None)
+            if any(child.failure() for child in self.children):
+                self.fail()
+            for child in waiting:
+                if not child.ready and signs.silence(child.process.pid) > timeout:
+                    self.lose(child, timeout, "while it started")
+
+    def watch(self, timeout: float, on_event: Callable[[Event], None] | None) -> None:
+        """Return when every rank has a result; raise RunError at the first failure or after ``timeout`` of silence."""
         heard = time.monotonic()
-        while not all(done(child) for child in self.children):
+        while waiting := [child for child in self.children if child.result is None]:
             if self.listen(on_event):
                 heard = time.monotonic()
             if any(child.failure() for child in self.children):
                 self.fail()
             if time.monotonic() - heard > timeout:
-                self.fail_silent([child for child in self.children if not done(child)], timeout)
+                self.fail_silent(waiting, timeout)
 
     def listen(self, on_event: Callable[[Event], None] | None) -> bool:
         """Read what the ranks sent within a moment; whether there was anything, an end included."""
@@ -209,23 +217,36 @@ class Supervisor:
         _, _, what, child = min(failures, key=lambda f: f[:2])
         if child.error and child.error["expected"]:  # bad input that only a rank could see, such as other devices
             raise MoeplanError(f"{child.name}: {what}") from None
-        raise RunError(f"{child.name}: {what}; its log: {child.log}") from None
+        raise RunError(f"{child.name}: {what}; its log: {self.keep_logs() / log_name(child)}") from None
 
     def fail_silent(self, waiting: list[Child], timeout: float) -> None:
-        """Ask the silent ranks where they are; name one that does not merely wait for another."""
-        for child in waiting:
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(signal.SIGUSR1)
-        until = time.monotonic() + DUMP
-        stacks: dict[int, list[str]] = {}
-        while not all(stacks.get(child.rank) for child in waiting) and time.monotonic() < until:
-            time.sleep(POLL)
-            stacks = {child.rank: stack(child.log) for child in waiting}
-        apart = [child for child in waiting if stacks[child.rank] and "distributed" not in stacks[child.rank][0]]
-        child = (apart or waiting)[0]
-        where = next((line for line in stacks[child.rank] if "site-packages" not in line), "")
-        at = f" (last in {where})" if where else ""
-        raise RunError(f"{child.name}: no sign of life for {timeout:g} s{at}; its log: {child.log}")
+        """Name the rank that is stopped, or does not answer, or else one that does not merely wait for another."""
+        pids = [child.process.pid for child in waiting]
+        stacks = ask(pids, [child.log for child in waiting])
+
+        def innocence(i: int) -> int:
+            stopped = process_state(pids[i])[0] in STOPPED
+            return 0 if stopped else 1 if not stacks[i] else 3 if stacks[i][0].meets else 2
+
+        lost = min(range(len(waiting)), key=innocence)
+        frame = own_frame(stacks[lost])
+        self.lose(waiting[lost], timeout, f"last in {frame}" if frame else "")
+
+    def lose(self, child: Child, timeout: float, where: str) -> None:
+        """Raise RunError for a silent rank. where: what is known of it."""
+        pid = child.process.pid
+        stopped = process_state(pid)[0] in STOPPED
+        known = f"its process {pid} is stopped" if stopped else where
+        at = f" ({known})" if known else ""
+        log = self.keep_logs() / log_name(child)
+        raise RunError(f"{child.name}: no sign of life for {timeout:g} s{at}; its log: {log}") from None
+
+    def keep_logs(self) -> Path:
+        """Write the ranks' logs, what they have of them, into a new folder."""
+        folder = Path(tempfile.mkdtemp(prefix="moeplan-run-"))
+        for child in self.children:
+            (folder / log_name(child)).write_text(read_log(child.log))
+        return folder
 
     def kill(self) -> None:
         """End every child with all that it started; returns when they are gone."""
@@ -235,14 +256,12 @@ class Supervisor:
         for child in self.children:
             child.process.wait()
             child.pipe.close()
+            child.log.close()
             if child.process.stdin:
                 with contextlib.suppress(BrokenPipeError):
                     child.process.stdin.close()
         self.pipes.close()
 
 
-def stack(log: Path) -> list[str]:
-    """Innermost first, "file:line function" of the main thread in the last dump of ``faulthandler``."""
-    dump = log.read_text(errors="replace").rpartition("Current thread")[2] or log.read_text(errors="replace")
-    frames = re.findall(r'^  File "(.+)", line (\d+) in (\S+)$', dump, flags=re.MULTILINE)
-    return [f"{file}:{line} {function}" for file, line, function in frames]
+def log_name(child: Child) -> str:
+    return f"rank{child.rank}.log"

@@ -26,7 +26,14 @@ def run(
         float, typer.Option(min=0, help="Largest error of the step: |predicted / measured - 1|.")
     ] = 0.5,
     repetitions: Annotated[int | None, typer.Option(min=1, help="Timed steps; by default what fits a minute.")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds without a sign of life before the run ends.")] = 300.0,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            help="Seconds without a sign of life before the run ends and names who was lost: of any rank while they "
+            "start, of all of them afterwards. Building kernels, once, is not in it.",
+        ),
+    ] = 300.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The report document.")] = Path("report.json"),
     picture: Annotated[Path | None, picture_option("Draw predicted beside measured")] = None,

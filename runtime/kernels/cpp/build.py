@@ -14,14 +14,13 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from ....spec import MoeplanError
+from .compile import compile_in, remove_stale, workshop
 
 SOURCES = Path(__file__).parent / "src"
 LIBRARY = "libmoeplan_kernels.so"
@@ -104,23 +103,28 @@ def build() -> Path:
 
 def _build(compiler: str, root: Path, target: Path) -> None:
     flags = COMMON + (SANITIZED if sanitized() else OPTIMISED)
-    with tempfile.TemporaryDirectory(dir=root, prefix="building-") as directory:
-        new = Path(directory) / "done"
+    remove_stale(root)
+    with workshop(root) as (folder, lock):
+        new = folder / "done"
         new.mkdir()
         # The longest compilations first: no thread is left with one at the end.
         commands = [
-            [compiler, *flags, *v.flags, *v.defines, "-c", f"{SOURCES}/variant.cpp", "-o", f"{directory}/{i}.o"]
+            [compiler, *flags, *v.flags, *v.defines, "-c", f"{SOURCES}/variant.cpp", "-o", f"{folder}/{i}.o"]
             for i, v in enumerate(reversed(VARIANTS))
         ]
         for name in ("api", "arena", "plan"):
-            commands.append([compiler, *flags, "-c", f"{SOURCES}/{name}.cpp", "-o", f"{directory}/{name}.o"])
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(_run, commands))
+            commands.append([compiler, *flags, "-c", f"{SOURCES}/{name}.cpp", "-o", f"{folder}/{name}.o"])
         objects = [command[-1] for command in commands]
         sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
         # torch brings the OpenMP library: -fopenmp here would add the compiler's own beside it.
         torch_library = ["-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-        _run([compiler, "-shared", *sanitizers, *objects, *torch_library, "-o", str(new / LIBRARY)])
+        link = [compiler, "-shared", *sanitizers, *objects, *torch_library, "-o", str(new / LIBRARY)]
+        try:
+            outcome = compile_in(folder, lock, [commands, [link]])
+        except ChildProcessError as error:
+            raise MoeplanError(f"C++ kernels: not built: {error}") from None
+        for command, status, complaint in outcome:
+            _check(command, status, complaint)
         new.rename(target)
 
 
@@ -150,13 +154,19 @@ def _key(version: str) -> str:
 
 
 def _run(command: list[str]) -> str:
-    """Runs a command and returns what it prints; MoeplanError with the first error line where it fails."""
+    """Runs a command and returns what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.splitlines() or [f"status {done.returncode}"]
-        first = next((line for line in lines if "error" in line.lower()), lines[0])
-        raise MoeplanError(f"C++ kernels: {Path(command[0]).name} failed: {first.strip()}")
+    _check(command, done.returncode, done.stderr)
     return done.stdout
+
+
+def _check(command: list[str], status: int, complaint: str) -> None:
+    """MoeplanError with the first line that speaks of an error where a command failed."""
+    if status == 0:
+        return
+    lines = complaint.splitlines() or [f"status {status}"]
+    first = next((line for line in lines if "error" in line.lower()), lines[0])
+    raise MoeplanError(f"C++ kernels: {Path(command[0]).name} failed: {first.strip()}")
 
 
 if __name__ == "__main__":

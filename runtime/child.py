@@ -1,29 +1,34 @@
-"""The process of one rank: ``python -m moeplan.runtime.launch.child FD``, started by a supervisor.
+"""The process of one rank: ``python -m moeplan.runtime.child FD``, started by a supervisor.
 
 It speaks JSON lines. Out, on the pipe FD: ``ready`` (rank 0 with the port of the rendezvous), ``event``, and at the end
 ``result`` or ``error``. In, on stdin, one line each: who it is and what to call, and, once all
 ranks are ready, the job. Whatever
 libraries print goes to the rank's log.
+
+It lies outside the launch package, which imports torch: what ties this process to its parent, and lets it be asked
+where it is, comes first.
 """
 
 import ctypes
+import errno
 import faulthandler
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import traceback
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
+from ..spec.errors import MoeplanError
 
-from ...spec.errors import MoeplanError
-from .rank import Rank, describe, join, resolve_entry, to_json
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 PR_SET_PDEATHSIG = 1
+BACKLOG = 4096  # connections of ranks that come at once
 
 
 class Pipe:
@@ -47,17 +52,35 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def open_store(address: str, port: int, world: int) -> dist.TCPStore:
-    """Rank 0's rendezvous; port 0 takes a free one."""
+def open_store(address: str, port: int, world: int) -> "TCPStore":
+    """Rank 0's rendezvous, on ``address`` and no other interface of this host; port 0 takes a free one.
+
+    The store itself has no secret: whoever reaches it can read and set its keys. ``address`` is loopback, or an
+    address inside a lab's own network.
+    """
+    import torch.distributed as dist
+
+    listener = socket.socket()
     try:
-        return dist.TCPStore(address, port, world, is_master=True, wait_for_workers=False)
-    except dist.DistNetworkError as error:
-        why = "port in use" if "EADDRINUSE" in str(error) else describe(error)
+        listener.bind((address, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        why = "port in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise MoeplanError(f"cannot listen on {address} port {port}: {why}; choose another port") from None
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        address, port, world, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+    )
 
 
 def call(me: dict[str, Any], pipe: Pipe) -> str:
     """Meet the other ranks, run the entry, return its result as JSON."""
+    import torch
+    import torch.distributed as dist
+
+    from .launch.rank import Rank, join, resolve_entry, to_json
+
     rank, world, entry = me["rank"], me["world"], resolve_entry(me["entry"])
     store = open_store(me["address"], me["port"], world) if rank == 0 else None
     pipe.send("ready", port=store.port if store else None)
@@ -85,6 +108,13 @@ def call(me: dict[str, Any], pipe: Pipe) -> str:
     return result
 
 
+def is_consequence(error: Exception) -> bool:
+    """A rank whose peer died sees a broken connection: a consequence, not the cause to name."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "onnection" in str(error) or "gloo" in str(error)
+
+
 def main() -> int:
     faulthandler.register(signal.SIGUSR1)  # the supervisor asks a silent rank where it is
     me = json.loads(sys.stdin.readline())
@@ -93,10 +123,11 @@ def main() -> int:
     try:
         result = call(me, pipe)
     except Exception as error:
+        from .launch.rank import describe
+
         traceback.print_exc()
-        # A rank whose peer died sees a broken connection: a consequence, not the cause to name.
-        consequence = isinstance(error, dist.DistError) or "onnection" in str(error) or "gloo" in str(error)
-        pipe.send("error", error=describe(error), expected=isinstance(error, MoeplanError), consequence=consequence)
+        expected = isinstance(error, MoeplanError)
+        pipe.send("error", error=describe(error), expected=expected, consequence=is_consequence(error))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # without waiting for the threads of a broken process group
