@@ -7,6 +7,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ import torch.distributed as dist
 
 from ...spec.errors import MoeplanError, RunError
 from .rank import Event, Rank, describe, divide_cores, join, pin, resolve_entry, to_json
+from .secret_store import ADVICE, SecretStore, Server
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class EnvironmentLauncher:
     """Runs entries in this process, beside its peers; every rank gets all results.
 
     ``rank`` tells the caller which one it is: only rank 0 should write files. The rendezvous is MASTER_ADDR and
-    MASTER_PORT, set by torchrun (under Slurm by the job script).
+    MASTER_PORT, set by torchrun (under Slurm by the job script); see ``meet``.
     """
 
     def __init__(self, kind: Literal["cpu", "cuda"] = "cpu", threads: int | None = None) -> None:
@@ -66,6 +69,7 @@ class EnvironmentLauncher:
         self.device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", place.local)
         self.threads = threads
         self.seat: Rank | None = None
+        self.store: dist.Store | None = None  # the process group holds its C++ half alone
 
     @staticmethod
     def present() -> bool:
@@ -79,7 +83,8 @@ class EnvironmentLauncher:
         place, function = self.place, resolve_entry(entry)
         try:
             if not dist.is_initialized():
-                join(place.rank, place.world, self.device, None, timeout)
+                self.store = meet(place, dict(os.environ), timeout)
+                join(place.rank, place.world, self.device, self.store, timeout)
                 atexit.register(leave)
             self.seat = self.seat or self.sit_down()
             send = on_event if on_event and place.rank == 0 else ignore
@@ -108,6 +113,29 @@ class EnvironmentLauncher:
         threads = self.threads or len(cores)
         torch.set_num_threads(threads)
         return Rank(place.rank, place.world, hosts, self.device, threads, len(cores) / sharers, ignore)
+
+
+def meet(place: Place, environment: dict[str, str], timeout: float) -> dist.Store | None:
+    """The rendezvous at MASTER_ADDR and MASTER_PORT: torchrun's own (None), else one that asks for MOEPLAN_SECRET.
+
+    Rank 0 listens on MASTER_ADDR and no other address. Raises MoeplanError without a secret where that is no loopback
+    address: whoever reaches it could lead ranks elsewhere.
+    """
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    host, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise MoeplanError(f"MASTER_PORT: expected 1 to 65535, got {port!r}")
+    try:
+        address = socket.gethostbyname(host)
+    except OSError as error:
+        raise MoeplanError(f"MASTER_ADDR {host!r}: {error.strerror}") from None
+    secret = environment.get("MOEPLAN_SECRET", "")
+    if not secret and not ip_address(address).is_loopback:
+        raise MoeplanError(f"MOEPLAN_SECRET is not set, and others can reach the rendezvous at {host}: {ADVICE}")
+    if place.rank == 0:
+        Server(address, int(port), secret.encode())
+    return SecretStore(address, int(port), secret.encode(), timedelta(seconds=timeout))
 
 
 def gather(text: str, device: torch.device) -> list[str]:
