@@ -84,7 +84,8 @@ def run(command: list[str]) -> tuple[list[str], int, str]:
 
 def end_with_asker(folder: str) -> None:
     """Wait for the end of stdin, then leave nothing."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # no Python object of stdin: its lock would be held when the interpreter ends
+        continue
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
