@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 from ....spec import MoeplanError
-from .compile import compile_in, remove_stale, workshop
+from .compile import compile_in, new_folder, remove_stale
 
 SOURCES = Path(__file__).parent / "src"
 LIBRARY = "libmoeplan_kernels.so"
@@ -104,28 +104,26 @@ def build() -> Path:
 def _build(compiler: str, root: Path, target: Path) -> None:
     flags = COMMON + (SANITIZED if sanitized() else OPTIMISED)
     remove_stale(root)
-    with workshop(root) as (folder, lock):
-        new = folder / "done"
-        new.mkdir()
-        # The longest compilations first: no thread is left with one at the end.
-        commands = [
-            [compiler, *flags, *v.flags, *v.defines, "-c", f"{SOURCES}/variant.cpp", "-o", f"{folder}/{i}.o"]
-            for i, v in enumerate(reversed(VARIANTS))
-        ]
-        for name in ("api", "arena", "plan"):
-            commands.append([compiler, *flags, "-c", f"{SOURCES}/{name}.cpp", "-o", f"{folder}/{name}.o"])
-        objects = [command[-1] for command in commands]
-        sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
-        # torch brings the OpenMP library: -fopenmp here would add the compiler's own beside it.
-        torch_library = ["-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
-        link = [compiler, "-shared", *sanitizers, *objects, *torch_library, "-o", str(new / LIBRARY)]
-        try:
-            outcome = compile_in(folder, lock, [commands, [link]])
-        except ChildProcessError as error:
-            raise MoeplanError(f"C++ kernels: not built: {error}") from None
-        for command, status, complaint in outcome:
-            _check(command, status, complaint)
-        new.rename(target)
+    folder = new_folder(root)
+    # The longest compilations first: no thread is left with one at the end.
+    commands = [
+        [compiler, *flags, *v.flags, *v.defines, "-c", f"{SOURCES}/variant.cpp", "-o", f"{folder}/{i}.o"]
+        for i, v in enumerate(reversed(VARIANTS))
+    ]
+    for name in ("api", "arena", "plan"):
+        commands.append([compiler, *flags, "-c", f"{SOURCES}/{name}.cpp", "-o", f"{folder}/{name}.o"])
+    objects = [command[-1] for command in commands]
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+    # torch brings the OpenMP library: -fopenmp here would add the compiler's own beside it.
+    torch_library = ["-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
+    new = folder / "done"
+    link = [compiler, "-shared", *sanitizers, *objects, *torch_library, "-o", str(new / LIBRARY)]
+    try:
+        outcome = compile_in(folder, [commands, [link]], new, target)
+    except ChildProcessError as error:
+        raise MoeplanError(f"C++ kernels: not built: {error}") from None
+    for command, status, complaint in outcome:
+        _check(command, status, complaint)
 
 
 def _compiler() -> tuple[str, str]:
