@@ -6,14 +6,14 @@ from moeplan.spec.model import Attention, Block, Dense, Gate, Model, Moe
 from moeplan.spec.placement import Placement, PlacementDevice, PlacementLayer, PlacementSolver, TraceSource
 
 
-def small_model(experts: int, layers: int, dense: int = 1, groups: int = 1, family: str = "mixtral") -> Model:
-    """``dense`` dense layers, then ``layers`` with experts."""
-    attention = Attention(heads=1, kv_heads=1, head_dim=4)
+def small_model(experts: int, layers: int, dense: int = 1, groups: int = 1, family: str = "qwen3_moe") -> Model:
+    """``dense`` dense layers, then ``layers`` with experts; 2, 3 and 4 ranks divide everything."""
+    attention = Attention(heads=12, kv_heads=12, head_dim=4)
     moe = Moe(num_experts=experts, top_k=1, ffn_size=4, gate=Gate(groups=groups, top_groups=1))
     blocks = [Block(count=layers, hidden_size=4, attention=attention, moe=moe)]
     if dense:
-        blocks.insert(0, Block(count=dense, hidden_size=4, attention=attention, dense=Dense(ffn_size=4)))
-    return Model(name="small", family=family, vocab_size=8, blocks=tuple(blocks))
+        blocks.insert(0, Block(count=dense, hidden_size=4, attention=attention, dense=Dense(ffn_size=12)))
+    return Model(name="small", family=family, vocab_size=192, blocks=tuple(blocks))
 
 
 def placement_of(slots: object, experts: int, hosts: int = 1, **fields: object) -> Placement:
@@ -49,6 +49,15 @@ def random_placement(seed: int, experts: int, devices: int, size: int, layers: i
             rng.shuffle(rank)
         slots.append(held)
     return placement_of(slots, experts)
+
+
+def as_groups(model: Model) -> Model:
+    """The same model, whose router takes the experts in two groups."""
+    blocks = [
+        b.model_copy(update={"moe": b.moe.model_copy(update={"gate": Gate(groups=2, top_groups=1)})}) if b.moe else b
+        for b in model.blocks
+    ]
+    return model.model_copy(update={"blocks": tuple(blocks)})
 
 
 def linear_placement(model: Model, devices: int) -> Placement:

@@ -11,7 +11,7 @@ from moeplan.planner.export import ENGINES, read_back
 from moeplan.service.commands import export as command
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.errors import MoeplanError
-from moeplan.tests.exports import linear_placement, placement_of, random_placement
+from moeplan.tests.exports import linear_placement, placement_of, random_placement, small_model
 
 app = typer.Typer()
 app.command(name="export")(command.export)
@@ -20,8 +20,9 @@ app.callback()(lambda: None)
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """place.json of tiny-moe (8 layers, 16 experts) on 4 devices with 5 slots each."""
+    """place.json of model.json (8 layers, 16 experts) on 4 devices with 5 slots each."""
     monkeypatch.chdir(tmp_path)
+    small_model(16, 8, dense=0).write(tmp_path / "model.json")
     return random_placement(0, 16, 4, 5, layers=8).write(tmp_path / "place.json")
 
 
@@ -30,10 +31,10 @@ def moeplan(*args: object) -> None:
 
 
 def test_every_engine_writes_its_files_and_checks_them(place: Path, capfd: pytest.CaptureFixture) -> None:
-    linear = linear_placement(load_model("tiny-moe"), 4).write("linear.json")
+    linear = linear_placement(load_model("model.json"), 4).write("linear.json")
     for engine in ENGINES:
         source = linear if engine == "megatron" else place
-        moeplan(source, "--to", engine, "--model", "tiny-moe", "-o", Path("out") / engine, "--json")
+        moeplan(source, "--to", engine, "--model", "model.json", "-o", Path("out") / engine, "--json")
         body = json.loads(capfd.readouterr().out)
         assert body["engine"] == engine
         assert body["version"] == ENGINES[engine].version
@@ -44,44 +45,45 @@ def test_every_engine_writes_its_files_and_checks_them(place: Path, capfd: pytes
         )
         assert body["notes"]
         for path in body["files"]:
-            moeplan("--check", path, "--to", engine, "-m", "tiny-moe", "--devices", 4)
+            moeplan("--check", path, "--to", engine, "-m", "model.json", "--devices", 4)
             assert "valid" in capfd.readouterr().out
 
 
 def test_one_file_under_the_name_that_was_asked_for(place: Path, capfd: pytest.CaptureFixture) -> None:
-    moeplan(place, "--to", "sglang", "-m", "tiny-moe", "-o", "here/location.json")
+    moeplan(place, "--to", "sglang", "-m", "model.json", "-o", "here/location.json")
     out, err = capfd.readouterr()
     flags = shlex.split(out.splitlines()[-1])
     assert flags[flags.index("--init-expert-location") + 1] == "here/location.json"
     assert flags[flags.index("--ep-num-redundant-experts") + 1] == "4"
     assert "note:" in err
-    assert len(read_back("sglang", Path("here/location.json").read_text(), 4, load_model("tiny-moe"))) == 8
+    assert len(read_back("sglang", Path("here/location.json").read_text(), 4, load_model("model.json"))) == 8
     assert [path.name for path in Path("here").iterdir()] == ["location.json"]
-    moeplan(place, "--check", "here/location.json", "--to", "sglang", "-m", "tiny-moe", "--json")
+    moeplan(place, "--check", "here/location.json", "--to", "sglang", "-m", "model.json", "--json")
     assert json.loads(capfd.readouterr().out)["valid"] is True
 
 
 def test_bad_input_is_one_line_and_writes_nothing(place: Path) -> None:
     placement_of([[list(range(9)), list(range(9, 16))]] * 8, 16).write("uneven.json")
     random_placement(1, 16, 4, 5, layers=8).write("other.json")
-    moeplan(place, "--to", "sglang", "-m", "tiny-moe", "-o", "location.json")
+    moeplan(place, "--to", "sglang", "-m", "model.json", "-o", "location.json")
     Path("cut.json").write_text(Path("location.json").read_text()[:100])
-    tiny = ("-m", "tiny-moe")
+    model = ("-m", "model.json")
     cases: list[tuple[tuple[object, ...], str]] = [
-        ((place, "--to", "sglan", *tiny), "nearest: sglang"),
+        ((place, "--to", "sglan", *model), "nearest: sglang"),
         ((place, "--to", "sglang", "-m", "olmoe"), "8 mixture-of-experts layers, model 'olmoe' has 16"),
-        ((place, "--to", "megatron", *tiny), "20 slots for 16 experts"),
-        ((place, "--to", "sglang", *tiny, "-o", "location.pt"), r"location.pt: the engine reads .json files only"),
-        ((place, "--to", "tensorrt-llm", *tiny, "-o", "x.yaml"), "need a folder"),
-        (("uneven.json", "--to", "sglang", *tiny), "--equal-slots"),
-        (("none.json", "--to", "sglang", *tiny), "none.json: no such file; make one with `moeplan place`"),
-        (("--to", "sglang", *tiny), "name the placement"),
-        (("--to", "sglang", *tiny, "--check", "location.json"), "--devices"),
-        (("--to", "sglang", *tiny, "--check", "location.json", "--devices", 3), "do not divide between 3 ranks"),
-        (("--to", "sglang", *tiny, "--check", "none.json", "--devices", 4), "none.json: no such file"),
-        (("--to", "sglang", *tiny, "--check", "cut.json", "--devices", 4), "cut.json: "),
-        ((place, "--to", "sglang", *tiny, "--check", "location.json", "--devices", 8), "the placement has 4"),
-        (("other.json", "--to", "sglang", *tiny, "--check", "location.json"), "another placement"),
+        ((place, "--to", "megatron", *model), "20 slots for 16 experts"),
+        ((place, "--to", "sglang", *model, "-o", "location.pt"), r"location.pt: the engine reads .json files only"),
+        ((place, "--to", "tensorrt-llm", *model, "-o", "x.json"), r"x.json: the engine reads .yaml files only"),
+        ((place, "--to", "vllm", *model, "-o", "x.pt"), r"x.pt: the engine reads .txt, .jsonl, .json files only"),
+        (("uneven.json", "--to", "sglang", *model), "--equal-slots"),
+        (("none.json", "--to", "sglang", *model), "none.json: no such file; make one with `moeplan place`"),
+        (("--to", "sglang", *model), "name the placement"),
+        (("--to", "sglang", *model, "--check", "location.json"), "--devices"),
+        (("--to", "sglang", *model, "--check", "location.json", "--devices", 3), "do not divide between 3 ranks"),
+        (("--to", "sglang", *model, "--check", "none.json", "--devices", 4), "none.json: no such file"),
+        (("--to", "sglang", *model, "--check", "cut.json", "--devices", 4), "cut.json: "),
+        ((place, "--to", "sglang", *model, "--check", "location.json", "--devices", 8), "the placement has 4"),
+        (("other.json", "--to", "sglang", *model, "--check", "location.json"), "another placement"),
     ]
     before = {path: path.read_bytes() for path in Path().iterdir()}
     for arguments, problem in cases:

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.planner.export import ENGINES, export, read_back, same, validate
+from moeplan.planner.export.families import cell_of
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.errors import DocumentError, MoeplanError
 from moeplan.spec.placement import Placement, PlacementDevice, PlacementLayer
-from moeplan.tests.exports import linear_placement, placement_of, random_placement, small_model
+from moeplan.tests.exports import as_groups, linear_placement, placement_of, random_placement, small_model
 
 EXACT = {
     "sglang": ["sglang-expert-location.json"],
@@ -28,7 +29,8 @@ EXACT = {
 def placements(draw: st.DrawFn, single: bool = False) -> tuple[Placement, int]:
     """A placement with equal slots, and the number of dense layers of its model."""
     devices, least = draw(st.integers(2, 4)), draw(st.integers(1, 3))
-    experts = devices * least if single else draw(st.integers(devices * (least - 1) + 1, devices * least))
+    fewest = max(devices, devices * (least - 1) + 1)  # SGLang runs no more ranks than experts
+    experts = devices * least if single else draw(st.integers(fewest, devices * least))
     size = least if single else draw(st.integers(least, max(least, min(experts, least + 2))))
     placed = random_placement(
         draw(st.integers(0, 2**32)), experts, devices, min(size, experts), draw(st.integers(1, 3))
@@ -73,7 +75,9 @@ def test_deepspeed_runs_the_linear_placement_and_says_so(given_: tuple[Placement
     model = small_model(experts, len(placement.layers), dense)
     exported = export(placement, "deepspeed", model)
     (text,) = exported.files.values()
-    assert json.loads(text) == {"expert_parallel": {"enabled": True, "autoep_size": devices, "preset_model": "mixtral"}}
+    assert json.loads(text) == {
+        "expert_parallel": {"enabled": True, "autoep_size": devices, "preset_model": "qwen3_moe"}
+    }
     linear = np.arange(experts).reshape(devices, -1)
     found = read_back("deepspeed", text, devices, model)
     assert [np.array(layer).tolist() for layer in found] == [linear.tolist()] * len(placement.layers)
@@ -172,8 +176,9 @@ def test_copies_are_refused_where_an_engine_has_none() -> None:
     odd = placement_of([[[0, 1], [1, 2]]] * 2, 3)
     with pytest.raises(MoeplanError, match="3 experts do not divide between 2"):
         export(odd, "deepspeed", small_model(3, 2))
-    with pytest.raises(MoeplanError, match=r"no preset for 'olmoe'.*MoE\(num_experts=64, ep_size=8, k=8\)"):
-        export(linear_placement(load_model("olmoe"), 8), "deepspeed", load_model("olmoe"))
+    gpt = load_model("gpt-moe-8")
+    with pytest.raises(MoeplanError, match=r"no preset for 'gpt_moe'.*MoE\(num_experts=8, ep_size=4, k=1\)"):
+        export(linear_placement(gpt, 4), "deepspeed", gpt)
 
 
 def test_dropped_shares_are_said_with_the_balance_they_cost() -> None:
@@ -208,7 +213,7 @@ def test_hosts_movement_and_missing_layers_are_said() -> None:
 
 
 def test_vllm_flags_carry_linear_and_round_robin_placements_in_full() -> None:
-    model = small_model(4, 2)
+    model = as_groups(small_model(4, 2))
     for slots, strategy in (([[1, 0], [2, 3]], "linear"), ([[0, 2], [1, 3]], "round_robin")):
         placement = placement_of([slots] * 2, 4)
         exported = export(placement, "vllm", model)
@@ -229,6 +234,10 @@ def test_vllm_flags_carry_linear_and_round_robin_placements_in_full() -> None:
 @pytest.mark.parametrize("engine", EXACT)
 def test_published_models(name: str, engine: str) -> None:
     model = load_model(name)
+    if cell_of(engine, model).use == "refuse":
+        with pytest.raises(MoeplanError, match=re.escape(ENGINES[engine].version)):
+            export(linear_placement(model, 8), engine, model)
+        return
     placement = linear_placement(model, 8)
     text = export(placement, engine, model).files[EXACT[engine][0]]
     assert read_back(engine, text, 8, model) == slots_of(placement)
@@ -239,7 +248,10 @@ def test_published_models(name: str, engine: str) -> None:
 def test_longcat_layers_are_counted_as_engines_do() -> None:
     """Two blocks of ours are one layer of the engines', each with experts."""
     model = load_model("longcat-flash")
-    exported = export(linear_placement(model, 8), "sglang", model)
+    blocks = [
+        b.model_copy(update={"moe": b.moe.model_copy(update={"zero_experts": 0})}) if b.moe else b for b in model.blocks
+    ]
+    exported = export(linear_placement(model, 8), "sglang", model.model_copy(update={"blocks": tuple(blocks)}))
     (text,) = exported.files.values()
     assert len(json.loads(text)["physical_to_logical_map"]) == len(model.layers) // 2
     assert not any("dense" in note for note in exported.notes)

@@ -68,13 +68,13 @@ MALFORMED = [
     ("megatron", "--expert-model-parallel-size\n2\n--seed", "3 lines"),
     (
         "deepspeed",
-        '{"expert_parallel": {"enabled": true, "autoep_size": 3, "preset_model": "mixtral"}}',
+        '{"expert_parallel": {"enabled": true, "autoep_size": 3, "preset_model": "qwen3_moe"}}',
         "autoep_size: 3",
     ),
     ("deepspeed", '{"expert_parallel": {"enabled": true, "autoep_size": 2, "preset_model": "olmoe"}}', "'olmoe'"),
     (
         "deepspeed",
-        '{"expert_parallel": {"enabled": false, "autoep_size": 2, "preset_model": "mixtral"}}',
+        '{"expert_parallel": {"enabled": false, "autoep_size": 2, "preset_model": "qwen3_moe"}}',
         "enabled: false",
     ),
     ("deepspeed", "{}", "expert_parallel: Field required"),

@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from ...spec.document import read_text, show
+from ...spec.engines import engine_name
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.model import Model
 from ...spec.placement import Placement
 from . import deepspeed, megatron, sglang, tensorrt_llm, vllm, vllm_ascend
 from .common import Engine, Export, PathOf, Slots, Target, check_fit, common_notes, same
+from .families import notes_of
 
 __all__ = ["ENGINES", "Engine", "Export", "Slots", "engine_named", "export", "read_back", "same", "validate"]
 
@@ -27,9 +29,10 @@ ENGINES: dict[str, Engine] = {
 
 
 def engine_named(name: str) -> Engine:
-    """The engine of that name; MoeplanError lists the names."""
-    if name in ENGINES:
-        return ENGINES[name]
+    """The engine of that name, in any spelling of ``spec.engines``; MoeplanError lists the names."""
+    known = engine_name(name)
+    if known in ENGINES:
+        return ENGINES[known]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), ENGINES, n=1)
     nearest = f"nearest: {near[0]}; " if near else ""
     raise MoeplanError(f"engine {show(name)}: unknown; {nearest}expected one of {', '.join(ENGINES)}")
@@ -42,15 +45,17 @@ def export(
 
     loads: [layers, experts] tokens per expert, to say what an engine's even shares cost. path_of: the path at which the
     engine will find a file, by the file's name. Raises MoeplanError in one line if the placement is not one of the
-    model, or not one that the engine can run (unequal slots, copies where there can be none).
+    model, or not one that the engine can run: unequal slots, copies where there can be none, degrees that it does not
+    start with, a model family whose placement it cannot use (``families``).
     """
     chosen = engine_named(engine)
     target = Target(model, len(placement.devices))
     check_fit(placement, target, chosen.title)
+    known = notes_of(chosen, model)
     exported = chosen.write(placement, target, path_of)
     for name, text in exported.files.items():
         chosen.read(text, name, target)
-    exported.notes[:0] = common_notes(placement, target, chosen.title, loads)
+    exported.notes[:0] = common_notes(placement, target, chosen.title, loads) + known
     return exported
 
 

@@ -3,6 +3,7 @@
 A row is what engines read: the expert in each physical slot of one layer, rank by rank, with equally many slots each.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,19 +57,24 @@ class Target:
 
 @dataclass(frozen=True)
 class Export:
-    """An engine's files by name, the flags that start it with them, and everything that they do not carry, in words."""
+    """An engine's files by name, the flags that start it with them, and everything that they do not carry, in words.
+
+    beside: names of files without which the others have no effect.
+    """
 
     engine: str
     version: str
     files: dict[str, str]
     command: list[str]
     notes: list[str] = field(default_factory=list)
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Engine:
     """One engine: its name on the command line and in words, the version whose sources were read, its two functions.
 
+    ``files``: the files of which any can stand alone, the first of a kind first (``-o FILE`` picks by its ending).
     ``write(placement, target, path_of)``: an Export; ``path_of`` gives the path at which the engine will find a file.
     ``read(text, where, target)``: the slots that a file of this engine asks for, None where it carries no placement;
     DocumentError names file, field, value and rule.
@@ -77,6 +83,7 @@ class Engine:
     name: str
     title: str
     version: str
+    files: tuple[str, ...]
     write: Callable[[Placement, Target, PathOf], Export]
     read: Callable[[str, str, Target], Slots | None]
 
@@ -203,6 +210,21 @@ def host_note(placement: Placement) -> str:
     spans = ", ".join(f"{host}: {ranks[0]}-{ranks[-1]}" for host, ranks in runs[:8])
     more = f" and {len(runs) - 8} more" if len(runs) > 8 else ""
     return f"ranks are the devices of the placement in order: lay out the hosts so ({spans}{more})"
+
+
+def hosts_of(placement: Placement, title: str) -> int:
+    """How many hosts the ranks are on, where the engine starts equally many ranks on each; MoeplanError if it cannot.
+
+    Devices that are not host by host are the note's business (``host_note``).
+    """
+    counts = Counter(device.host for device in placement.devices)
+    if len(set(counts.values())) > 1:
+        held = ", ".join(f"{host}: {count}" for host, count in list(counts.items())[:8])
+        raise MoeplanError(
+            f"the placement's hosts hold unequally many devices ({held}); {title} starts equally many ranks on each: "
+            "place on equal hosts, or on one"
+        )
+    return len(counts)
 
 
 def uneven_shares(placement: Placement) -> bool:

@@ -137,4 +137,4 @@ def _check_flags(lines: list[str], where: str, target: Target) -> None:
         raise DocumentError(f"{where}: --moe-token-dispatcher-type: {kind}, expected one of {', '.join(DISPATCHERS)}")
 
 
-ENGINE = Engine("megatron", "Megatron-Core", "0.16.1", write, read)
+ENGINE = Engine("megatron", "Megatron-Core", "0.19.2", (PERMUTATION, FLAGS), write, read)

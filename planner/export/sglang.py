@@ -4,17 +4,31 @@
 
 One row per hidden layer, dense ones too (their rows are read and unused); the slots of a row divide evenly between the
 ranks, slot s belonging to rank s // (slots / ranks). The loader passes the object on as keyword arguments: any other
-key is refused. Source: srt/eplb/expert_location.py.
+key is refused. Source: srt/eplb/expert_location.py; the flags: srt/arg_groups (parallel_hook.py, validation_hook.py).
 """
 
 import json
 
 from ...spec.document import Part
-from ...spec.errors import DocumentError
+from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
-from .common import Engine, Export, PathOf, Slots, Target, check_length, check_row, parse_as, rows_of, slots_of
+from .common import (
+    Engine,
+    Export,
+    PathOf,
+    Slots,
+    Target,
+    check_length,
+    check_row,
+    hosts_of,
+    parse_as,
+    rows_of,
+    slots_of,
+)
+from .degrees import attention_degree, undivided, why_not
 
 FILE = "sglang-expert-location.json"
+MASTER = "HOST:PORT"  # of the first host, which only the user knows
 
 
 class _Location(Part):
@@ -29,9 +43,16 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     for index, row in zip(target.moe_layers, planned, strict=True):
         rows[index] = row
     text = '{"physical_to_logical_map": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
-    command = ["--tp-size", str(target.ranks), "--ep-size", str(target.ranks), "--moe-a2a-backend", "deepep"]
+    command, notes = _degrees(target)
+    hosts = hosts_of(placement, "SGLang")
+    if hosts > 1:
+        command += ["--nnodes", str(hosts), "--node-rank", "0", "--dist-init-addr", MASTER]
+        notes.append(
+            f"on each of the {hosts} hosts: --node-rank 0 to {hosts - 1} in the order of the placement, the same "
+            f"--dist-init-addr; without --nnodes SGLang takes all ranks for one host's when it prefers copies there"
+        )
     command += ["--init-expert-location", path_of(FILE)]
-    notes = ["leave --enable-eplb off: it would replace the placement after its first window"]
+    notes.append("leave --enable-eplb off: it would replace the placement after its first window")
     if slots > target.experts:
         command += ["--ep-num-redundant-experts", str(slots - target.experts)]
         command += ["--ep-dispatch-algorithm", "static"]
@@ -43,6 +64,34 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     if dense:
         notes.append(f"{dense} dense layers have rows that mean nothing: SGLang asks for a row per layer")
     return Export(ENGINE.name, ENGINE.version, {FILE: text}, command, notes)
+
+
+def _degrees(target: Target) -> tuple[list[str], list[str]]:
+    """Flags of the parallel degrees with which SGLang starts, and what to say of them."""
+    ranks, notes = target.ranks, []
+    if ranks > target.experts:
+        raise MoeplanError(
+            f"{ranks} ranks for {target.experts} experts: SGLang refuses a tensor-parallel size above the number of "
+            "experts; place on fewer devices"
+        )
+    flags = ["--tp-size", str(ranks), "--ep-size", str(ranks)]
+    attention = attention_degree(target, matrices=False)
+    if attention < ranks:
+        flags += ["--attn-dp-size", str(ranks // attention)]
+        notes.append(
+            f"{why_not(target)} do not divide between {ranks} ranks: attention runs data parallel, "
+            f"{ranks // attention} groups of {attention}"
+        )
+    size = undivided(target)
+    if size and target.model.family.startswith("deepseek"):
+        flags += ["--moe-dense-tp-size", "1"]
+        notes.append(f"{ranks} ranks do not divide dense FFNs of {size}: every rank computes them in full")
+    elif size and target.model.family.startswith("qwen"):
+        raise MoeplanError(
+            f"model {target.model.name!r}: SGLang divides a dense FFN of {size} between the ranks, {ranks} do not "
+            "divide it: place on another number of devices"
+        )
+    return [*flags, "--moe-a2a-backend", "deepep"], notes
 
 
 def read(text: str, where: str, target: Target) -> Slots:
@@ -59,4 +108,4 @@ def read(text: str, where: str, target: Target) -> Slots:
     return slots_of([rows[index] for index in target.moe_layers], target.ranks)
 
 
-ENGINE = Engine("sglang", "SGLang", "0.5.23", write, read)
+ENGINE = Engine("sglang", "SGLang", "0.5.23", (FILE,), write, read)

@@ -5,8 +5,9 @@
       3: [0, 1, 2, 3, 0, 1]
     layer_updates_per_iter: 0
 
-Keys are layer indices of the model (integers); every layer with experts is there; exactly these keys.
-Source: llmapi/llm_args.py, MoeLoadBalancerConfig.
+Keys are layer indices of the model (integers); every layer with experts is there; exactly these three fields. With
+multi-token prediction on, its layers are asked for too: their keys follow the model's last layer.
+Source: llmapi/llm_args.py, MoeLoadBalancerConfig.get_layer_initial_global_assignments.
 """
 
 import json
@@ -17,7 +18,19 @@ from pydantic import ConfigDict, Field
 from ...spec.document import Part, show
 from ...spec.errors import DocumentError
 from ...spec.placement import Placement
-from .common import Engine, Export, PathOf, Slots, Target, check_length, check_row, parse_as, rows_of, slots_of
+from .common import (
+    MULTI_TOKEN,
+    Engine,
+    Export,
+    PathOf,
+    Slots,
+    Target,
+    check_length,
+    check_row,
+    parse_as,
+    rows_of,
+    slots_of,
+)
 
 FILE = "moe_load_balancer.yaml"
 OPTIONS = "extra_llm_api_options.yaml"
@@ -46,6 +59,9 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     rows = rows_of(placement)
     lines = [f"num_slots: {len(rows[0])}", "initial_global_assignments:"]
     lines += [f"  {index}: {row}" for index, row in zip(target.moe_layers, rows, strict=True)]
+    extra = target.model.family in MULTI_TOKEN
+    if extra:
+        lines += [f"  {target.hidden_layers}: {[slot % target.experts for slot in range(len(rows[0]))]}"]
     lines += ["layer_updates_per_iter: 0"]
     # A JSON string is a YAML string, whatever the path holds.
     options = ["enable_attention_dp: true", "moe_config:", f"  load_balancer: {json.dumps(path_of(FILE))}"]
@@ -57,12 +73,12 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
         f"are on: {OPTIONS} turns the latter on; merge it with your own options",
         "layer_updates_per_iter 0 keeps the placement fixed while it serves",
     ]
-    if target.model.family == "deepseek_v3":
+    if extra:
         notes.append(
-            f"with multi-token prediction on, TensorRT-LLM asks for its layer too (key {target.hidden_layers}): "
-            "add one, or leave the prediction off"
+            f"key {target.hidden_layers} is the multi-token-prediction layer's, experts in order: TensorRT-LLM asks "
+            "for it if the prediction is on, and does not read it otherwise"
         )
-    return Export(ENGINE.name, ENGINE.version, files, command, notes)
+    return Export(ENGINE.name, ENGINE.version, files, command, notes, beside=(OPTIONS,))
 
 
 def read(text: str, where: str, target: Target) -> Slots | None:
@@ -77,14 +93,22 @@ def read(text: str, where: str, target: Target) -> Slots | None:
             f"{where}: layer_updates_per_iter: {balancer.layer_updates_per_iter}, expected 0 (a fixed placement)"
         )
     rows = balancer.initial_global_assignments
-    if set(rows) != set(target.moe_layers):
-        wrong = min(set(rows) ^ set(target.moe_layers))
+    if set(rows) - _prediction_layers(rows, target) != set(target.moe_layers):
+        wrong = min((set(rows) - _prediction_layers(rows, target)) ^ set(target.moe_layers))
         state = "missing" if wrong in target.moe_layers else f"no layer of {target.model.name!r} with experts"
         raise DocumentError(f"{where}: initial_global_assignments: layer {show(wrong)}: {state}")
     for index, row in rows.items():
         check_length(row, balancer.num_slots, f"{where}: initial_global_assignments[{index}]")
         check_row(row, target, f"{where}: initial_global_assignments[{index}]")
     return slots_of([rows[index] for index in target.moe_layers], target.ranks)
+
+
+def _prediction_layers(rows: dict[int, list[int]], target: Target) -> set[int]:
+    """Keys of multi-token-prediction layers: those that follow the last layer without a gap, where a family has any."""
+    found = target.hidden_layers
+    while target.model.family in MULTI_TOKEN and found in rows:
+        found += 1
+    return set(range(target.hidden_layers, found))
 
 
 def _load(text: str, where: str) -> object:
@@ -95,4 +119,4 @@ def _load(text: str, where: str) -> object:
         raise DocumentError(f"{where}: not YAML ({show(' '.join(str(error).split()))})") from None
 
 
-ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", write, read)
+ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", (FILE,), write, read)

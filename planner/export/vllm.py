@@ -1,8 +1,10 @@
 """vLLM: the merged flags, and the three proposals to load a placement, marked experimental.
 
 What is merged takes no placement: ``--expert-placement-strategy linear|round_robin``, or ``--enable-eplb``, with which
-vLLM finds its own. A placement that is linear or round robin in every layer is carried by the flags in full. The
-proposals (none was merged when this was written):
+vLLM finds its own, for model classes that are MixtureOfExperts. A placement that is linear or round robin in every
+layer is carried by the flags in full, round robin only where the model routes by groups and attention is not data
+parallel (determine_expert_placement_strategy falls back to linear). The proposals (none was merged when this was
+written):
 
 - pull request 41141, one JSON line, layers counted over those with experts: ``{"record_type": "eplb_initial_mapping",
   "version": 1, "num_redundant_experts": 2, "num_slots": 6, "initial_global_assignments": {"0": [0, 1, 2, 3, 0, 1]}}``
@@ -13,6 +15,8 @@ proposals (none was merged when this was written):
 import json
 from collections.abc import Callable
 from typing import Literal
+
+import numpy as np
 
 from ...spec.document import Part, parse_object, show
 from ...spec.errors import DocumentError
@@ -25,13 +29,14 @@ from .common import (
     Target,
     check_length,
     check_row,
-    linear_slots,
     parse_as,
     planned_slots,
     rows_of,
     same,
     slots_of,
 )
+from .degrees import attention_degree, fits, why_not
+from .families import cell_of
 
 FLAGS = "vllm-flags.txt"
 MAPPING = "experimental-initial-mapping.jsonl"
@@ -63,22 +68,25 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     redundant = len(rows[0]) - target.experts
     planned = planned_slots(placement)
     strategy = next((name for name, slots in _STRATEGIES.items() if same(slots(target), planned)), None)
-    flags = ["--tensor-parallel-size", str(target.ranks), "--enable-expert-parallel"]
+    flags, degree, notes = degree_flags(target)
+    lost = None
+    if strategy == "round_robin" and (degree < target.ranks or _groups(target) < 2):
+        strategy, lost = None, "it is round robin, which vLLM runs for models with expert groups and one group of ranks"
     if strategy:
-        notes = [f"the placement is {strategy}: vLLM's flags carry it in full"]
+        notes += [f"the placement is {strategy}: vLLM's flags carry it in full"]
         flags += ["--expert-placement-strategy", strategy]
-        if strategy == "round_robin":
-            notes.append(
-                "vLLM falls back to linear, with a warning only, unless the model has expert groups and "
-                "the all-to-all backend supports round robin"
-            )
+    elif cell_of(ENGINE.name, target.model).use == "note":
+        notes += [f"dropped by {FLAGS}: the whole placement and all copies; vLLM runs experts in order, once each"]
+        flags += ["--expert-placement-strategy", "linear"]
     else:
         eplb = _Eplb(window_size=1000, step_interval=3000, num_redundant_experts=redundant, policy="default")
         flags += ["--enable-eplb", "--eplb-config", json.dumps(eplb.model_dump(), separators=(",", ":"))]
-        notes = [
+        notes += [
             f"dropped by {FLAGS}: the placement itself; vLLM loads none, and balances by load as it serves, "
             "blind to affinity and hosts"
         ]
+    if lost:
+        notes.append(lost)
     mapping = _Mapping(
         record_type="eplb_initial_mapping",
         version=1,
@@ -106,6 +114,30 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     return Export(ENGINE.name, ENGINE.version, files, flags, notes)
 
 
+def degree_flags(target: Target) -> tuple[list[str], int, list[str]]:
+    """Flags of the degrees with which vLLM starts the model, that of tensor parallelism, and what to say of it.
+
+    The ranks of expert parallelism are those of tensor times data parallelism, the tensor-parallel rank fastest.
+    Source: config/model.py verify_with_parallel_config; distributed/utils.py divide.
+    """
+    degree = attention_degree(target, matrices=True)
+    flags = ["--tensor-parallel-size", str(degree)]
+    notes = []
+    if degree < target.ranks:
+        flags += ["--data-parallel-size", str(target.ranks // degree)]
+        notes.append(
+            f"{why_not(target)} do not divide between {target.ranks} ranks: attention runs data parallel, "
+            f"{target.ranks // degree} groups of {degree}"
+        )
+    return [*flags, "--enable-expert-parallel"], degree, notes
+
+
+def _groups(target: Target) -> int:
+    moe = target.model.moe_block().moe
+    assert moe is not None
+    return moe.gate.groups
+
+
 def read(text: str, where: str, target: Target) -> Slots | None:
     """Any of the four files, told apart by how it starts."""
     start = text.lstrip()[:1]
@@ -130,9 +162,8 @@ def _read_flags(lines: list[str], where: str, target: Target) -> Slots | None:
             raise DocumentError(f"{where}: {show(flag)}: expected one of {', '.join((*_SWITCHES, *_VALUED))}")
     if "--enable-expert-parallel" not in found:
         raise DocumentError(f"{where}: --enable-expert-parallel is missing: without it every rank holds every expert")
-    if found.get("--tensor-parallel-size") != str(target.ranks):
-        size = show(found.get("--tensor-parallel-size"))
-        raise DocumentError(f"{where}: --tensor-parallel-size: {size}, expected {target.ranks}")
+    _check_degrees(found, where, target)
+    degree = int(found["--tensor-parallel-size"] or 0)
     if "--enable-eplb" in found:
         redundant = parse_as(_Eplb, found.get("--eplb-config") or "", f"{where}: --eplb-config").num_redundant_experts
         if redundant < 0 or (target.experts + redundant) % target.ranks:
@@ -140,15 +171,37 @@ def _read_flags(lines: list[str], where: str, target: Target) -> Slots | None:
                 f"{where}: --eplb-config: num_redundant_experts: {redundant}; with {target.experts} experts that does "
                 f"not divide between {target.ranks} ranks"
             )
+        _check_divides(degree, where, target)
         return None
     strategy = found.get("--expert-placement-strategy")
     if strategy is None or strategy not in _STRATEGIES:
         raise DocumentError(
             f"{where}: --expert-placement-strategy: {show(strategy)}, expected {' or '.join(_STRATEGIES)}"
         )
-    if target.experts % target.ranks:
-        raise DocumentError(f"{where}: {target.experts} experts do not divide between {target.ranks} ranks")
+    _check_divides(degree, where, target)
     return _STRATEGIES[strategy](target)
+
+
+def _check_degrees(found: dict[str, str | None], where: str, target: Target) -> None:
+    """Tensor times data parallelism are the ranks."""
+    tensor, data = found.get("--tensor-parallel-size"), found.get("--data-parallel-size", "1")
+    for name, value in (("--tensor-parallel-size", tensor), ("--data-parallel-size", data)):
+        if value is None or not (value.isascii() and value.isdigit() and 0 < int(value[:9]) <= target.ranks):
+            expected = target.ranks if "--data-parallel-size" not in found else f"1..{target.ranks}"
+            raise DocumentError(f"{where}: {name}: {show(value)}, expected {expected}")
+    assert tensor is not None
+    assert data is not None
+    if int(tensor[:9]) * int(data[:9]) != target.ranks:
+        times = f" x --data-parallel-size {data}" if "--data-parallel-size" in found else ""
+        raise DocumentError(f"{where}: --tensor-parallel-size: {show(tensor)}{times}, expected {target.ranks} ranks")
+
+
+def _check_divides(degree: int, where: str, target: Target) -> None:
+    if not fits(target.model, degree, matrices=True):
+        raise DocumentError(
+            f"{where}: --tensor-parallel-size: {degree} does not divide {why_not(target)} of {target.model.name!r}, "
+            f"so vLLM does not start; {attention_degree(target, matrices=True)} is the largest on {target.ranks} ranks"
+        )
 
 
 def _read_mapping(text: str, where: str, target: Target) -> Slots:
@@ -204,12 +257,18 @@ def _read_ranks(text: str, where: str, target: Target) -> Slots:
     return (tuple(tuple(experts) for experts in held),) * len(target.moe_layers)
 
 
+def _linear(target: Target) -> Slots:
+    """Contiguous experts; where they do not divide, the first ranks hold one more (determine_expert_map)."""
+    held = tuple(tuple(map(int, part)) for part in np.array_split(np.arange(target.experts), target.ranks))
+    return (held,) * len(target.moe_layers)
+
+
 def _round_robin(target: Target) -> Slots:
     held = tuple(tuple(range(rank, target.experts, target.ranks)) for rank in range(target.ranks))
     return (held,) * len(target.moe_layers)
 
 
-_STRATEGIES: dict[str, Callable[[Target], Slots]] = {"linear": linear_slots, "round_robin": _round_robin}
+_STRATEGIES: dict[str, Callable[[Target], Slots]] = {"linear": _linear, "round_robin": _round_robin}
 _SWITCHES = ("--enable-expert-parallel", "--enable-eplb")
-_VALUED = ("--tensor-parallel-size", "--expert-placement-strategy", "--eplb-config")
-ENGINE = Engine("vllm", "vLLM", "0.32.0", write, read)
+_VALUED = ("--tensor-parallel-size", "--data-parallel-size", "--expert-placement-strategy", "--eplb-config")
+ENGINE = Engine("vllm", "vLLM", "0.33.0", (FLAGS, MAPPING, MAP), write, read)

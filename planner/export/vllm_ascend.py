@@ -5,6 +5,9 @@
 
 Layers are counted over those with experts, and read by position, as are devices; every list has the same length; no
 device holds an expert twice. Source: eplb/core/eplb_utils.py and ascend_config.py.
+
+A rank sends an expert's tokens to one copy, always the same (``generate_log2phy_map``): the copy number
+(tensor-parallel rank + data-parallel rank + expert) mod copies, whichever rank holds it.
 """
 
 import json
@@ -12,7 +15,8 @@ import json
 from ...spec.document import Part
 from ...spec.errors import DocumentError
 from ...spec.placement import Placement
-from .common import Engine, Export, PathOf, Slots, Target, check_length, check_row, parse_as, rows_of
+from .common import Engine, Export, PathOf, Slots, Target, check_length, check_row, parse_as, planned_slots, rows_of
+from .vllm import degree_flags
 
 FILE = "vllm-ascend-expert-map.json"
 
@@ -46,13 +50,45 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     text = f'{{"moe_layer_count": {len(layers)}, "layer_list": [\n{body}\n]}}\n'
     redundant = len(rows_of(placement)[0]) - target.experts
     config: dict[str, object] = {"expert_map_path": path_of(FILE)}
-    notes = ["leave dynamic_eplb off: it would replace the placement"]
+    notes = [
+        "expert_map_path is read by model runner V1 only: leave VLLM_USE_V2_MODEL_RUNNER off, V2 ignores the map "
+        "without a word",
+        "leave dynamic_eplb off: it would replace the placement",
+    ]
+    command, degree, why = degree_flags(target)
     if redundant:
         config["num_redundant_experts"] = redundant
-        notes.append("each rank sends an expert's tokens to one of its copies, which the engine picks")
-    command = ["--tensor-parallel-size", str(target.ranks), "--enable-expert-parallel"]
+        own, held = own_copies(planned_slots(placement), degree)
+        notes.append(
+            "each rank sends an expert's tokens to one copy, by (tensor-parallel rank + data-parallel rank + expert) "
+            f"mod copies: often not its own, here its own in {own} of {held} cases where it holds one"
+        )
     command += ["--additional-config", json.dumps({"eplb_config": config})]
+    notes += why
     return Export(ENGINE.name, ENGINE.version, {FILE: text}, command, notes)
+
+
+def own_copies(slots: Slots, degree: int) -> tuple[int, int]:
+    """In how many of all cases a rank that holds a copy of an expert with several uses its own; and all cases.
+
+    degree: of tensor parallelism, which numbers the ranks that pick a copy.
+    """
+    own = held = 0
+    for layer in slots:
+        holders: dict[int, list[int]] = {}
+        for rank, experts in enumerate(layer):
+            for expert in experts:
+                holders.setdefault(expert, []).append(rank)
+        for expert, ranks in holders.items():
+            for rank in ranks if len(ranks) > 1 else ():
+                own += ranks[copy_of(expert, rank, len(ranks), degree)] == rank
+                held += 1
+    return own, held
+
+
+def copy_of(expert: int, rank: int, copies: int, degree: int) -> int:
+    """The copy, counted by rank, to which this rank sends the expert's tokens."""
+    return (rank % degree + rank // degree + expert if degree > 1 else rank) % copies
 
 
 def read(text: str, where: str, target: Target) -> Slots:
@@ -84,4 +120,4 @@ def read(text: str, where: str, target: Target) -> Slots:
     return tuple(slots)
 
 
-ENGINE = Engine("vllm-ascend", "vllm-ascend", "0.23.0", write, read)
+ENGINE = Engine("vllm-ascend", "vllm-ascend", "0.23.0", (FILE,), write, read)

@@ -8,7 +8,7 @@ from typing import IO, Annotated
 import typer
 from rich.markup import escape
 
-from ...planner.export import ENGINES, Export, engine_named, same, validate
+from ...planner.export import ENGINES, Engine, Export, engine_named, same, validate
 from ...planner.export import export as make
 from ...spec.catalogue import load_model
 from ...spec.document import write_atomically
@@ -44,59 +44,76 @@ def export(
 
     To check a file: `moeplan export --check location.json --to sglang --model deepseek-v3 --devices 32`
     """
-    engine_named(to)
+    engine = engine_named(to)
     wanted = Placement.read(placement) if placement else None
     if check:
-        _check(check, to, load_model(model), wanted, devices, as_json)
+        _check(check, engine, load_model(model), wanted, devices, as_json)
         return
     if wanted is None:
         raise MoeplanError("export: name the placement (place.json), or a file to check (--check FILE --devices N)")
+    paths = _Paths(output or Path(engine.name), engine)
     loads = Trace.read(trace).expert_counts if trace else None
-    folder = output or Path(to)
-    file = folder if folder.suffix in SUFFIXES and not folder.is_dir() else None
-    exported = make(
-        wanted, to, load_model(model), loads=loads, path_of=lambda name: str(file if file else folder / name)
-    )
-    written = _write(exported, folder, file)
+    exported = make(wanted, engine.name, load_model(model), loads=loads, path_of=lambda name: str(paths.of(name)))
+    written = _write(exported, paths)
+    beside = {} if paths.single is None else {name: exported.files[name] for name in exported.beside}
     if as_json:
         body = {"engine": exported.engine, "version": exported.version, "command": exported.command}
-        print_json(body | {"files": [str(path) for path in written], "notes": exported.notes})
+        print_json(body | {"files": [str(path) for path in written], "notes": exported.notes, "beside": beside})
         return
     for note in exported.notes:
         err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     for path in written:
         out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
-    title = ENGINES[to].title
-    out.print(f"start {title} (written for {exported.version}) with", highlight=False, soft_wrap=True)
+    for name, text in beside.items():
+        out.print(f"one file was asked for; {name} is needed too, with", highlight=False, soft_wrap=True)
+        out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"start {engine.title} (written for {exported.version}) with", highlight=False, soft_wrap=True)
     out.print(shlex.join(exported.command), markup=False, highlight=False, soft_wrap=True)
 
 
-def _write(exported: Export, folder: Path, file: Path | None) -> list[Path]:
-    if file and len(exported.files) > 1:
-        raise MoeplanError(f"--output {file}: {', '.join(exported.files)} need a folder, not a file")
-    written = []
-    for name, text in exported.files.items():
-        if file and file.suffix != Path(name).suffix:
-            raise MoeplanError(f"--output {file}: the engine reads {Path(name).suffix} files only")
-        written.append(write_atomically(file or folder / name, partial(_fill, text.encode())))
-    return written
+class _Paths:
+    """Where the files go: all into a folder, or the one that is asked for under the name that was given."""
+
+    def __init__(self, output: Path, engine: Engine) -> None:
+        """MoeplanError if the output is a file of a kind that the engine does not read."""
+        self.output = output
+        self.single: str | None = None  # the engine's name of the one file
+        if output.suffix in SUFFIXES and not output.is_dir():
+            kind = {".yml": ".yaml"}.get(output.suffix, output.suffix)
+            fitting = [name for name in engine.files if Path(name).suffix == kind]
+            if not fitting:
+                kinds = ", ".join(dict.fromkeys(Path(name).suffix for name in engine.files))
+                raise MoeplanError(f"--output {output}: the engine reads {kinds} files only")
+            self.single = fitting[0]
+
+    def of(self, name: str) -> Path:
+        if self.single is None:
+            return self.output / name
+        return self.output if name == self.single else Path(name)
+
+
+def _write(exported: Export, paths: _Paths) -> list[Path]:
+    names = exported.files if paths.single is None else [paths.single]
+    return [write_atomically(paths.of(name), partial(_fill, exported.files[name].encode())) for name in names]
 
 
 def _fill(content: bytes, f: IO[bytes]) -> None:
     f.write(content)
 
 
-def _check(path: Path, to: str, model: Model, wanted: Placement | None, devices: int | None, as_json: bool) -> None:
+def _check(
+    path: Path, engine: Engine, model: Model, wanted: Placement | None, devices: int | None, as_json: bool
+) -> None:
     if wanted is not None and devices not in (None, len(wanted.devices)):
         raise MoeplanError(f"--devices {devices}: the placement has {len(wanted.devices)}; leave the option out")
     ranks = len(wanted.devices) if wanted is not None else devices
     if ranks is None:
         raise MoeplanError("--check needs the number of ranks: --devices N, or the placement itself")
-    slots = validate(to, path, model, ranks)
+    slots = validate(engine.name, path, model, ranks)
     if slots is not None and wanted is not None and not same(slots, tuple(layer.slots for layer in wanted.layers)):
         raise DocumentError(f"{path}: a valid file, but of another placement")
     if as_json:
-        print_json({"engine": to, "file": str(path), "valid": True, "slots": slots})
+        print_json({"engine": engine.name, "file": str(path), "valid": True, "slots": slots})
     else:
         found = "no placement in it" if slots is None else f"{len(slots)} layers of {sum(map(len, slots[0]))} slots"
-        out.print(f"{path}: valid for {ENGINES[to].title}: {found}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{path}: valid for {engine.title}: {found}", markup=False, highlight=False, soft_wrap=True)
