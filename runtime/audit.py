@@ -34,7 +34,8 @@ class Audit:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._config = _object(folder / "config.json").get("quantization_config") or {}
+        config = _object(folder / "config.json")
+        self._config = config.get("quantization_config") or config.get("compression_config") or {}
         index = _object(folder / "model.safetensors.index.json").get("weight_map")
         files = sorted(set(index.values())) if index else ["model.safetensors"]
         self.entries: dict[str, _Entry] = {}

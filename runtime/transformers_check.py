@@ -116,6 +116,8 @@ def _load(transformers: Any, folder: Path, layers: int, dtype: torch.dtype, quan
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise NotComparable(f"Transformers {version()} does not find {some}")
+    for parameter in loaded.parameters():  # beside quantised weights it keeps what is stored in a wider dtype
+        parameter.data = parameter.data.to(dtype).float()
     return loaded.float().eval()
 
 

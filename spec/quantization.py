@@ -264,12 +264,15 @@ def _bitsandbytes(f: _Fields) -> Quantization:
 def _compressed_tensors(f: _Fields) -> Quantization:
     groups, overall = f.object("config_groups"), f.text("format")
     formats = [] if groups is None else [_group(groups, name, overall) for name in groups.body]
+    known = tuple(layout for layout in formats if layout is not None)
+    ignored, cache = f.patterns("ignore"), f.body.get("kv_cache_scheme") is not None
     sparsity = f.object("sparsity_config")
     sparse = sparsity.text("format") if sparsity else ""
-    known = tuple(layout for layout in formats if layout is not None)
-    detail = sparse if sparse not in ("", "dense") else ", ".join(dict.fromkeys(k.storage for k in known if k.storage))
-    cache = f.body.get("kv_cache_scheme") is not None
-    return Quantization("compressed-tensors", detail, known, f.patterns("ignore"), bool(known or sparse), cache)
+    for more, detail in ((sparse not in ("", "dense"), sparse), (f.body.get("transform_config"), "transform_config")):
+        if more:  # weights are not what was stored times a scale
+            return Quantization("compressed-tensors", detail, (), ignored, True, cache)
+    detail = ", ".join(dict.fromkeys(k.storage for k in known if k.storage))
+    return Quantization("compressed-tensors", detail, known, ignored, bool(known), cache)
 
 
 def _group(groups: _Fields, name: str, overall: str) -> WeightFormat | None:
