@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..spec.document import read_text
 from ..spec.errors import DocumentError
 from .weights import Range
 
@@ -42,7 +43,7 @@ class TensorFolder:
             raise DocumentError(f"{self.folder}: tensor {name} is missing")
         try:
             if file not in self._open:
-                self._open[file] = safe_open(self.folder / file, framework="pt")
+                self._open[file] = safe_open(_regular(self.folder / file), framework="pt")
             return self._open[file].get_slice(name)
         except (OSError, SafetensorError) as error:
             raise DocumentError(f"{self.folder / file}: not a readable safetensors file ({error})") from None
@@ -80,14 +81,21 @@ def _tensor_files(folder: Path) -> dict[str, str]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     try:
         if index.exists():
-            where = json.loads(index.read_text("utf-8"))["weight_map"]
+            where = json.loads(read_text(_regular(index)))["weight_map"]
             for file in set(where.values()):
                 if Path(file).name != file or not file.endswith(".safetensors"):
                     raise DocumentError(f"{index}: weight_map: {file!r} is not the name of a safetensors file")
             return dict(where)
         if single.exists():
-            with safe_open(single, framework="pt") as f:
+            with safe_open(_regular(single), framework="pt") as f:
                 return dict.fromkeys(f.keys(), single.name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError, RecursionError) as error:
         raise DocumentError(f"{folder}: weights are not readable ({type(error).__name__}: {error})") from None
     raise DocumentError(f"{folder}: holds neither {index.name} nor {single.name}")
+
+
+def _regular(path: Path) -> Path:
+    """``path``, unless it is a device or a pipe, which could not be mapped or would never end."""
+    if path.exists() and not path.is_file():
+        raise DocumentError(f"{path}: not a regular file")
+    return path
