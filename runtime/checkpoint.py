@@ -1,86 +1,69 @@
 """Real weights: a Hugging Face folder with safetensors of Mixtral, Qwen2-MoE, Qwen3-MoE or OLMoE.
 
-Only the slices that a device needs are read. Both namings of experts are known: one tensor per expert and projection
-(what Transformers writes and the hub holds) and the fused one of Transformers' modules
-(``mlp.experts.gate_up_proj`` [E, 2 H, D], ``mlp.experts.down_proj`` [E, D, H]).
+Only the slices that a device needs are read, and quantised ones become numbers (``dequantise``).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..spec import Model, MoeplanError
-from ..spec.errors import DocumentError
+from .dequantise import open_reader
+from .experts import FAMILIES, read_experts
+from .tensors import TensorFolder
 from .weights import AttentionWeights, DenseWeights, LayerWeights, Range, RouterWeights, check_supported, kv_range
-
-
-class _Names(NamedTuple):
-    """Names inside ``model.layers.{i}.`` that differ between families."""
-
-    moe: str
-    gate: str
-    up: str
-    down: str
-
-
-_FAMILIES = {
-    "mixtral": _Names("block_sparse_moe", "w1", "w3", "w2"),
-    "qwen2_moe": _Names("mlp", "gate_proj", "up_proj", "down_proj"),
-    "qwen3_moe": _Names("mlp", "gate_proj", "up_proj", "down_proj"),
-    "olmoe": _Names("mlp", "gate_proj", "up_proj", "down_proj"),
-}
-_FUSED = "mlp.experts"
 
 
 class Checkpoint:
     """A WeightSource that reads a folder with ``model.safetensors`` or its shards and index.
 
-    Raises MoeplanError for a model family without a name table, DocumentError for files that are missing, unreadable or
-    hold a tensor of another shape than the model says.
+    ``through``: values are rounded to this dtype before they become ``dtype``. On device "meta" everything is checked
+    but the data, which is not read.
+    Raises MoeplanError for a model family without a name table and for a quantisation scheme that cannot be read,
+    DocumentError for files that are missing, unreadable or hold a tensor of another shape than the model says, or
+    quantised values without what explains them.
     """
 
     def __init__(
-        self, model: Model, folder: str | Path, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        model: Model,
+        folder: str | Path,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        through: torch.dtype | None = None,
     ) -> None:
         check_supported(model)
-        if model.family not in _FAMILIES:
-            known = ", ".join(_FAMILIES)
+        if model.family not in FAMILIES:
+            known = ", ".join(FAMILIES)
             raise MoeplanError(f"{folder}: weights of family {model.family!r} cannot be read (known: {known})")
         self.model, self.folder, self.dtype, self.device = model, Path(folder), dtype, torch.device(device)
-        self._names = _FAMILIES[model.family]
-        self._files: dict[str, Any] = {}
-        self._where = _tensor_files(self.folder)
+        self.through = through
+        self._names = FAMILIES[model.family]
+        self.reader = open_reader(TensorFolder(self.folder))
+        self.reader.dry = self.device.type == "meta"
 
-    def _slice(self, name: str, shape: Sequence[int]) -> Any:
-        """A lazily read tensor, its shape checked."""
-        file = self._where.get(name)
-        if file is None:
-            raise DocumentError(f"{self.folder}: tensor {name} is missing")
-        try:
-            if file not in self._files:
-                self._files[file] = safe_open(self.folder / file, framework="pt")
-            found = self._files[file].get_slice(name)
-        except (OSError, SafetensorError) as error:
-            raise DocumentError(f"{self.folder / file}: not a readable safetensors file ({error})") from None
-        if list(found.get_shape()) != list(shape):
-            raise DocumentError(f"{self.folder}: {name}: expected shape {list(shape)}, got {list(found.get_shape())}")
-        return found
+    def check(self) -> None:
+        """Raise for anything that a later read of this model would be refused for, but for the data itself."""
+        dry = Checkpoint(self.model, self.folder, self.dtype, "meta")
+        for i in range(len(self.model.layers)):
+            dry.layer(i)
+        dry.final_norm()
+        if self.model.vocab_size:
+            dry.embedding()
+            dry.head()
 
     def _read(self, name: str, *shape: int, rows: Range | None = None, columns: Range | None = None) -> Tensor:
         """A tensor, or its rows (first dimension) or columns (second)."""
-        found = self._slice(name, shape)
+        region = [rows or (0, shape[0]), *((0, n) for n in shape[1:])]
         if columns is not None:
-            tensor = found[:, columns[0] : columns[1]]
-        else:
-            first, last = rows or (0, shape[0])
-            tensor = found[first:last]
-        return tensor.to(device=self.device, dtype=self.dtype)
+            region[1] = columns
+        return self._convert(self.reader.read(name, shape, region))
+
+    def _convert(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.through or self.dtype).to(device=self.device, dtype=self.dtype)
 
     def layer(
         self,
@@ -97,7 +80,7 @@ class Checkpoint:
         if block.moe is not None:
             moe = block.moe
             gate = f"{prefix}{self._names.moe}.gate.weight"
-            gate = gate if gate in self._where else f"{prefix}mlp.gate.weight"
+            gate = gate if gate in self.reader else f"{prefix}mlp.gate.weight"
             router = RouterWeights(eps, norm, self._read(gate, moe.num_experts, hidden), None, None)
             chosen = range(moe.num_experts) if experts is None else experts
             gate_up, down = self._experts(prefix, index, chosen, columns or (0, moe.ffn_size))
@@ -118,28 +101,12 @@ class Checkpoint:
 
     def _experts(self, prefix: str, index: int, experts: Sequence[int], columns: Range) -> tuple[Tensor, Tensor]:
         """gate_up [E, 2, H, D] and down [E, D, H] of these experts and columns."""
-        block, names = self.model.layers[index], self._names
-        moe, hidden = block.moe, block.hidden_size
-        assert moe is not None
-        first, last = columns
-        full = moe.ffn_size
-        gate_up = torch.empty((len(experts), 2, last - first, hidden), dtype=self.dtype, device=self.device)
-        down = torch.empty((len(experts), hidden, last - first), dtype=self.dtype, device=self.device)
-        if last == first or not experts:
-            return gate_up, down
-        if f"{prefix}{_FUSED}.gate_up_proj" in self._where:
-            both = self._slice(f"{prefix}{_FUSED}.gate_up_proj", (moe.num_experts, 2 * full, hidden))
-            back = self._slice(f"{prefix}{_FUSED}.down_proj", (moe.num_experts, hidden, full))
-            for local, e in enumerate(experts):
-                gate_up[local, 0] = both[e, first:last]
-                gate_up[local, 1] = both[e, full + first : full + last]
-                down[local] = back[e, :, first:last]
-            return gate_up, down
-        for local, e in enumerate(experts):
-            expert = f"{prefix}{names.moe}.experts.{e}."
-            gate_up[local, 0] = self._read(f"{expert}{names.gate}.weight", full, hidden, rows=columns)
-            gate_up[local, 1] = self._read(f"{expert}{names.up}.weight", full, hidden, rows=columns)
-            down[local] = self._read(f"{expert}{names.down}.weight", hidden, full, columns=columns)
+        block, width = self.model.layers[index], columns[1] - columns[0]
+        gate_up = torch.empty((len(experts), 2, width, block.hidden_size), dtype=self.dtype, device=self.device)
+        down = torch.empty((len(experts), block.hidden_size, width), dtype=self.dtype, device=self.device)
+        if width:
+            for local, parts in enumerate(read_experts(self.reader, prefix, self._names, block, experts, columns)):
+                gate_up[local, 0], gate_up[local, 1], down[local] = (self._convert(part) for part in parts)
         return gate_up, down
 
     def _attention(self, index: int, heads: Range | None) -> AttentionWeights | None:
@@ -183,21 +150,3 @@ class Checkpoint:
 
     def final_norm(self) -> Tensor:
         return self._read("model.norm.weight", self.model.layers[-1].hidden_size)
-
-
-def _tensor_files(folder: Path) -> dict[str, str]:
-    """File name of every tensor. Names in an index must be plain file names: nothing outside the folder is opened."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    try:
-        if index.exists():
-            where = json.loads(index.read_text("utf-8"))["weight_map"]
-            for file in set(where.values()):
-                if Path(file).name != file or not file.endswith(".safetensors"):
-                    raise DocumentError(f"{index}: weight_map: {file!r} is not the name of a safetensors file")
-            return dict(where)
-        if single.exists():
-            with safe_open(single, framework="pt") as f:
-                return dict.fromkeys(f.keys(), single.name)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
-        raise DocumentError(f"{folder}: weights are not readable ({type(error).__name__}: {error})") from None
-    raise DocumentError(f"{folder}: holds neither {index.name} nor {single.name}")

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..spec import Plan, Report
-from ..spec.report import Comparison, NumericalCheck, PartComparison
+from ..spec.report import Comparison, NumericalCheck, PartComparison, WeightsCheck
 from .check import TOLERANCE
+from .checkpoint import Checkpoint
 from .launch import Launcher
 from .worker import Job, planned_trace, weight_source
 
@@ -50,7 +51,9 @@ def run(
         own_routing=own_routing,
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
-    weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
+    source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
+    if isinstance(source, Checkpoint):
+        source.check()
     results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)
     return assemble(plan, results, tolerance, own_routing)
 
@@ -59,7 +62,8 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
     """The report of every rank's result, in rank order; see ``worker.run_plan``."""
     # A step lasts as long as its slowest device.
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
-    check = numerical_check(plan, results[0]["check"])
+    check, found = numerical_check(plan, results[0]["check"]), results[0].get("weights")
+    weights = WeightsCheck(**found) if found else None
     return Report(
         plan=plan.digest(),
         model=plan.model.name,
@@ -69,9 +73,10 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
         parts=part_comparisons(plan, results),
         memory=tuple(r["memory"] for r in results),
         check=check,
+        weights=weights,
         tolerance=tolerance,
-        passed=abs(step.error) <= tolerance and (check is None or check.passed),
-        notes=notes(plan, check, own_routing),
+        passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights)),
+        notes=notes(plan, check, own_routing, weights),
         environment=results[0]["environment"],
     )
 
@@ -110,7 +115,9 @@ def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck
     )
 
 
-def notes(plan: Plan, check: NumericalCheck | None, own_routing: bool) -> tuple[str, ...]:
+def notes(
+    plan: Plan, check: NumericalCheck | None, own_routing: bool, weights: WeightsCheck | None = None
+) -> tuple[str, ...]:
     layers, result = len(plan.model.layers), []
     if plan.stored_layers < layers:
         result.append(f"{layers} layers share the weights of {plan.stored_layers}: memory does not hold them all")
@@ -118,6 +125,8 @@ def notes(plan: Plan, check: NumericalCheck | None, own_routing: bool) -> tuple[
         result.append("output not checked: the reference does not fit the memory of one device")
     elif check.layers < layers:
         result.append(f"output checked after {check.layers} of {layers} layers: the reference's time is limited")
+    if weights is not None and weights.reason:
+        result.append(f"weights not compared with Transformers' own loading: {weights.reason}")
     if own_routing:
         result.append("the model's own routing ran, the prediction is for the plan's")
     elif plan.routing.kind == "assumed":

@@ -3,6 +3,7 @@
 import gc
 import platform
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,7 @@ from .memory import PeakMemory, available_bytes
 from .random_weights import RandomWeights, random_tensor
 from .timers import Timers
 from .weights import WeightSource
+from .weights_check import check_weights
 
 SHARE_TOLERANCE = 0.01
 MAX_REPETITIONS = 30
@@ -48,7 +50,8 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Load, warm up, measure, check.
 
     Result (JSON): ``steps`` [seconds of each repetition], ``parts`` [{layer, part, seconds of each repetition}],
-    ``memory`` peak bytes, ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit.
+    ``memory`` peak bytes, ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit, and
+    ``weights``, see ``check_weights``, or None without a checkpoint.
     Raises MoeplanError for another trace, or devices other than the plan's.
     """
     task = Job(**job)
@@ -90,7 +93,11 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
             source = weight_source(plan, first_layers(plan.model, layers), task.weights_folder, rank.device)
             reference = reference_output(plan, source, inputs, routing)
             check = {"layers": layers, "error": relative_error(output, reference)}
-    return {**measured, "memory": peak, "check": check, "environment": environment(rank)}
+    weights = None
+    if task.weights_folder and rank.rank == 0:
+        rank.emit({"what": "checking the weights"})
+        weights = check_weights(plan.model, Path(task.weights_folder), max(layers, 1), plan.seed)
+    return {**measured, "memory": peak, "check": check, "weights": weights, "environment": environment(rank)}
 
 
 def verify_devices(plan: Plan, rank: Rank) -> None:

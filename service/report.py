@@ -7,7 +7,7 @@ from rich.table import Table
 
 from ..spec.operators import PARTS
 from ..spec.picture import save_picture
-from ..spec.report import Report
+from ..spec.report import Report, WeightsCheck
 
 
 def by_part(report: Report) -> list[tuple[str, float, float]]:
@@ -45,9 +45,29 @@ def report_table(report: Report) -> Table:
             f"{check.relative_error:.1e}",
             "ok" if check.passed else "[bold red]differs[/]",
         )
+    if report.weights:
+        add_weights_rows(table, report.weights)
     table.caption = "[green]within tolerance[/]" if report.passed else "[red]beyond tolerance[/]"
     table.caption_justify = "left"
     return table
+
+
+def add_weights_rows(table: Table, weights: WeightsCheck) -> None:
+    """How the weights were checked: recomputed from the files, and against Transformers where it can load them."""
+    result = "ok" if not weights.differing else "[bold red]differs[/]"
+    table.add_row(
+        f"weights ({weights.stored}) computed again ({weights.values} values)", "0", str(weights.differing), result
+    )
+    if weights.relative_error is None:
+        table.add_row("logits against Transformers' own loading", "", "", "not compared")
+        return
+    result = "ok" if weights.relative_error <= weights.tolerance else "[bold red]differs[/]"
+    table.add_row(
+        f"logits against Transformers {weights.transformers} ({weights.layers} layers, {weights.tokens} tokens)",
+        f"<= {weights.tolerance:.0e}",
+        f"{weights.relative_error:.1e}",
+        result,
+    )
 
 
 def draw_report(report: Report, path: Path) -> None:

@@ -37,6 +37,21 @@ class NumericalCheck(Part):
     passed: bool
 
 
+class WeightsCheck(Part):
+    """A checkpoint's weights, read a second time by other code than the run's and its reference's."""
+
+    stored: str = Field(description="the stored dtype, or the quantisation scheme")
+    values: int = Field(description="weights computed again from the bytes of the files, one at a time")
+    differing: int = Field(description="of these, how many the run reads otherwise")
+    transformers: str = Field("", description="version of Transformers; empty where it is not installed")
+    layers: int = Field(0, description="layers whose logits were compared with Transformers' own loading; 0: none")
+    tokens: int = Field(0, description="tokens of that comparison")
+    relative_error: float | None = Field(None, description="max |logits - Transformers'| / max |Transformers'|")
+    tolerance: float
+    reason: str = Field("", description="why there was no comparison with Transformers")
+    passed: bool
+
+
 class Report(Document):
     """Predicted, measured, error."""
 
@@ -50,6 +65,7 @@ class Report(Document):
     parts: tuple[PartComparison, ...]
     memory: tuple[int, ...] = Field(description="measured peak bytes of each device")
     check: NumericalCheck | None
+    weights: WeightsCheck | None = Field(None, description="None for random weights")
     tolerance: float
     passed: bool
     notes: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ ALONE = {
     "test_profiler",
     "test_profiler_measure",
     "test_run",
+    "test_run_weights",
     "test_strategies",
     "test_two_hosts",
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
@@ -78,7 +79,7 @@ def run(
     else:
         out.print(report_table(report))
         for note in report.notes:
-            err.print(f"[yellow]note:[/] {note}", highlight=False)
+            err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
         out.print(f"wrote {output}" + (f" and {picture}" if picture else ""))
     if not report.passed:
         raise typer.Exit(1)
