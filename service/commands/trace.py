@@ -42,8 +42,9 @@ def capture(
             on_event=show,
         )
     trace.write(output)
-    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
-    out.print(f"wrote {output}: {shape}")
+    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
+    if trace.counts_only:
+        out.print("- counts only, of the real experts: tokens also chose identity experts, which nothing has to hold")
 
 
 @app.command(name="import")
@@ -109,12 +110,16 @@ def import_(
             }
         )
         return
-    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
-    if trace.counts_only:
-        shape = f"counts of {trace.layers} layers x {trace.num_experts} experts"
-    out.print(f"wrote {output}: {shape}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         out.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shape(trace: Trace) -> str:
+    """What a trace holds, in a few words."""
+    if trace.counts_only:
+        return f"counts of {trace.layers} layers x {trace.num_experts} experts"
+    return f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
 
 
 @app.command()

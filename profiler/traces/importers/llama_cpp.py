@@ -66,6 +66,8 @@ def _counts(path: Path, names: list[str], header: int, options: Options) -> tupl
     total, rows = np.zeros((0, width)), 0
     with readable(path, "CSV"):
         for piece in _pieces(path, names, header, [*PLAIN, *([count] if count else [])]):
+            if not len(piece):
+                continue
             layer, expert = (_within(piece, name, path) for name in PLAIN)
             weights = piece[count].to_numpy() if count else np.ones(len(piece), np.int64)
             if ((weights < 0) | (weights > MAX_COUNT)).any():
@@ -93,11 +95,11 @@ def _tokens(path: Path, names: list[str], header: int, options: Options, notes: 
     pieces: list[pd.DataFrame] = []
     with readable(path, "CSV"):
         for piece in _pieces(path, names, header, columns):
-            for name in PLAIN:
+            for name in PLAIN if len(piece) else []:
                 _within(piece, name, path)
             pieces.append(piece.astype("int32", errors="raise") if piece["token"].abs().max() < 2**31 else piece)
             limit_choices(0, sum(map(len, pieces)), str(path))
-    if not pieces:
+    if not sum(map(len, pieces)):
         raise DocumentError(f"{path}: no rows")
     table = pd.concat(pieces, ignore_index=True)
     table = table.sort_values([name for name in ("token", "layer", "rank") if name in columns], kind="stable")

@@ -56,7 +56,7 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
         notes.append(f"{len(layers)} layers are all of the model's: so the ranks are of one pipeline stage")
     elif options.layers is None and options.model is None:
         notes.append(
-            f"{len(layers)} layers: with pipeline parallelism these are one stage's; --layers or --model checks"
+            f"{len(layers)} layers, all of one pipeline stage: --layers or --model checks that it is the model"
         )
     ids = np.concatenate([record.values for record in kept])
     lengths = np.array([len(record.values) for record in kept])
@@ -76,9 +76,7 @@ def _read_calls(path: Path, notes: list[str]) -> tuple[Calls, list[int]]:
     for file in recording(path, (".jsonl",)):
         for where, body in read_bodies(file):
             if not recognise(body):
-                raise DocumentError(
-                    f"{where}: holds {found(body)}: not Megatron-Core's router trace ({', '.join(FIELDS)})"
-                )
+                raise DocumentError(f"{where}: holds {found(body)}: no router trace ({', '.join(FIELDS)})")
             if body.get("block", "decoder") != "decoder":
                 skipped += 1
                 continue

@@ -211,7 +211,7 @@ def _real_experts(ids: np.ndarray, experts: int, notes: list[str], *, where: str
         raise DocumentError(f"{where}: every choice is a zero expert: nothing to place")
     real = width - zero.sum(axis=2)
     notes.append(
-        f"{zero.mean():.1%} of the choices are zero experts (ids from {experts} on), which nothing has to hold: dropped; "
+        f"{zero.mean():.1%} of the choices are zero experts (ids from {experts} on), which nothing holds: dropped; "
         f"{tokens} tokens use {real.min()} to {real.max()} real experts of top-{width}, so only counts are kept"
     )
     notes.insert(0, COUNTS_ONLY)

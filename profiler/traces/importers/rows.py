@@ -124,9 +124,7 @@ def _of_tokens(bodies: Iterator[tuple[str, Any]], options: Options) -> Iterator[
             name, weighted = _one(body, EXPERTS), _one(body, WEIGHTS)
             split = None if name is not None else _by_layer(body)
             if name is None and split is None:
-                raise DocumentError(
-                    f"{where}: holds {found(body)}: expected a token's experts under {', '.join(EXPERTS)}"
-                )
+                raise DocumentError(f"{where}: holds {found(body)}: expected experts under {', '.join(EXPERTS)}")
             layers, value = split if split is not None else (None, body[name])
             weights = None if weighted is None else body[weighted]
         ids = _array(value, where, options)
