@@ -192,11 +192,9 @@ def test_bad_input(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "'nonsense' is none" in failure(write_config(tmp_path, "nonsense"), text)
     huge = write_config(tmp_path, "mixtral", hidden_size=2**14, intermediate_size=2**15, num_local_experts=256)
     assert "GiB of weights do not fit" in failure(huge, text)
-    dbrx = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 256}
-    dbrx["ffn_config"] = {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2}  # type: ignore[assignment]
-    dbrx["attn_config"] = {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}  # type: ignore[assignment]
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dbrx", **dbrx}))
-    assert "its choice cannot be seen" in failure(config, text)
+    jetmoe = write_config(tmp_path, "jetmoe", intermediate_size=16, num_local_experts=4, kv_channels=8)
+    assert "JetMoeParallelExperts does not take expert ids" in failure(jetmoe, text)
+    assert "its choice cannot be seen" in failure(jetmoe, text)
     (tmp_path / "config.json").write_text("{")
     assert "not readable as JSON" in failure(config, text)
     (tmp_path / "config.json").write_text("[]")

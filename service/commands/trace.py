@@ -9,7 +9,7 @@ from ...spec.trace import Trace
 from ..console import out, print_json, progress
 from ..options import picture_option
 
-PROGRAMS = "sglang|vllm|tensorrt-llm|transformers|npz"  # the names of profiler.traces.IMPORTERS
+PROGRAMS = "sglang|vllm|tensorrt-llm|megatron|llama.cpp|transformers|rows|npz"  # the names of profiler.traces.IMPORTERS
 
 app = typer.Typer(no_args_is_help=True, help="Record how a model routes, and look at it.")
 
@@ -42,8 +42,9 @@ def capture(
             on_event=show,
         )
     trace.write(output)
-    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
-    out.print(f"wrote {output}: {shape}")
+    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
+    if trace.counts_only:
+        out.print("- counts only, of the real experts: tokens also chose identity experts, which nothing has to hold")
 
 
 @app.command(name="import")
@@ -53,22 +54,46 @@ def import_(
         str | None,
         typer.Option("--from", metavar=PROGRAMS, help="Who recorded it; recognised if left out."),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model: a catalogue name or config.json; tells the numbers below."),
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Experts per token, where the recording lacks it.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts per layer, where it lacks them.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers, where base64 of SGLang lacks them.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of the recording, where it lacks them.")] = None,
+    zero_experts: Annotated[
+        int | None, typer.Option(help="Identity experts (LongCat): ids above the real experts, which are dropped.")
+    ] = None,
+    highest_logits: Annotated[
+        bool, typer.Option("--highest-logits", help="Router logits: the model takes the highest (no bias, no groups).")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Turn the routing that a serving engine or another program recorded into a trace.
 
-    Per-token recordings serve everything; counts serve balance alone, and the trace says so.
+    sglang: recorder files, answers with routed_experts, logical_count as JSON. vllm: routed_experts, expert load.
+    tensorrt-llm: the folder of expert statistics. megatron: the folder of --moe-routing-trace-path. llama.cpp: CSV of
+    layer,expert. transformers: router logits. rows: JSON lines of a token each. npz: expert_ids or expert_counts.
+
+    Per-token recordings serve everything; counts serve balance alone, and the trace says so. What a recording lacks is
+    taken from --model or the options, or inferred and told, or asked for.
 
     Example: `moeplan trace import expert_distribution/ --from sglang -o trace.npz`
     """
     # torch takes seconds to import: only when it is needed.
     from ...profiler.traces import import_trace
 
-    trace, notes = import_trace(path, program, top_k=top_k, num_experts=num_experts, layers=layers)
+    trace, notes = import_trace(
+        path,
+        program,
+        top_k=top_k,
+        num_experts=num_experts,
+        layers=layers,
+        zero_experts=zero_experts,
+        model=model,
+        highest_logits=highest_logits,
+    )
     trace.write(output)
     if as_json:
         print_json(
@@ -85,12 +110,16 @@ def import_(
             }
         )
         return
-    shape = f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
-    if trace.counts_only:
-        shape = f"counts of {trace.layers} layers x {trace.num_experts} experts"
-    out.print(f"wrote {output}: {shape}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
     for note in notes:
         out.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _shape(trace: Trace) -> str:
+    """What a trace holds, in a few words."""
+    if trace.counts_only:
+        return f"counts of {trace.layers} layers x {trace.num_experts} experts"
+    return f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"
 
 
 @app.command()

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ....spec.errors import DocumentError
+from ....spec.errors import DocumentError, MoeplanError
 from ....spec.trace import Trace
-from . import neutral, sglang, tensorrt_llm, transformers_logits, vllm
-from .files import file_size, read_npz, read_torch, readable, recording
-from .records import Options
-from .requests import is_flat, read_answers
+from . import llama_cpp, megatron, neutral, rows, sglang, tensorrt_llm, transformers_logits, vllm
+from .counts import holds_counts
+from .facts import model_facts
+from .files import file_size, read_npz, read_torch, recording
+from .json_files import ACCEPTED, found, read_bodies
+from .options import Options
+from .requests import is_flat
 
 MAX_MESSAGE = 500
 
@@ -22,8 +25,27 @@ IMPORTERS: dict[str, Importer] = {
     "sglang": sglang.read,
     "vllm": vllm.read,
     "tensorrt-llm": tensorrt_llm.read,
+    "megatron": megatron.read,
+    "llama.cpp": llama_cpp.read,
     "transformers": transformers_logits.read,
+    "rows": rows.read,
     "npz": neutral.read,
+}
+ALIASES = {  # what people type, in small letters with dashes
+    "trtllm": "tensorrt-llm",
+    "trt-llm": "tensorrt-llm",
+    "tensorrtllm": "tensorrt-llm",
+    "megatron-core": "megatron",
+    "megatron-lm": "megatron",
+    "mcore": "megatron",
+    "llama-cpp": "llama.cpp",
+    "llamacpp": "llama.cpp",
+    "llama": "llama.cpp",
+    "hf": "transformers",
+    "huggingface": "transformers",
+    "jsonl": "rows",
+    "json-lines": "rows",
+    "trace": "npz",
 }
 
 
@@ -34,26 +56,41 @@ def import_trace(
     top_k: int | None = None,
     num_experts: int | None = None,
     layers: int | None = None,
+    zero_experts: int | None = None,
+    model: str | None = None,
+    highest_logits: bool = True,
 ) -> tuple[Trace, list[str]]:
-    """A Trace and what is to be known of it: what was recorded, dropped, mapped back, counted once.
+    """A Trace and what is to be known of it: what was recorded, inferred, checked, dropped, mapped back, counted once.
 
-    path: a file, or a folder with the files of one recording. kind: one of IMPORTERS; without it, what the content
-    shows. top_k, num_experts, layers: needed where the record does not tell them, checked where it does.
-    Raises DocumentError, one line, for whatever cannot be imported.
+    path: a file, or a folder with the files of one recording. kind: one of IMPORTERS or ALIASES; without it, what the
+    content shows. top_k, num_experts, layers: needed where the record does not tell them, checked where it does.
+    zero_experts: identity experts above the real ones, whose choices are dropped. model: a catalogue name or a
+    config.json, which tells all of these. highest_logits: whether router logits of an unnamed model may be taken to
+    choose the highest ones, which models with groups or a correction bias do not.
+    Raises MoeplanError, one line, for whatever cannot be imported.
     """
     path = Path(path)
-    for name, value in (("--top-k", top_k), ("--num-experts", num_experts), ("--layers", layers)):
+    given = {"--top-k": top_k, "--num-experts": num_experts, "--layers": layers, "--zero-experts": zero_experts}
+    for name, value in given.items():
         if value is not None and value < 1:
             raise DocumentError(f"{name}: must be at least 1, got {value}")
+    facts = model_facts(model) if model is not None else None
+    options = Options(top_k, num_experts, layers, zero_experts, facts, highest_logits).with_model()
     try:
-        kind = kind or recognise(path)
-        if kind not in IMPORTERS:
-            raise DocumentError(f"no importer {kind!r}: {', '.join(IMPORTERS)}")
-        return IMPORTERS[kind](path, Options(top_k, num_experts, layers))
-    except DocumentError as error:
+        kind = _known(kind) if kind else recognise(path)
+        return IMPORTERS[kind](path, options)
+    except MoeplanError as error:
         raise DocumentError(_one_line(str(error))) from None
     except MemoryError:
         raise DocumentError(_one_line(f"{path}: needs more memory than there is: import a part of it")) from None
+
+
+def _known(kind: str) -> str:
+    name = kind.strip().lower().replace("_", "-")
+    name = ALIASES.get(name, name)
+    if name not in IMPORTERS:
+        raise DocumentError(f"no importer {kind!r}: {', '.join(IMPORTERS)}")
+    return name
 
 
 def _one_line(text: str) -> str:
@@ -67,29 +104,58 @@ def recognise(path: Path) -> str:
     if path.is_dir():
         if (path / tensorrt_llm.META).exists():
             return "tensorrt-llm"
-        path = recording(path, (".pt", ".safetensors", *vllm.SUFFIXES))[0]
+        path = recording(path, (".pt", ".safetensors", ".csv", *vllm.SUFFIXES))[0]
     file_size(path)
     if path.suffix == ".npy":
         return "vllm"
+    if path.suffix == ".csv":
+        return "llama.cpp"
     if path.suffix == ".safetensors":
         return "transformers"
     if path.suffix == ".npz":
         return _recognise_npz(path)
     if zipfile.is_zipfile(path):
-        return "sglang" if sglang.recognise(read_torch(path, peek=True)) else "transformers"
+        content = read_torch(path, peek=True)
+        return "sglang" if sglang.recognise(content) else "vllm" if holds_counts(content) else "transformers"
     if path.suffix == ".pt":
         read_torch(path)  # says what is wrong
     vllm.refuse_log(path)
     if path.suffix not in (".json", ".jsonl"):
         raise DocumentError(f"{path}: not a recording that is recognised: say which with --from {'|'.join(IMPORTERS)}")
-    return "sglang" if is_flat(read_answers(path)) else "vllm"
+    return _recognise_json(path)
+
+
+def _recognise_json(path: Path) -> str:
+    """The program whose fields the first document has."""
+    bodies = read_bodies(path)
+    where, body = next(bodies)
+    lines = path.suffix == ".jsonl" or next(bodies, None) is not None
+    first = body[0] if isinstance(body, list) and body and isinstance(body[0], dict) else body
+    if megatron.recognise(body):
+        return "megatron"
+    if sglang.recognise(body):
+        return "sglang"
+    if holds_counts(body):
+        return "vllm"
+    if (lines or first is not body) and rows.recognise(first):
+        return "rows"
+    if not lines and rows.recognise(body) and isinstance(body, list):
+        raise DocumentError(
+            f"{where}: a bare table of {len(body)} rows: counts [layers, experts] are imported with --from sglang, "
+            "rows of tokens as JSON lines"
+        )
+    flat = is_flat(first if first is body else body)
+    if flat is None and not isinstance(body, list | dict):
+        raise DocumentError(f"{where}: expected a request's answer, got {found(body)}. {ACCEPTED}")
+    return "sglang" if flat else "vllm"
 
 
 def _recognise_npz(path: Path) -> str:
-    with readable(path, "npz"):
-        arrays = read_npz(path)
+    arrays = read_npz(path)
     if {"expert_ids", "expert_counts"} & arrays.keys():
         return "npz"
+    if holds_counts(arrays):
+        return "vllm"
     kinds = {array.dtype.kind for name, array in arrays.items() if name != "seq_len"}
     if kinds and kinds <= {"i", "u"}:
         return "vllm"

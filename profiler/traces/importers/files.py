@@ -1,23 +1,30 @@
 """Files of foreign programs, read without trusting them.
 
-No code of a file is run (`weights_only=True`, `allow_pickle=False`), what it unpacks to is limited to MAX_TRACE_BYTES
-before it is unpacked, and every failure is a DocumentError of one line.
+No code of a file is run (`weights_only=True`, `allow_pickle=False`), what it unpacks to is limited before it is
+unpacked, and every failure is a DocumentError of one line.
 """
 
+import math
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ....spec.document import MAX_DOCUMENT_BYTES, show
+from ....spec.document import show
 from ....spec.errors import DocumentError
 from ....spec.trace import MAX_TRACE_BYTES
+
+MAX_UNPACKED_BYTES = 512 * 2**20  # of a compressed archive; a plain file's bytes are on the disk, one for one
+MAX_VALUES = 2**27  # of one array; a view can repeat a few bytes without end
+MAX_DIRECTORY_BYTES = 2 * 2**20  # a zip's list of members, of at least 46 bytes each
+MAX_PICKLED_BYTES = 2 * 2**20  # beside the tensors; PyTorch's safe unpickler takes some microseconds for each opcode
 
 
 @contextmanager
@@ -42,7 +49,8 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 def recording(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The file itself, or a folder's files with one of the suffixes, in natural order."""
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
+        with readable(path, "folder"):
+            found = [file for file in path.iterdir() if file.suffix in suffixes and not file.name.startswith(".")]
         files = sorted(found, key=lambda file: natural(file.name))
         if not files:
             raise DocumentError(f"{path}: an empty recording: the folder holds no {' or '.join(suffixes)} file")
@@ -70,11 +78,16 @@ def read_torch(path: Path, *, peek: bool = False) -> object:
     with readable(path, "torch.save file"):
         if not zipfile.is_zipfile(path):
             raise DocumentError(f"{path}: not a torch.save file (PyTorch 1.6 or later writes zip archives)")
-        with zipfile.ZipFile(path) as archive:
-            _limit(path, sum(item.file_size for item in archive.infolist()))
-            pickled = sum(item.file_size for item in archive.infolist() if item.filename.endswith(".pkl"))
-        if pickled > MAX_DOCUMENT_BYTES:
-            raise DocumentError(f"{path}: {pickled >> 20} MiB beside its tensors, refused")
+        members = _members(path)
+        _limit(path, sum(item.file_size for item in members))
+        if any(item.compress_type != zipfile.ZIP_STORED for item in members):
+            raise DocumentError(f"{path}: a compressed archive, which torch.save does not write: refused")
+        pickled = sum(item.file_size for item in members if item.filename.endswith(".pkl"))
+        if pickled > MAX_PICKLED_BYTES:
+            raise DocumentError(
+                f"{path}: {pickled / 2**20:.1f} MiB of opcodes beside its tensors, refused (limit "
+                f"{MAX_PICKLED_BYTES >> 20} MiB): record fewer tokens in a file, or save tensors instead of lists"
+            )
         try:
             return torch.load(path, weights_only=True, map_location="cpu", mmap=peek)
         except Exception as error:
@@ -87,13 +100,54 @@ def read_torch(path: Path, *, peek: bool = False) -> object:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz, in the archive's order."""
+    """Every array of an npz, in the archive's order; each must be an npy whose header tells as much as it holds."""
     file_size(path)
     with readable(path, "npz"):
+        members = _members(path)
+        _limit(path, sum(item.file_size for item in members), MAX_UNPACKED_BYTES)
+        arrays: dict[str, np.ndarray] = {}
         with zipfile.ZipFile(path) as archive:
-            _limit(path, sum(item.file_size for item in archive.infolist()))
-        with np.load(path, allow_pickle=False) as z:
-            return {name: z[name] for name in z.files}
+            for item in members:
+                name = item.filename.removesuffix(".npy")
+                where = f"{path}: {show(item.filename)}"
+                if name in arrays:
+                    raise DocumentError(f"{where}: found twice")
+                with archive.open(item) as member:
+                    arrays[name] = _read_member(member, item, where)
+    return arrays
+
+
+def _read_member(member: IO[bytes], item: zipfile.ZipInfo, where: str) -> np.ndarray:
+    """One array of an npz. The header is read first: an array must not be larger than what follows it."""
+    if not item.filename.endswith(".npy"):
+        raise DocumentError(f"{where}: not an array: expected names that end in .npy, as numpy.savez writes them")
+    try:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+    except (ValueError, EOFError) as error:
+        raise DocumentError(f"{where}: no npy header: not an array ({' '.join(str(error).split())[:80]})") from None
+    if dtype.hasobject:
+        raise DocumentError(f"{where}: not a readable npz array: it holds Python objects, refused")
+    if math.prod(shape) > MAX_VALUES or math.prod(shape) * dtype.itemsize > item.file_size:
+        raise DocumentError(
+            f"{where}: not a readable npz array: {item.file_size} bytes cannot be {dtype} {list(shape)}"
+        )
+    member.seek(0)
+    return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _members(path: Path) -> list[zipfile.ZipInfo]:
+    """The members of a zip, whose list is measured before it is read: each entry becomes a large Python object."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16 - 22))
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    size = int.from_bytes(tail[end + 12 : end + 16], "little") if end >= 0 else 0
+    if size > MAX_DIRECTORY_BYTES:
+        raise DocumentError(f"{path}: a list of members of {size >> 20} MiB, refused")
+    with zipfile.ZipFile(path) as archive:
+        return archive.infolist()
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -114,15 +168,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def to_array(value: object, where: str, kinds: str) -> np.ndarray:
-    """A plain tensor or array of numbers; ``kinds`` are numpy's letters: i and u integers, f floats.
+    """A plain tensor or array of numbers, or nested lists; ``kinds`` are numpy's letters: i and u integers, f floats.
 
     A tensor may be a view that repeats a small storage without end, so its size is checked before it is copied.
     """
-    expected = "integers" if "f" not in kinds else "floats" if kinds == "f" else "numbers"
+    expected = "integers" if "f" not in kinds else "floats" if kinds == "f" else "integers or floats"
+    if isinstance(value, list):
+        value = _from_lists(value, where, expected)
     if isinstance(value, Tensor):
         if type(value) is not Tensor or value.layout != torch.strided or value.device.type != "cpu":
             raise DocumentError(f"{where}: expected a plain dense tensor")
-        if value.numel() * 8 > MAX_TRACE_BYTES:
+        if value.numel() > MAX_VALUES:
             raise DocumentError(f"{where}: a tensor of {list(value.shape)}, refused (too large)")
         value = value.detach()
         if value.is_quantized or value.is_complex():
@@ -138,6 +194,17 @@ def to_array(value: object, where: str, kinds: str) -> np.ndarray:
     return value
 
 
-def _limit(path: Path, size: int) -> None:
-    if size > MAX_TRACE_BYTES:
-        raise DocumentError(f"{path}: {size >> 20} MiB (unpacked), refused (limit {MAX_TRACE_BYTES >> 20} MiB)")
+def _from_lists(value: list[Any], where: str, expected: str) -> np.ndarray:
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError, RecursionError):
+        raise DocumentError(f"{where}: a ragged list: expected {expected} in rows of equal length") from None
+    if array.dtype.kind not in "iuf":
+        raise DocumentError(f"{where}: expected {expected}, got other things than numbers of at most 64 bits")
+    return array
+
+
+def _limit(path: Path, size: int, most: int | None = None) -> None:
+    most = MAX_TRACE_BYTES if most is None else min(most, MAX_TRACE_BYTES)
+    if size > most:
+        raise DocumentError(f"{path}: {size >> 20} MiB (unpacked), refused (limit {most >> 20} MiB)")

@@ -12,8 +12,10 @@ from ....spec.document import show
 from ....spec.errors import DocumentError
 from ....spec.model import MAX_EXPERTS
 from ....spec.trace import Trace
-from .files import read_npz, to_array
-from .records import COUNTS_ONLY, Options, add_counts, agree
+from .counts import summed
+from .files import read_npz
+from .options import Options, agree
+from .records import COUNTS_ONLY, agree_with_model, check_shape, tokens_trace
 
 FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
 
@@ -24,17 +26,21 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     notes = [f"{show(name)}: not a field of a trace, dropped" for name in sorted(set(arrays) - FIELDS)]
     model, source = (_text(arrays.get(name), f"{path}: {name}") for name in ("model", "source"))
     told = _number(arrays.get("num_experts"), f"{path}: num_experts")
-    if told is not None:
+    if told is not None and told != (options.num_experts or told) + (options.zero_experts or 0):
         agree("num-experts", told, options.num_experts, str(path))
     experts = options.num_experts if told is None else told
     if "expert_ids" not in arrays:
         if "expert_counts" not in arrays:
             raise DocumentError(f"{path}: holds neither expert_ids nor expert_counts")
-        counts = _counts(arrays["expert_counts"], f"{path}: expert_counts", notes)
+        counts, steps = summed(arrays["expert_counts"], f"{path}: expert_counts")
+        if steps is not None:
+            notes.append(f"expert_counts of {steps} steps: summed")
         if experts not in (None, counts.shape[1]):
             raise DocumentError(f"{path}: expert_counts of {counts.shape[1]} experts, num_experts is {experts}")
-        agree("layers", len(counts), options.layers, str(path))
-        return Trace.of_counts(counts, model=model, source=source, where=str(path)), [COUNTS_ONLY, *notes]
+        check_shape(counts, options, str(path))
+        agree_with_model(len(counts), options, str(path))
+        trace = Trace.of_counts(counts, model=model or options.model_name, source=source, where=str(path))
+        return trace, [COUNTS_ONLY, *notes]
     if "expert_counts" in arrays:
         notes.append("expert_counts beside expert_ids: dropped, they are counted again")
     ids, weights = arrays["expert_ids"], arrays.get("expert_weights")
@@ -42,15 +48,25 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
         notes.append("expert_ids [tokens, layers]: taken for top-1")
         ids = ids[:, :, None]
         weights = weights[:, :, None] if weights is not None and weights.ndim == 2 else weights
+    if ids.ndim == 3 and ids.dtype.kind in "iu" and ids.size:
+        check_shape(ids, options, str(path))
+        if options.zero_experts and options.num_experts is not None and int(ids.max()) >= options.num_experts:
+            lengths = arrays.get("seq_len", np.array([len(ids)]))
+            return tokens_trace(ids, lengths, notes, options=options, where=str(path), source=source), notes
     if experts is None and ids.dtype.kind in "iu" and ids.size:
         experts = int(ids.max()) + 1
         notes.append(f"num_experts is not told: the highest number seen gives {experts}")
     trace = Trace.of(
-        ids, experts or 1, expert_weights=weights, seq_len=arrays.get("seq_len"), model=model, source=source,
+        ids,
+        experts or 1,
+        expert_weights=weights,
+        seq_len=arrays.get("seq_len"),
+        model=model or options.model_name,
+        source=source,
         where=str(path),
-    )  # fmt: skip
+    )
     agree("top-k", trace.top_k, options.top_k, str(path))
-    agree("layers", trace.layers, options.layers, str(path))
+    agree_with_model(trace.layers, options, str(path))
     if weights is None:
         notes.append("no expert_weights: taken for even; the first expert may not be the heaviest")
     if "seq_len" not in arrays:
@@ -63,24 +79,11 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
             trace.num_experts,
             expert_weights=np.take_along_axis(trace.expert_weights, order, axis=2),
             seq_len=trace.seq_len,
-            model=model,
+            model=trace.model,
             source=source,
         )
     notes.insert(0, f"per-token routing: {trace.tokens} tokens in {len(trace.seq_len)} sequences, top-{trace.top_k}")
     return trace, notes
-
-
-def _counts(value: np.ndarray, where: str, notes: list[str]) -> np.ndarray:
-    counts = to_array(value, where, "iuf")
-    if counts.ndim not in (2, 3) or 0 in counts.shape or counts.shape[-1] > MAX_EXPERTS:
-        raise DocumentError(f"{where}: expected [layers, experts], got {list(counts.shape)}")
-    if not np.isfinite(counts).all():
-        raise DocumentError(f"{where}: must be finite")
-    counts = add_counts(None, counts, where)
-    if counts.ndim == 3:
-        notes.append(f"expert_counts of {len(counts)} steps: summed")
-        counts = counts.sum(axis=0)
-    return counts
 
 
 def _number(value: np.ndarray | None, where: str) -> int | None:

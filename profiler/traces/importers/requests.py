@@ -1,9 +1,11 @@
 """Routed experts that an engine returns with each request's answer, kept as JSON or JSON lines.
 
-- vLLM: ``prompt_routed_experts`` and ``outputs[i]`` or ``choices[i].routed_experts``, nested lists [tokens, layers,
-  top_k], or base64 of an npy.
-- SGLang: ``meta_info.routed_experts``, base64 of int32 [tokens, layers, top_k] without its shape; every layer of the
-  model, dense ones as zeros.
+- vLLM: ``outputs[i]`` or ``choices[i].routed_experts``, nested lists [tokens, layers, top_k], or base64 of an npy of
+  uint8 or uint16 (before 0.33 int16, with the prompt apart as ``prompt_routed_experts``). Every choice of a request
+  repeats its prompt. Source: vllm/model_executor/layers/fused_moe/routed_experts_capturer.py, 0.33.0.
+- SGLang: ``meta_info.routed_experts`` or ``sglext.routed_experts``, base64 of int32 [tokens, layers, top_k] without its
+  shape; every layer of the model, dense ones as zeros; the rows from ``routed_experts_start_len`` to the token before
+  the last. Source: sglang/srt/managers/scheduler_components/batch_result_processor.py, 0.5.23.
 
 A bare nested list is one request, a list of them several. Engines clear their buffers with zeros, so a token's row of
 zeros was not recorded (the last token of an answer is never routed, cached ones may be missing).
@@ -11,58 +13,84 @@ zeros was not recorded (the last token of an answer is never routed, cached ones
 
 import base64
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ....spec.document import read_text, show
+from ....spec.document import show
 from ....spec.errors import DocumentError
-from ....spec.model import MAX_EXPERTS, MAX_LAYERS
+from ....spec.model import MAX_EXPERTS
 from ....spec.trace import Trace
 from .files import readable
-from .records import UNORDERED, Options, tokens_trace
+from .flat import flat_shape
+from .json_files import ACCEPTED, depth_of, found
+from .options import Options
+from .prompts import count_prompt_once
+from .records import UNORDERED, limit_choices, tokens_trace
 
 FIELD = "routed_experts"
 PROMPT = "prompt_routed_experts"
+START = "routed_experts_start_len"
+NPY_IN_BASE64 = "k05VTVBZ"
+OF_A_REQUEST = {"text", "meta_info", "choices", "outputs", "prompt", "prompt_token_ids", "usage", "request_id"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
-    """One answer: its parts in order (lists or base64), and the tokens that the engine says it has."""
+    """One answer.
 
-    parts: list[Any]
-    tokens: int | None
+    rows: [tokens, layers, top_k], or flat where the record has no shape. Then what the engine tells of it, None where
+    it does not: prompt and completion tokens, tokens whose rows were left out at the start.
+    """
+
+    rows: np.ndarray
     where: str
+    prompt: int | None = None
+    completion: int | None = None
+    start: int | None = None
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """Every answer with routed experts in a JSON or JSON lines file."""
-    answers = [answer for where, body in _bodies(path) for answer in _answers(body, where)]
+def answers_of(bodies: Iterable[tuple[str, Any]], notes: list[str], where: str) -> list[Answer]:
+    """Every answer with routed experts, the prompt of a request's choices once; ``where`` names the file."""
+    answers: list[Answer] = []
+    seen, of_a_request, choices, size = "", False, 0, 0
+    for place, body in bodies:
+        seen = seen or found(body)
+        for name, item in _requests(body, place):
+            of_a_request |= isinstance(item, dict) and not OF_A_REQUEST.isdisjoint(item)
+            own = list(_answers(item, name))
+            choices += len(own) if len(own) > 1 and count_prompt_once(own, item, notes) else 0
+            answers += own
+            size += sum(answer.rows.size for answer in own)
+            limit_choices(0, size, where)
+    if not answers and of_a_request:
+        raise DocumentError(f"{where}: no request has {FIELD}: start the engine with --enable-return-routed-experts")
     if not answers:
-        raise DocumentError(f"{path}: no request has {FIELD}: start the engine with --enable-return-routed-experts")
+        raise DocumentError(f"{where}: holds {seen}: no recording of routing. {ACCEPTED}")
+    if choices:
+        notes.append(f"{choices} choices repeat the prompt of their request: each prompt is counted once")
     return answers
 
 
-def is_flat(answers: list[Answer]) -> bool:
-    """Whether an answer is base64 of bare integers, as SGLang writes it."""
-    return any(isinstance(part, str) and not part.startswith("k05VTVBZ") for a in answers for part in a.parts)
+def is_flat(body: Any) -> bool | None:
+    """Whether a document's first answer is base64 of bare integers, as SGLang's; None where it has no answer."""
+    for name, item in _requests(body, ""):
+        for part in _parts(item, name):
+            return isinstance(part, str) and not part.startswith(NPY_IN_BASE64)
+    return None
 
 
 def answers_trace(answers: list[Answer], notes: list[str], *, options: Options, where: str, source: str) -> Trace:
     """A sequence per answer."""
-    arrays = [_whole(answer) for answer in answers]
-    flat = [(answer, values) for answer, values in zip(answers, arrays, strict=True) if values.ndim == 1]
+    flat = [answer for answer in answers if answer.rows.ndim == 1]
     if flat:
-        layers, top_k = _flat_shape(flat, options, where)
-        for answer, values in flat:
-            if values.size % (layers * top_k):
-                raise DocumentError(f"{answer.where}: {values.size} integers are no multiple of {layers} x {top_k}")
-        arrays = [values.reshape(-1, layers, top_k) if values.ndim == 1 else values for values in arrays]
-    return requests_trace(arrays, notes, options=options, where=where, source=source)
+        layers, top_k = flat_shape(flat, options, where, notes)
+        for answer in flat:
+            answer.rows = answer.rows.reshape(-1, layers, top_k)
+    return requests_trace([a.rows for a in answers], notes, options=options, where=where, source=source)
 
 
 def requests_trace(arrays: list[np.ndarray], notes: list[str], *, options: Options, where: str, source: str) -> Trace:
@@ -72,10 +100,12 @@ def requests_trace(arrays: list[np.ndarray], notes: list[str], *, options: Optio
         notes.append(f"{len(arrays) - len(full)} requests without a token: dropped")
     if not full:
         raise DocumentError(f"{where}: zero requests with tokens")
+    limit_choices(sum(len(array) for array in full), sum(array.size for array in full), where)
     ids = join(full, where)
     lengths = np.array([len(array) for array in full])
     trace = tokens_trace(ids, lengths, notes, options=options, where=where, source=source, zero_is_empty=True)
-    notes.append(UNORDERED)
+    if not trace.counts_only:
+        notes.append(UNORDERED)
     return trace
 
 
@@ -94,63 +124,73 @@ def join(arrays: list[np.ndarray], where: str) -> np.ndarray:
     return np.concatenate([array.astype(np.int32) for array in arrays])
 
 
-def _bodies(path: Path) -> Iterator[tuple[str, Any]]:
-    text = read_text(path)
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DocumentError(f"{path}: empty")
-    try:
-        bodies = [(str(path), json.loads(text))]
-    except (ValueError, RecursionError) as error:
-        if len(lines) == 1 or path.suffix == ".json":
-            raise DocumentError(f"{path}: not JSON ({error})") from None
-        bodies = []
-        for number, line in lines:
-            try:
-                bodies.append((f"{path}:{number}", json.loads(line)))
-            except (ValueError, RecursionError) as broken:
-                raise DocumentError(f"{path}:{number}: not JSON ({broken})") from None
-    for where, body in bodies:
-        several = isinstance(body, list) and body and (isinstance(body[0], dict) or _depth(body) == 4)
-        yield from ((f"{where}[{i}]", item) for i, item in enumerate(body)) if several else [(where, body)]
+def _requests(body: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """The requests of a document: the items of a list of answers, else itself."""
+    several = isinstance(body, list) and body and (isinstance(body[0], dict) or depth_of(body) == 4)
+    yield from ((f"{where}[{i}]", item) for i, item in enumerate(body)) if several else [(where, body)]
+
+
+def _places(body: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where an answer can be: the document itself, SGLang's extension of OpenAI's format, each choice."""
+    yield where, body
+    if isinstance(body.get("sglext"), dict):
+        yield f"{where}.sglext", body["sglext"]
+    for name in ("outputs", "choices"):
+        if isinstance(body.get(name), list):
+            for i, item in enumerate(body[name]):
+                if isinstance(item, dict):
+                    yield f"{where}.{name}[{i}]", item
+
+
+def _value(item: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    meta = item["meta_info"] if isinstance(item.get("meta_info"), dict) else {}
+    return (meta.get(FIELD) if item.get(FIELD) is None else item[FIELD]), meta
+
+
+def _parts(body: Any, where: str) -> Iterator[Any]:
+    """Whatever is routed experts in a request, not decoded."""
+    if isinstance(body, list):
+        yield body
+    if isinstance(body, dict):
+        if body.get(PROMPT) is not None:
+            yield body[PROMPT]
+        yield from (value for _, item in _places(body, where) if (value := _value(item)[0]) is not None)
 
 
 def _answers(body: Any, where: str) -> Iterator[Answer]:
     if isinstance(body, list):
-        yield Answer([body], None, where)
+        yield Answer(_decode(body, where), where)
         return
     if not isinstance(body, dict):
-        raise DocumentError(f"{where}: expected a request's answer, got {show(body)}")
-    prompt = [body[PROMPT]] if body.get(PROMPT) is not None else []
-    places: list[tuple[str, Any]] = [(where, body)]
-    for name in ("outputs", "choices"):
-        several = body.get(name)
-        if isinstance(several, list):
-            places += [(f"{where}.{name}[{i}]", item) for i, item in enumerate(several)]
-    for place, item in places:
-        if not isinstance(item, dict):
+        raise DocumentError(f"{where}: expected a request's answer, got {show(body)}. {ACCEPTED}")
+    prompt = [_decode(body[PROMPT], f"{where}.{PROMPT}")] if body.get(PROMPT) is not None else []
+    usage = body["usage"] if isinstance(body.get("usage"), dict) else {}
+    single = sum(_value(item)[0] is not None for _, item in _places(body, where)) == 1
+    for place, item in _places(body, where):
+        value, meta = _value(item)
+        if value is None:
             continue
-        meta = item["meta_info"] if isinstance(item.get("meta_info"), dict) else {}
-        value = meta.get(FIELD) if item.get(FIELD) is None else item[FIELD]
-        if value is not None:
-            yield Answer([*prompt, value], _tokens(meta), f"{place}.{FIELD}")
-            prompt = []  # several answers share one prompt, which is routed once
+        told = meta if meta else usage if single else {}
+        start = next((size for holder in (meta, item, body) if (size := _size(holder, START)) is not None), None)
+        rows = _whole([*prompt, _decode(value, f"{place}.{FIELD}")], f"{place}.{FIELD}")
+        yield Answer(rows, f"{place}.{FIELD}", _size(told, "prompt_tokens"), _size(told, "completion_tokens"), start)
+        prompt = []  # several answers share one prompt, which is routed once
     if prompt:
-        yield Answer(prompt, None, f"{where}.{PROMPT}")
+        yield Answer(prompt[0], f"{where}.{PROMPT}")
 
 
-def _tokens(meta: dict[str, Any]) -> int | None:
-    """Tokens that were routed: the last one of an answer never is."""
-    counts = [meta.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    known = [count for count in counts if type(count) is int and 0 <= count < 2**40]
-    return sum(known) - 1 if len(known) == 2 else None
+def _size(holder: dict[str, Any], name: str) -> int | None:
+    """A number of tokens, where the holder tells one."""
+    value = holder.get(name)
+    return value if type(value) is int and 0 <= value < 2**40 else None
 
 
-def _whole(answer: Answer) -> np.ndarray:
+def _whole(parts: list[np.ndarray], where: str) -> np.ndarray:
     """All parts of an answer in one: [tokens, layers, top_k], or flat if that is all they are."""
-    parts = [_decode(part, answer.where) for part in answer.parts]
     parts = [part for part in parts if part.size] or parts[:1]
-    return np.concatenate(parts) if all(part.ndim == 1 for part in parts) else join(parts, answer.where)
+    if all(part.ndim == 1 for part in parts):
+        return np.concatenate(parts)
+    return join(parts, where) if len(parts) > 1 else parts[0]
 
 
 def _decode(part: Any, where: str) -> np.ndarray:
@@ -177,32 +217,4 @@ def _decode(part: Any, where: str) -> np.ndarray:
     if values.ndim != 3 or values.dtype.kind not in "iu":
         kind = "other things than small integers" if values.dtype.kind not in "iu" else f"{values.ndim} dimensions"
         raise DocumentError(f"{where}: expected integers [tokens, layers, top_k], got {kind}")
-    return values
-
-
-def _flat_shape(flat: list[tuple[Answer, np.ndarray]], options: Options, where: str) -> tuple[int, int]:
-    """Layers and top_k of arrays without a shape: told, or the one number of layers that fits every answer's tokens."""
-    top_k = options.top_k
-    if top_k is None:
-        raise DocumentError(f"{where}: base64 does not tell its shape: give --top-k")
-    if options.layers is not None:
-        return options.layers, top_k
-    fitting: set[int] | None = None
-    for answer, values in flat:
-        if answer.tokens is None:
-            raise DocumentError(f"{answer.where}: neither its shape nor its tokens are told: give --layers")
-        # Some versions also return the answer's last token.
-        rows = [tokens * top_k for tokens in (answer.tokens, answer.tokens + 1) if tokens > 0]
-        own = {values.size // row for row in rows if values.size % row == 0 and values.size // row <= MAX_LAYERS}
-        fitting = own if fitting is None else fitting & own
-    if not fitting or len(fitting) > 1:
-        found = "no number of layers fits" if not fitting else f"{' or '.join(map(str, sorted(fitting)))} layers fit"
-        raise DocumentError(f"{where}: {found} top-{top_k} and the requests' tokens: give --layers")
-    return fitting.pop(), top_k
-
-
-def _depth(value: Any) -> int:
-    depth = 0
-    while isinstance(value, list) and depth < 5:
-        depth, value = depth + 1, value[0] if value else None
-    return depth
+    return values.astype(np.int32) if abs(values).max(initial=0) < 2**31 else values

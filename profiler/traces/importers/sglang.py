@@ -1,17 +1,18 @@
-"""SGLang's expert distribution recorder: files of `torch.save`, one per rank and recording.
+"""SGLang's expert distribution recorder: files of `torch.save`, one per rank and recording, or the same as JSON.
 
 - stat, stat_approx: ``{rank, logical_count: int32 [steps, L, E], ...}``, summed over ranks by SGLang; the steps are a
-  circular buffer whose unused ones are zero.
+  circular buffer whose unused ones are zero. Averages are floats; people also keep the bare tensor or JSON.
 - per_pass: ``{records: [{forward_pass_id, rank, gatherer_key, global_physical_count [L, P]}],
   last_physical_to_logical_map [L, P]}``, each rank counting the tokens that it saw.
 - per_token: the same with input_ids, positions, extend_seq_lens and topk_ids_of_layer [L, T, 8], physical ids padded
   with -1.
 
 Routed experts that SGLang returns with each answer are JSON, see requests.py.
-Source: sglang/srt/eplb/expert_distribution.py.
+Source: sglang/srt/eplb/expert_distribution.py, 0.5.23.
 Shape letters: L layers, E experts, P physical experts, T tokens, K top-k.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,19 @@ from torch import Tensor
 
 from ....spec.document import show
 from ....spec.errors import DocumentError
-from ....spec.model import MAX_EXPERTS
 from ....spec.trace import Trace
-from .files import file_size, read_torch, recording, to_array
+from .counts import map_back, read_map, summed
+from .files import read_torch, recording, to_array
+from .json_files import depth_of, read_bodies
+from .options import Options
 from .ranks import Record, merge_ranks
-from .records import UNORDERED, Options, add_counts, counts_trace, tokens_trace
-from .requests import answers_trace, read_answers
+from .records import UNORDERED, add_counts, counts_trace, limit_choices, tokens_trace
+from .requests import answers_of, answers_trace
 
 MAP = "last_physical_to_logical_map"
+JSON = (".json", ".jsonl")
+
+Contents = list[tuple[str, dict[Any, Any]]]
 
 
 def recognise(content: object) -> bool:
@@ -38,17 +44,21 @@ def recognise(content: object) -> bool:
 def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     """A recorder file, or the folder with all files of a recording; or JSON of answers with routed experts."""
     notes: list[str] = []
-    if path.suffix in (".json", ".jsonl"):
-        file_size(path)
-        source = "SGLang routed experts"
-        return answers_trace(read_answers(path), notes, options=options, where=str(path), source=source), notes
-    files = recording(path, (".pt",))
-    contents = []
-    for file in files:
-        content = read_torch(file)
-        if not isinstance(content, dict) or not recognise(content):
-            raise DocumentError(f"{file}: not SGLang's recorder: neither logical_count nor records")
-        contents.append((file, content))
+    contents: Contents = []
+    kinds = JSON if path.is_dir() and not any(path.glob("*.pt")) else (".pt",)
+    for file in recording(path, kinds):
+        if file.suffix not in JSON:
+            contents.append((str(file), _content(read_torch(file), str(file), notes)))
+            continue
+        bodies = read_bodies(file)
+        where, body = next(bodies)
+        if not recognise(body) and not _is_table(body):
+            answers = answers_of(chain([(where, body)], bodies), notes, str(file))
+            if contents:
+                raise DocumentError(f"{path}: answers of requests beside recordings: import them apart")
+            source = "SGLang routed experts"
+            return answers_trace(answers, notes, options=options, where=str(path), source=source), notes
+        contents += [(place, _content(each, place, notes)) for place, each in chain([(where, body)], bodies)]
     statistics = ["logical_count" in content for _, content in contents]
     if any(statistics) and not all(statistics):
         raise DocumentError(f"{path}: statistics (logical_count) beside records: import one recording at a time")
@@ -57,43 +67,59 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     return _read_records(path, contents, options, notes), notes
 
 
-def _read_statistics(
-    path: Path, contents: list[tuple[Path, dict[Any, Any]]], options: Options, notes: list[str]
-) -> Trace:
+def _is_table(body: Any) -> bool:
+    """Lists [layers, experts], or floats in lists of any depth: counts without their name, never expert ids."""
+    depth = depth_of(body)
+    inner = body
+    for _ in range(depth):
+        inner = inner[0] if inner else None
+    return (depth == 2 and type(inner) in (int, float)) or (depth == 3 and type(inner) is float)
+
+
+def _content(content: object, where: str, notes: list[str]) -> dict[Any, Any]:
+    """The recorder's dictionary; a bare tensor or table is its logical_count."""
+    if isinstance(content, Tensor) or _is_table(content):
+        notes.append(f"{Path(where).name}: bare numbers, taken for logical_count [layers, experts] or its steps")
+        return {"logical_count": content}
+    if not isinstance(content, dict) or not recognise(content):
+        raise DocumentError(f"{where}: not SGLang's recorder: neither logical_count nor records")
+    return content
+
+
+def _read_statistics(path: Path, contents: Contents, options: Options, notes: list[str]) -> Trace:
     total: np.ndarray | None = None
     seen: set[bytes] = set()
-    for file, content in contents:
-        counts = to_array(content["logical_count"], f"{file}: logical_count", "iu")
-        if counts.ndim not in (2, 3) or 0 in counts.shape or counts.shape[-1] > MAX_EXPERTS:
-            raise DocumentError(f"{file}: logical_count: expected [steps, layers, experts], got {list(counts.shape)}")
+    for where, content in contents:
+        value, name = content["logical_count"], Path(where).name
+        counts, steps = summed(value, f"{where}: logical_count")
         if counts.tobytes() in seen:
-            notes.append(f"{file.name}: the same counts as another file (SGLang sums over ranks itself): counted once")
+            notes.append(f"{name}: the same counts as another file (SGLang sums over ranks itself): counted once")
             continue
         seen.add(counts.tobytes())
-        if counts.ndim == 3:
-            used, steps = int(counts.any(axis=(1, 2)).sum()), len(counts)
+        if steps is not None:
+            used = int(to_array(value, where, "iuf").any(axis=(1, 2)).sum())
             full = "; it may have wrapped, earlier passes are then lost" if used == steps else ", the rest is unused"
-            notes.append(f"{file.name}: {used} of {steps} steps of the circular buffer hold counts{full}")
-            if counts.min() < 0:
-                raise DocumentError(f"{file}: logical_count: a negative count ({counts.min()})")
-            counts = counts.sum(axis=0, dtype=np.float64)
-        total = add_counts(total, counts, f"{file}: logical_count")
+            notes.append(f"{name}: {used} of {steps} steps of the circular buffer hold counts{full}")
+        total = add_counts(total, counts, f"{where}: logical_count")
     assert total is not None
     if len(seen) > 1:
         notes.append(f"{len(seen)} recordings with different counts: summed")
     return counts_trace(total, notes, options=options, where=str(path), source="SGLang recorder, stat")
 
 
-def _read_records(path: Path, contents: list[tuple[Path, dict[Any, Any]]], options: Options, notes: list[str]) -> Trace:
+def _read_records(path: Path, contents: Contents, options: Options, notes: list[str]) -> Trace:
     records: list[Record] = []
     experts, moved = set(), False
     for file, content in contents:
-        logical = _map(content.get(MAP), file)
+        if content.get(MAP) is None:
+            raise DocumentError(f"{file}: {MAP} is missing: physical ids cannot be mapped back")
+        logical = read_map(content[MAP], f"{file}: {MAP}")
         experts.add(int(logical.max()) + 1)
         moved |= bool((logical != np.arange(logical.shape[1])).any())
         if not isinstance(content["records"], list):
             raise DocumentError(f"{file}: records: expected a list, got {show(content['records'])}")
         records += [_record(body, logical, f"{file}: records[{i}]") for i, body in enumerate(content["records"])]
+        limit_choices(0, sum(record.values.size for record in records if record.values.ndim == 3), str(path))
     if not records:
         raise DocumentError(f"{path}: zero records: SGLang recorded no forward pass")
     if len(experts) > 1:
@@ -126,25 +152,10 @@ def _read_records(path: Path, contents: list[tuple[Path, dict[Any, Any]]], optio
     trace = tokens_trace(
         ids, lengths, notes, options=options, where=str(path), source="SGLang recorder, per_token", num_experts=number
     )
-    if trace.top_k < width:
+    if not trace.counts_only and trace.top_k < width:
         notes.append(f"the file has room for {width} experts per token, {trace.top_k} are used: -1 padding dropped")
     notes.append(f"SGLang: {UNORDERED}")
     return trace
-
-
-def _map(value: object, file: Path) -> np.ndarray:
-    """[L, P] logical expert of every physical one, checked."""
-    if value is None:
-        raise DocumentError(f"{file}: {MAP} is missing: physical ids cannot be mapped back")
-    logical = to_array(value, f"{file}: {MAP}", "iu")
-    if logical.ndim != 2 or 0 in logical.shape:
-        raise DocumentError(f"{file}: {MAP}: expected [layers, physical experts], got {list(logical.shape)}")
-    if logical.min() < 0 or int(logical.max()) >= min(logical.shape[1], MAX_EXPERTS):
-        raise DocumentError(
-            f"{file}: {MAP}: expected experts in 0..{min(logical.shape[1], MAX_EXPERTS) - 1}, found "
-            f"{int(logical.min())}..{int(logical.max())}"
-        )
-    return logical.astype(np.int32)
 
 
 def _record(body: object, logical: np.ndarray, where: str) -> Record:
@@ -174,11 +185,7 @@ def _logical_counts(value: object, logical: np.ndarray, where: str) -> np.ndarra
     counts = to_array(value, where, "iu")
     if counts.shape != logical.shape:
         raise DocumentError(f"{where}: expected {list(logical.shape)} as {MAP}, got {list(counts.shape)}")
-    if counts.min() < 0:
-        raise DocumentError(f"{where}: a negative count ({counts.min()})")
-    found = np.zeros((len(logical), int(logical.max()) + 1))
-    np.add.at(found, (np.arange(len(logical))[:, None], logical), counts)
-    return found
+    return map_back(add_counts(None, counts, where), logical)
 
 
 def _logical_ids(value: object, logical: np.ndarray, where: str) -> np.ndarray:

@@ -11,10 +11,11 @@ import numpy as np
 
 from ....spec.document import parse_object, read_text, show
 from ....spec.errors import DocumentError
-from ....spec.model import MAX_EXPERTS
+from ....spec.model import MAX_EXPERTS, MAX_LAYERS
 from ....spec.trace import Trace
 from .files import read_safetensors, recording, to_array
-from .records import Options, add_counts, counts_trace, ranges
+from .options import Options
+from .records import add_counts, counts_trace, ranges
 
 META = "meta_info.json"
 
@@ -34,9 +35,13 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     iterations: set[int] = set()
     contents = []
     for file in files:
-        tensors = {name: to_array(tensor, f"{file}: {name}", "iu") for name, tensor in read_safetensors(file).items()}
+        loaded = read_safetensors(file)
+        names = {name: re.fullmatch(r"([0-9]{1,15})_([0-9]{1,15})", name) for name in loaded}
+        if len({match[2] for match in names.values() if match}) > MAX_LAYERS:
+            raise DocumentError(f"{file}: more than {MAX_LAYERS} layers")
+        tensors = {name: to_array(tensor, f"{file}: {name}", "iu") for name, tensor in loaded.items()}
         for name, counts in tensors.items():
-            match = re.fullmatch(r"([0-9]{1,15})_([0-9]{1,15})", name)
+            match = names[name]
             if not match:
                 raise DocumentError(f"{file}: {show(name)}: expected {{iteration}}_{{layer}}")
             if counts.shape != (experts,):
@@ -52,6 +57,15 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     if others and all(_same(first, other) for other in others):
         notes.append("all ranks hold the same counts (tensor parallelism): each choice is counted once per rank")
     order = sorted(layers)
+    model = options.model
+    if model is not None and model.layers and any(layer >= model.layers for layer in order):
+        extra = [layer for layer in order if layer >= model.layers]
+        notes.append(
+            f"layers {ranges(extra)} are beyond the {model.layers} of {model.name} (multi-token prediction): dropped"
+        )
+        order = [layer for layer in order if layer < model.layers]
+    if not order:
+        raise DocumentError(f"{path}: no layer below the {model.layers if model else 0} of the model")
     notes.append(f"layers are the model's {ranges(order)}")
     counts = np.stack([layers[layer] for layer in order])
     source = "TensorRT-LLM expert statistics"
