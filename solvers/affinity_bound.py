@@ -40,7 +40,7 @@ from .affinity_cap import CapRows
 from .affinity_problem import AffinityProblem, Level, Place
 from .affinity_rows import LoadRows, Rows
 from .affinity_semidefinite import least_leaving
-from .balance import balance_bound, over_ideal
+from .balance import balance_bound, idle, over_ideal
 
 NAMES = ("slots", "matching", "spectral", "semidefinite", "triangle")  # in this order
 DEFAULT_STEPS = 400
@@ -90,11 +90,12 @@ def affinity_bounds(
     bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, room).sum()) for level, room in sized)}
     if steps > 0 and levels and time.perf_counter() - started < time_limit:
         relative = None if samples is None or balance_cap == math.inf else _over_ideal(problem, samples)
+        cap = balance_cap - (0.0 if relative is None else idle(relative))
 
         def relaxed(level: Level, room: np.ndarray) -> dict[str, float]:
             places, largest = len(room), int(room.max())
             rows = _load_rows(problem, level, places * largest)
-            rows += _cap_rows(problem, level, places * largest, relative, balance_cap)
+            rows += _cap_rows(problem, level, places * largest, relative, cap)
             return least_leaving(counts, places, largest, rows, steps=steps, deadline=started + time_limit)
 
         with ThreadPoolExecutor(len(levels)) as pool:

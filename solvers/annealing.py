@@ -43,7 +43,7 @@ from .annealing_chain import WARMEST, Problem, load_kernels
 from .annealing_relabel import Groups
 from .annealing_splice import Costs, splice
 from .annealing_walks import GENERATIONS, THREADS, Walks
-from .balance import check_cap, checked, longest_first, mean_balance, over_ideal
+from .balance import check_cap, checked, idle, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
 STEPS_PER_EXPERT, MOST_STEPS = 1_500, 50_000_000  # proposals of each chain
@@ -175,7 +175,7 @@ def anneal(
         speed=speeds,
         host=host.astype(np.int64),
         weights=(device_weight, host_weight - device_weight),
-        cap=balance_cap,
+        cap=balance_cap - idle(samples),
         price=price,
         previous=start if previous is None else previous,
         max_moves=-1 if max_moves is None else max_moves,
@@ -199,7 +199,7 @@ def anneal(
     elif mean_balance(start, samples, speeds) <= balance_cap:
         best = start
     else:
-        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {walks.coolest:.6g}, the best"
+        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {walks.coolest + idle(samples):.6g}, the best"
         raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"

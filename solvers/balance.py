@@ -7,6 +7,7 @@
     (1) slots:  #{e: d[l, e] = g} <= capacity[g]      ``longest_first``
 
 ``balance`` reports it as engines do: the hottest device over the ideal sum_e load[l][e] / sum_g speed[g]; 1 is perfect.
+A layer without load counts 1, as in ``spec.balance``, which says why; solvers leave it out and add it to their means.
 """
 
 # L layers, E experts, G devices
@@ -41,26 +42,26 @@ def balance(device_of: ArrayLike, load: ArrayLike, speed: ArrayLike) -> np.ndarr
 
 
 def over_ideal(load: np.ndarray, speed: np.ndarray) -> np.ndarray:
-    """Load [..., E] over the ideal finish of its layer; a layer without load counts as evenly loaded."""
+    """Load [..., E] over the ideal finish of its layer; a layer without load stays so (``idle`` counts it)."""
     ideal = load.sum(axis=-1, keepdims=True) / speed.sum()
-    even = speed.sum() / load.shape[-1]
-    return np.where(ideal > 0, load / np.where(ideal > 0, ideal, 1.0), even)
+    return load / np.where(ideal > 0, ideal, 1.0)
 
 
-def finish_of(device_of: np.ndarray, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
-    """[L, G] load over speed; device_of, load: [L, E]."""
-    return np.stack([finish(d, row, speed) for d, row in zip(device_of, load, strict=True)])
+def idle(load: np.ndarray) -> float:
+    """What samples and layers without load add to a mean balance: the part that they are; load: [..., E]."""
+    return float((load.sum(axis=-1) == 0).mean())
 
 
 def mean_balance(device_of: np.ndarray, load: np.ndarray, speed: np.ndarray) -> float:
     """Mean over samples and layers of the hottest device over the ideal; device_of: [L, E], load: [S, L, E]."""
-    return float(np.mean([finish_of(device_of, sample, speed).max(axis=1) for sample in over_ideal(load, speed)]))
+    return float(np.mean([balance(device_of, sample, speed) for sample in load]))
 
 
 def check_cap(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, cap: float) -> None:
     """Raise ``Infeasible`` where no placement can keep the mean balance to ``cap``, with the bound. load: [S, L, E]."""
     relative = over_ideal(load, speed)
     least = float(np.mean([[balance_bound(row, speed, capacity) for row in sample] for sample in relative]))
+    least += idle(load)
     if least > cap * (1 + 1e-9):
         raise Infeasible(
             f"no placement has a mean balance of {cap:.6g} or less: it is proven to be at least {least:.6g}",

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from ...solvers import compiled
+from ...solvers.balance import idle
 from ...solvers.replication import replicate
 from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import SolverError
+from ...spec import balance
 from ...spec.catalogue import load_model
 from ...spec.errors import MoeplanError
 from ...spec.placement import Placement, Score, Scores
@@ -190,10 +192,8 @@ def _outside(trace: Trace, low: float, high: float) -> Trace | None:
 
 def over_ideal(placement: Placement, counts: np.ndarray) -> np.ndarray:
     """[L, G] each device's time over that of all devices equally busy; 1 in a layer without load. counts: [L, E]."""
-    speed = _speed(placement)
     load = np.stack([row @ layer.share_matrix(len(row)) for row, layer in zip(counts, placement.layers, strict=True)])
-    ideal = counts.sum(axis=1, keepdims=True) / speed.sum()
-    return np.where(ideal > 0, load / speed / np.where(ideal > 0, ideal, 1.0), 1.0)
+    return balance.over_ideal(load, _speed(placement))
 
 
 def measure(placement: Placement, trace: Trace) -> Score:
@@ -285,7 +285,7 @@ def _balance_bound(placement: Placement, counts: np.ndarray, groups: int) -> flo
     """No placement in these slots has a better balance, as a mean over layers. counts: [L, E]."""
     capacity = np.array([device.capacity for device in placement.devices])
     load, speed = _normalised(placement, counts), _speed(placement)
-    return float(hottest_bound(load, speed, capacity, placement.hosts, groups, placement.share_rule).mean())
+    return float(hottest_bound(load, speed, capacity, placement.hosts, groups, placement.share_rule).mean()) + idle(counts)
 
 
 def one_more_slot(
@@ -317,8 +317,8 @@ def one_more_slot(
                 seed=seed,
                 time_limit=SLOT_SECONDS,
             )
-            least = min(least, solution.objective / len(load))
-            found.append((least, min(least, solution.bound / len(load))))
+            least = min(least, solution.objective / len(load) + idle(counts))
+            found.append((least, min(least, solution.bound / len(load) + idle(counts))))
     except SolverError as error:
         return None, f"one more slot: not answered ({error})"
     return OneMoreSlot(now, *found[0], *found[1], sum(sizes) if sizes else None), ""

@@ -24,6 +24,7 @@ POWERS = (1, 3, 6)  # of the gate weights: from nearly even shares to nearly the
 ENOUGH = 50_000  # kinds of pairs, evenly picked, show how to mix a handful of views
 PARTS, PARTS_OF_FEW = 4, 2  # of a recording, and of one of few sequences
 ROUNDS = 100  # of expectation maximisation, which nears the optimum slowly but never leaves it
+LEAST_WEIGHT = 1e-9  # of a view: below it, it has vanished, and only the end of the rounds has kept it from 0
 
 
 def transitions(trace: Trace) -> np.ndarray:
@@ -65,7 +66,8 @@ def mixture(likelihoods: np.ndarray, seen: np.ndarray) -> np.ndarray:
         if not credit.any():
             break
         weights = credit / credit.sum()
-    return weights
+    weights = np.where(weights < LEAST_WEIGHT, 0.0, weights)
+    return weights / weights.sum()
 
 
 def _views(trace: Trace) -> np.ndarray:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ...solvers.balance import idle, over_ideal
 from ...solvers.replication import replicate
 from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
+from ...spec.balance import balance
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
@@ -82,14 +84,10 @@ def place_copies(
 def balance_and_bound(slots: Slots, single: Single, load: np.ndarray, shares: Shares) -> tuple[float, float]:
     """Mean hottest device over the ideal, and its bound over all placements; load: [W, L, E]."""
     fleet = single.fleet
-    ideal = np.maximum(load.sum(axis=2), 1e-300) / fleet.speed.sum()
-    hottest = np.stack([slots.hottest(window, fleet.speed) for window in load])
-    least = np.stack([hottest_bound(w, fleet.speed, fleet.capacity, fleet.hosts, single.groups, shares) for w in load])
-    busy = load.sum(axis=2) > 0
-    return (
-        float(np.where(busy, hottest / ideal, 1.0).mean()),
-        float(np.where(busy, least / ideal, 1.0).mean()),
-    )
+    relative = over_ideal(load, fleet.speed)
+    reached = balance([slots.finish(window, fleet.speed) * fleet.speed for window in load], fleet.speed)
+    least = [hottest_bound(w, fleet.speed, fleet.capacity, fleet.hosts, single.groups, shares) for w in relative]
+    return float(reached.mean()), float(np.mean(least)) + idle(load)
 
 
 def _hosts(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ...spec.balance import balance as balance_of
 from ...spec.placement import PlacementDevice, PlacementLayer, Score
 from ...spec.trace import Trace
 
@@ -22,7 +23,7 @@ def score(layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], 
     names = sorted({device.host for device in devices})
     host_of = np.array([names.index(device.host) for device in devices])
     shares = [layer.share_matrix(trace.num_experts) for layer in layers]
-    balance = np.array([_balance(counts @ s, speed) for counts, s in zip(trace.expert_counts, shares, strict=True)])
+    balance = np.array([balance_of(counts @ s, speed) for counts, s in zip(trace.expert_counts, shares, strict=True)])
     mean, largest = float(balance.mean()), float(balance.max())
     if trace.counts_only:
         return Score(tokens=float(trace.expert_counts[0].sum()), balance_mean=mean, balance_max=largest)
@@ -42,11 +43,6 @@ def score(layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], 
         fanout_device=float(np.mean(fan_device)),
         fanout_host=float(np.mean(fan_host)),
     )
-
-
-def _balance(load: np.ndarray, speed: np.ndarray) -> float:
-    """The hottest device's time over the ideal; 1 without load."""
-    return float((load / speed).max() / (load.sum() / speed.sum())) if load.sum() > 0 else 1.0
 
 
 def _copies(trace: Trace, shares: Sequence[np.ndarray], single: bool) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a trace says: balance of the experts' load, affinity between layers, fan-out of tokens, shift between domains.
 
 Shapes: T tokens, L layers with experts, E experts, K top-k, G devices.
-Entropies and divergences are in bits. Placement here is always linear: expert e lives on device e * G // E.
+Entropies and divergences are in bits. Placement here is always linear: consecutive experts share a device.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...spec import MoeplanError, Trace
+from ...spec.balance import balance
 
 DEFAULT_DEVICES, DEFAULT_HOSTS = 8, 2
 SHUFFLES = 5
@@ -96,15 +97,15 @@ class TraceStats:
 
     @property
     def expert_imbalance(self) -> np.ndarray:
-        """[L] load of the busiest expert over the mean; 1 is even."""
-        return _max_over_mean(self.expert_counts)
+        """[L] load of the busiest expert over the mean; 1 is even, and a layer without tokens."""
+        return balance(self.expert_counts)
 
     @property
     def device_imbalance(self) -> np.ndarray:
-        """[L] load of the busiest device over the mean, under linear placement."""
+        """[L] load of the busiest device over the mean, under linear placement; the balance that ``place`` gives."""
         load = np.zeros((len(self.expert_counts), self.devices))
         np.add.at(load.T, linear_placement(self.expert_counts.shape[1], self.devices), self.expert_counts.T)
-        return _max_over_mean(load)
+        return balance(load)
 
     @property
     def idle_experts(self) -> np.ndarray:
@@ -129,8 +130,12 @@ class TraceStats:
 
 
 def linear_placement(num_experts: int, devices: int) -> np.ndarray:
-    """[E] device of each expert: consecutive experts together, as engines place them by default."""
-    return np.arange(num_experts) * devices // num_experts
+    """[E] device of each expert: consecutive experts together, as engines place them by default.
+
+    Where devices do not divide the experts, the first devices hold one more, as in the placements of ``place``.
+    """
+    blocks = np.array_split(np.arange(num_experts), devices)
+    return np.repeat(np.arange(devices), [len(block) for block in blocks])
 
 
 def trace_stats(
@@ -243,7 +248,3 @@ def _plain(values: np.ndarray | None) -> list | None:
 def _entropy(p: np.ndarray) -> np.ndarray:
     """Bits, of each row."""
     return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(1)
-
-
-def _max_over_mean(load: np.ndarray) -> np.ndarray:
-    return load.max(1) / np.maximum(load.mean(1), np.finfo(float).tiny)

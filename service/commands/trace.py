@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
-from ..console import out, print_json, progress
+from ..console import err, out, print_json, progress
 from ..options import picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|megatron|llama.cpp|transformers|rows|npz"  # the names of profiler.traces.IMPORTERS
@@ -146,3 +147,5 @@ def stats(
         print_json(found.to_dict())
     else:
         out.print(stats_table(found))
+    if note := repeated_rows(recorded):
+        err.print(f"[yellow]note:[/] {note}", highlight=False)

@@ -1,0 +1,77 @@
+"""Single copies placed exactly, where layers are small enough that all their arrangements can be looked at."""
+
+# L layers, N arrangements, E experts, G devices, S samples, T tokens
+
+import math
+from threading import Event
+
+import numpy as np
+
+from ...solvers.affinity_fanout import expert_sets
+from ...solvers.affinity_layers import MOST_PAIRS, Layers, shortest
+from ...solvers.annealing import Affinity
+from ...solvers.arrangements import arrangements, classes, hottest
+from ...solvers.balance import idle, over_ideal
+from ...solvers.result import NotFound, Solution
+from ...spec.trace import Trace
+from .single import Single
+
+METHOD = "dynamic programming over all arrangements of a layer"
+MOST_CELLS = 3e8  # of layers x arrangements x (samples or sets of experts) x devices
+
+
+def place_exactly(
+    single: Single,
+    trace: Trace,
+    affinity: Affinity,
+    load: np.ndarray,
+    cap: float,
+    *,
+    time_limit: float,
+    stop: Event | None = None,
+) -> Solution[np.ndarray] | None:
+    """[L, E] devices of least movement under a cap on the mean balance of ``load`` [S, L, E]; None: not small enough.
+
+    The objective is that of ``movement``; ``max_moves`` is not looked at. None, too, where the time ends first. Raises
+    ``Infeasible`` where no placement keeps the cap.
+    """
+    fleet, layers = single.fleet, trace.layers
+    at = arrangements(trace.num_experts, fleet.capacity, fleet.hosts, single.groups)
+    if at is None or layers * len(at) * len(fleet.speed) * max(len(load), 1) > MOST_CELLS:
+        return None
+    relative, empty = over_ideal(load, fleet.speed), load.sum(axis=2) == 0  # [S, L]
+    heat = np.stack([hottest(at, relative[:, i], fleet.speed) + empty[:, i].mean() for i in range(layers)])
+    inside, between = single.weights
+    levels = [(inside, np.arange(len(fleet.speed))), (between - inside, fleet.hosts)]
+    levels = [(weight, place) for weight, place in levels if weight > 0]
+    cost, transitions = np.zeros(heat.shape), None
+    if single.movement == "coherent" and layers > 1:
+        transitions = affinity.transitions / len(affinity.transitions)
+    else:
+        sets = expert_sets(trace.expert_ids)
+        if sum(members.size for members, _ in sets) * len(at) * len(levels) > MOST_CELLS:
+            return None
+        cost = np.stack([_fan_out(at, one, levels) for one in sets]) / (layers * trace.tokens)
+    first, of_class = classes(at, fleet.capacity, fleet.speed, fleet.hosts)
+    problem = Layers(at, cost, heat, cap, first, of_class, transitions, tuple(levels))
+    if problem.pairs > MOST_PAIRS:
+        return None
+    try:
+        return shortest(problem, time_limit=time_limit, stop=stop)
+    except NotFound:
+        return None
+
+
+def _fan_out(
+    at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]
+) -> np.ndarray:
+    """[N] weighted places that the tokens of a layer need; sets: [Q, K] experts and [Q] tokens."""
+    members, tokens = sets
+    found = np.zeros(len(at))
+    for weight, place in levels:
+        where = place[at]
+        for p in range(int(place.max()) + 1):
+            there = where == p  # [N, E]
+            for chosen, count in zip(members, tokens.tolist(), strict=True):
+                found += weight * count * there[:, chosen].any(axis=1)
+    return found
