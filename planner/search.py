@@ -55,7 +55,8 @@ def solve(
     strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if all devices were
     equal, which shows what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device;
     without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
-    layout is always searched. trace_path: recorded in the plan for the runtime. asked: what the user typed for the model, which advice names. on_event: progress, once per space.
+    layout is always searched. trace_path: recorded in the plan for the runtime. asked: what the user typed for the
+    model, which advice names; by default its name. on_event: progress, once per space.
     Ctrl-C ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.

@@ -33,7 +33,8 @@ def profile(
     """Measure the launcher's ranks for these models, each in ``dtype`` or else in its own.
 
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
-    it. asked: what the user typed for each model, named where it is refused. Raises MoeplanError for a model that the runtime does not execute and for GPUs that are not there.
+    it. asked: what the user typed for each model, named where it is refused. Raises MoeplanError for a model that the
+    runtime does not execute and for GPUs that are not there.
     """
     if not models:
         raise MoeplanError("nothing to profile: name at least one model")

@@ -124,7 +124,7 @@ def describe(error: ValidationError) -> str:
     for step in first["loc"]:
         field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else step
     field = field if field.isprintable() and len(field) <= 120 else show(field)
-    # A rule about a whole object names its fields; the object itself would be Python's idea of it, not what was written.
+    # A rule about a whole object names its fields; the object itself would be shown as Python has it.
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {show(first['input'])})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     rule = first["msg"].removeprefix("Value error, ")

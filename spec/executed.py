@@ -7,7 +7,7 @@ A model outside the list is still described, and everything that needs no curves
 from .errors import MoeplanError
 from .model import Block, Model
 
-ELSE = "`moeplan place` (without --cluster), `explain`, `compare` and `export` work all the same"
+ELSE = "`moeplan place` (without --cluster), `explain` and `compare` work, and `export` to engines that take it"
 
 
 def check_executed(model: Model, asked: str = "") -> None:

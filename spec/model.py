@@ -45,7 +45,10 @@ class Attention(Part):
     v_head_dim: Size | None = Field(None, description="mla: value size of each head")
     cross: bool = Field(False, description="cross-attention of the same shape follows (decoder of an encoder-decoder)")
     position_buckets: int = Field(
-        0, ge=0, lt=2**31, description="learned biases per head for so many relative positions (T5: a stack's first layer)"
+        0,
+        ge=0,
+        lt=2**31,
+        description="learned biases per head for so many relative positions (T5: a stack's first layer)",
     )
     rope_theta: float | None = Field(None, gt=0, description="base of the rotary embedding, if not the model's")
     storage: Storage | None = Field(None, description="how its matrices are stored, if not in the model's dtype")
@@ -101,7 +104,7 @@ class Attention(Part):
         return count * (2 if self.cross else 1) + self.heads * self.position_buckets
 
     def cache_values(self) -> int:
-        """Elements that the key/value cache holds per token (cross-attention: per token of the source, as many more)."""
+        """Elements that the key/value cache holds per token; of cross-attention as many more per source token."""
         if self.kind == "mla":
             assert self.kv_lora_rank is not None
             assert self.rope_head_dim is not None
@@ -299,10 +302,14 @@ class Model(Document):
         return self.layers[self.moe_layers[ordinal]]
 
     def embedding_parameters(self) -> int:
-        """Embedding, output projection, and the norm at the end of each stack."""
+        """Embedding, output projection, and the norm at the end of each stack.
+
+        Untied, an encoder-decoder has the shared embedding, one of each stack, and the output projection.
+        """
         hidden = self.layers[0].hidden_size
         stacks = 2 if any(block.attention and block.attention.cross for block in self.blocks) else 1
-        return self.vocab_size * hidden * (1 if self.tie_embeddings else 2) + stacks * self.layers[-1].hidden_size
+        matrices = 1 if self.tie_embeddings else 2 * stacks
+        return self.vocab_size * hidden * matrices + stacks * self.layers[-1].hidden_size
 
     def total_parameters(self) -> int:
         routed = sum(b.moe.num_experts * b.moe.expert_parameters(b.hidden_size) for b in self.layers if b.moe)

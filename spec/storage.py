@@ -49,6 +49,8 @@ def stored_bytes(matrices: dict[str, Shape], storage: Storage | None, element_by
     """Bytes of these matrices in ``storage``, or, where there is none, in a dtype of ``element_bytes``."""
     total = 0
     for name, shape in matrices.items():
-        plain = storage is None or name in storage.plain
-        total += shape[0] * shape[1] * element_bytes if plain else storage.bytes(shape)
+        if storage is None or name in storage.plain:
+            total += shape[0] * shape[1] * element_bytes
+        else:
+            total += storage.bytes(shape)
     return total

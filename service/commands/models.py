@@ -31,7 +31,7 @@ def models(
     out.print("layers: with experts, of all; total, active: billions of parameters")
     out.print("MiB: of one expert as stored, scales included, in the type beside it")
     if any(row["not_executed"] for row in rows):
-        out.print("*: not executed by the runtime; place, explain, compare and export work")
+        out.print("*: not executed by the runtime, only placed; `moeplan models NAME` says why")
     for row in rows if names else ():
         if row["not_executed"]:
             out.print(f"{row['name']}: {row['not_executed']}", markup=False, highlight=False)

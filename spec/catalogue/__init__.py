@@ -54,8 +54,8 @@ def _catalogue() -> dict[str, Model]:
 def catalogue_rows(names: Sequence[str] = ()) -> list[CatalogueRow]:
     """The rows of `moeplan models`, of the catalogue (smallest model first) or of these names and paths, as given.
 
-    Bytes are as the weights are stored: ``expert_format``, scales included, or the model's dtype. ``not_executed``: what
-    keeps moeplan's runtime from executing it, if anything.
+    Bytes are as the weights are stored: ``expert_format``, scales included, or the model's dtype. ``not_executed``:
+    what keeps moeplan's runtime from executing it, if anything.
     """
     rows = []
     for model in map(load_model, names) if names else sorted(catalogue().values(), key=Model.total_parameters):

@@ -14,8 +14,7 @@ _QWEN = {"rms_norm_eps": 1e-6, "use_sliding_window": False, "sliding_window": 40
 _QWEN |= {"norm_topk_prob": False}
 
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "mixtral": _COMMON
-    | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
+    "mixtral": _COMMON | {"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
     "qwen2_moe": _COMMON | _QWEN | {"num_key_value_heads": 16, "num_experts_per_tok": 4, "qkv_bias": True},
     "qwen3_moe": _COMMON | _QWEN | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "attention_bias": False},
     "olmoe": _COMMON

@@ -228,7 +228,8 @@ def switch_transformers(f: Fields) -> list[Block]:
         symmetric = f.body.get(layers_field, 0) is None and stack == "decoder"  # null, which is not absence
         layers = depth(f, "num_layers" if symmetric else layers_field)
         sparse = f.integer(f"num_sparse_{stack}_layers", low=0)
-        step = layers // sparse if sparse else layers
+        # What the class derives is overwritten by what a configuration says.
+        step = f.integer(f"{stack}_sparse_step", default=layers // sparse if sparse else layers, low=0)
         plain = Attention(heads=heads, kv_heads=heads, head_dim=f.integer("d_kv"), cross=stack == "decoder")
         first = plain.model_copy(update={"position_buckets": f.integer("relative_attention_num_buckets")})
         for i in range(layers):

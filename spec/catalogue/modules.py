@@ -34,8 +34,8 @@ class LayerModules:
 
     def attention(self) -> Names:
         if self.family == "switch_transformers":
-            own = {name: (f"{self.prefix}0.SelfAttention.{name}",) for name in "qkvo"}
-            cross = {f"cross_{name}": (f"{self.prefix}1.EncDecAttention.{name}",) for name in "qkvo"}
+            own: Names = {name: (f"{self.prefix}0.SelfAttention.{name}",) for name in "qkvo"}
+            cross: Names = {f"cross_{name}": (f"{self.prefix}1.EncDecAttention.{name}",) for name in "qkvo"}
             return own | (cross if self.prefix.startswith("decoder") else {})
         return self._named(f"{self.prefix}self_attn.{self.half}", _LATENT | _ATTENTION)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 _FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
-_MXFP4 = {"quant_method": "mxfp4"}
+_MXFP4: dict[str, Any] = {"quant_method": "mxfp4"}
 _MXFP4 |= {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]}
 _MIXTRAL = {
     "model_type": "mixtral",

@@ -209,7 +209,7 @@ def _bitsandbytes(layout: WeightFormat, details: dict[str, Any]) -> Storage:
     name = kind if kind in ("nf4", "fp4") else "fp4"
     codes = PerBlock(what="16 values", bits=512)
     if details.get("bnb_4bit_use_double_quant") is not True:
-        scales = (PerBlock(what="scale", bits=32, columns=64), codes)
+        scales: tuple[PerBlock, ...] = (PerBlock(what="scale", bits=32, columns=64), codes)
     else:
         scales = (
             PerBlock(what="scale", bits=8, columns=64),
