@@ -12,6 +12,7 @@ import numpy as np
 
 from ..spec.cluster import Cluster
 from ..spec.curve import Curve
+from ..spec.executed import ELSE, not_executed
 from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
@@ -33,10 +34,13 @@ class Exchange:
 
 
 class Costs:
-    """Reads the curves of one cluster for one model and dtype."""
+    """Reads the curves of one cluster for one model and dtype.
 
-    def __init__(self, cluster: Cluster, model: Model, dtype: str) -> None:
-        self.cluster, self.model, self.dtype = cluster, model, dtype
+    asked: what the user typed for the model, which is what a command to type must name; by default its name.
+    """
+
+    def __init__(self, cluster: Cluster, model: Model, dtype: str, asked: str = "") -> None:
+        self.cluster, self.model, self.dtype, self.asked = cluster, model, dtype, asked or model.name
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)
         self.hosts = [cluster.host_of(i) for i in range(self.devices)]
@@ -163,9 +167,14 @@ class Costs:
     def table(self, device: int, operator: str, shape: Shape) -> Table:
         key = (device, operator, *shape.values())
         if key not in self._operators:
-            curve: Curve = self.cluster.operator(device, operator, shape, self.dtype, self.model.name)
+            curve: Curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
             self._operators[key] = Table(curve)
         return self._operators[key]
+
+    def _remedy(self) -> str:
+        """What to do about a missing curve of a model that cannot be profiled."""
+        missing = not_executed(self.model)
+        return f"`moeplan profile` cannot measure {self.asked} ({missing}); {ELSE}" if missing else ""
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -86,7 +86,10 @@ def breakdown_table(plan: Plan) -> Table:
 
 def memory_table(plan: Plan) -> Table:
     """Predicted bytes on each device, and what is left below its limit."""
-    table = _table("memory per device", padding=0)  # so that its seven columns fit 80 characters
+    title = "memory per device"
+    if plan.model.stored_in():
+        title += f", weights dequantised to {plan.dtype}"
+    table = _table(title, padding=0)  # so that its seven columns fit 80 characters
     table.add_column("device")
     for name in ("weights", "gathered", "cache", "activations", "limit", "headroom"):
         table.add_column(name, justify="right")

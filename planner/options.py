@@ -90,7 +90,7 @@ class Options:
         holds the same. Where room is too little for any balancing, only ``linear`` is there; without ``thorough``
         ``local`` is left out.
         """
-        sizes = [self.model.expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
+        sizes = [self.model.computed_expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
         slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
         capacity = np.minimum(slots.reshape(-1, degree).min(0), self.moe.num_experts).astype(int)
         key = "ep", degree, thorough, *capacity.tolist()
@@ -150,7 +150,7 @@ class Options:
         found = []
         for c, members in enumerate(self.classes.members):
             options = [self.plain("gathered", devices).slots]
-            most = np.maximum(room[c], 0) // self.model.expert_bytes(members[0], self.costs.dtype)
+            most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
             held = np.array([len(slots) for slots in options[0]])
             if (held > most).any() and most.sum() >= experts:
                 held = np.minimum(held, most).astype(int)

@@ -47,6 +47,7 @@ def solve(
     seed: int = 0,
     time_limit: float = 60.0,
     trace_path: str = "",
+    asked: str = "",
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Plan:
     """The plan for one step of ``workload``.
@@ -54,7 +55,8 @@ def solve(
     strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if all devices were
     equal, which shows what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device;
     without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
-    layout is always searched. trace_path: recorded in the plan for the runtime. on_event: progress, once per space.
+    layout is always searched. trace_path: recorded in the plan for the runtime. asked: what the user typed for the
+    model, which advice names; by default its name. on_event: progress, once per space.
     Ctrl-C ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.
@@ -62,10 +64,10 @@ def solve(
     started = time.perf_counter()
     dtype = dtype or model.dtype
     _check_arguments(strategy, dtype, memory_bytes, time_limit)
-    check_supported(model)
+    check_supported(model, asked)
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
-    costs = Costs(cluster, model, dtype)
+    costs = Costs(cluster, model, dtype, asked)
     limits = [memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices]
     arguments = {
         "costs": costs,
@@ -168,7 +170,8 @@ def _most_stored(arguments: dict[str, Any], counts: list[int], strategies: Seque
 
 def _repeats(model: Model, stored: int) -> bool:
     """Whether layer i can use the storage of layer i % stored: they must be alike."""
-    return all(block == model.layers[i % stored] for i, block in enumerate(model.layers))
+    layers = [block.dequantised() for block in model.layers]  # as the runtime holds them
+    return all(block == layers[i % stored] for i, block in enumerate(layers))
 
 
 def _best(search: Search) -> Choice | None:
@@ -236,6 +239,15 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
         notes.append(
             f"MEMORY: {search.model.name} does not fit; its {layers} layers share the weights of {search.stored}: the "
             "step's time is that of the whole model, its output is not"
+        )
+    stored = search.model.stored_in()
+    if stored:
+        parts = ", ".join(f"{part} in {name}" for part, name in stored.items())
+        dtype = search.costs.dtype
+        notes.append(
+            f"the weights are stored with {parts}; the runtime holds and moves them dequantised to {dtype}, which the "
+            f"plan counts: {bytes_text(search.model.computed_expert_bytes(0, dtype))} for each expert, where engines "
+            f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
     if search.searched < search.spaces:
         why = "stopped" if search.interrupted else "time limit"

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..spec.cluster import Cluster
 from ..spec.errors import MoeplanError
-from ..spec.model import Block, Model
+from ..spec.executed import check_executed
+from ..spec.model import Model
 from ..spec.operators import vocabulary_shape
 from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, LinkTraffic, Plan, Prediction
 from ..spec.routing import Routing, draw_routing
@@ -157,30 +158,16 @@ class Step:
         return np.array([self.costs.operator(d, operator, shape, tokens=n) for d, n in enumerate(rows)])
 
 
-def check_supported(model: Model) -> None:
-    """Raise MoeplanError naming the first thing of ``model`` that cannot be predicted yet."""
+def check_supported(model: Model, asked: str = "") -> None:
+    """Raise MoeplanError naming the first thing of ``model`` that keeps it from being solved for.
+
+    asked: what the user typed for it; by default its name.
+    """
+    check_executed(model, asked)
     first = model.moe_block()
     assert first.moe is not None
     for i, block in enumerate(model.layers):
-        missing = _unsupported(model, block)
-        if missing:
-            raise MoeplanError(f"{model.name}: layer {i}: {missing} cannot be planned yet")
         if block.moe and (block.moe.num_experts, block.moe.top_k) != (first.moe.num_experts, first.moe.top_k):
-            raise MoeplanError(f"{model.name}: layer {i}: layers with unequal experts or top-k cannot be planned yet")
-
-
-def _unsupported(model: Model, block: Block) -> str:
-    a = block.attention
-    if block.hidden_size != model.layers[0].hidden_size:
-        return "a hidden size that changes between layers"
-    if block.shortcut != "none":
-        return "a shortcut connection"
-    if block.moe and block.dense:
-        return "a dense FFN beside the experts of one layer"
-    if a is not None and a.kind != "gqa":
-        return f"{a.kind} attention"
-    if a is not None and a.cross:
-        return "cross-attention"
-    if block.moe and block.moe.zero_experts:
-        return "identity (zero-computation) experts"
-    return ""
+            raise MoeplanError(
+                f"{asked or model.name}: layer {i}: layers with unequal experts or top-k cannot be planned yet"
+            )

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..runtime.launch import LabLauncher, Launcher
-from ..runtime.weights import check_supported
 from ..spec.cluster import Cluster, CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
 from ..spec.curve import Curve
 from ..spec.errors import MoeplanError
+from ..spec.executed import check_executed
 from ..spec.model import Model
 from .devices import check_device
 from .measure import noise_warning
@@ -27,17 +27,19 @@ def profile(
     device: str = "cpu",
     budget_seconds: float = BUDGET_SECONDS,
     command: str = "moeplan profile",
+    asked: Sequence[str] = (),
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Cluster:
     """Measure the launcher's ranks for these models, each in ``dtype`` or else in its own.
 
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
-    it. Raises MoeplanError for a model that the runtime does not execute and for GPUs that are not there.
+    it. asked: what the user typed for each model, named where it is refused. Raises MoeplanError for a model that the
+    runtime does not execute and for GPUs that are not there.
     """
     if not models:
         raise MoeplanError("nothing to profile: name at least one model")
-    for model in models:
-        check_supported(model)
+    for model, name in zip(models, asked or [model.name for model in models], strict=True):
+        check_executed(model, name)
     check_device(device)
     job = {
         "models": [model.model_dump(mode="json") for model in models],

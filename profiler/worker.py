@@ -106,7 +106,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
 def gathered_bytes(models: Sequence[Model], dtypes: Sequence[str], world: int) -> int:
     """The most that one of ``world`` devices contributes when the experts of a layer are gathered."""
     return max(
-        block.moe.num_experts * model.expert_bytes(ordinal, dtype) // world // 8 * 8
+        block.moe.num_experts * model.computed_expert_bytes(ordinal, dtype) // world // 8 * 8
         for model, dtype in zip(models, dtypes, strict=True)
         for ordinal, index in enumerate(model.moe_layers)
         if (block := model.layers[index]).moe

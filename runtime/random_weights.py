@@ -61,8 +61,9 @@ class RandomWeights:
         check_supported(model)
         self.model, self.dtype, self.seed, self.device = model, dtype, seed, torch.device(device)
         self.stored_layers = stored_layers or len(model.layers)
-        for i, block in enumerate(model.layers):
-            if block != model.layers[i % self.stored_layers]:
+        layers = [block.dequantised() for block in model.layers]
+        for i, block in enumerate(layers):
+            if block != layers[i % self.stored_layers]:
                 raise MoeplanError(
                     f"stored_layers: {self.stored_layers} makes layer {i} share storage with layer "
                     f"{i % self.stored_layers}, which has another shape"

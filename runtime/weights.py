@@ -10,7 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from ..spec import Model, MoeplanError
-from ..spec.model import Attention, Block, Moe
+from ..spec.executed import check_executed
+from ..spec.model import Attention
 
 Range = tuple[int, int]  # [first, last)
 
@@ -126,34 +127,4 @@ def kv_range(attention: Attention, heads: Range) -> Range:
 
 def check_supported(model: Model) -> None:
     """Raise MoeplanError naming the first thing of ``model`` that the runtime does not execute."""
-    for i, block in enumerate(model.layers):
-        missing = _unsupported(model, block)
-        if missing:
-            raise MoeplanError(f"{model.name}: layer {i}: the runtime does not execute {missing} (it can be planned)")
-
-
-def _unsupported(model: Model, block: Block) -> str:
-    a = block.attention
-    if not model.causal:
-        return "non-causal models"
-    if block.hidden_size != model.layers[0].hidden_size:
-        return "hidden sizes that change between layers"
-    if block.shortcut != "none":
-        return "shortcut-connected experts"
-    if block.dense and block.moe:
-        return "a dense FFN beside the experts of one layer"
-    if a is not None:
-        if a.kind != "gqa":
-            return f"{a.kind} attention"
-        if a.cross:
-            return "cross-attention (encoder-decoder models)"
-        if a.sinks:
-            return "attention sinks"
-    for ffn in (block.dense, block.moe):
-        if ffn is not None and ffn.activation == "swiglu_clamped":
-            return "the clamped SwiGLU activation"
-        if ffn is not None and ffn.bias:
-            return "biases in the FFN"
-    if isinstance(block.moe, Moe) and block.moe.zero_experts:
-        return "identity (zero-computation) experts"
-    return ""
+    check_executed(model)

@@ -1,5 +1,6 @@
 """Cluster: what each device and link really does, as measured."""
 
+import shlex
 from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -153,15 +154,15 @@ class Cluster(Document):
     def hint(cls) -> str:
         return "; make one with `moeplan profile`"
 
-    def operator(self, device: int, operator: str, shape: Shape, dtype: str, model: str) -> Curve:
-        """The curve of an operator; ``model`` is only named in the error."""
+    def operator(self, device: int, operator: str, shape: Shape, dtype: str, model: str, remedy: str = "") -> Curve:
+        """The curve of an operator. The error names ``model``, or ends with another ``remedy`` than to measure it."""
         for entry in self.devices[device].operators:
             if entry.operator == operator and entry.dtype == dtype and entry.shape == shape:
                 return entry.curve
         wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         raise MissingCurveError(
             f"the cluster has no {operator} curve ({wanted}, {dtype}) for device {device}: "
-            f"measure it with `moeplan profile --model {model} --dtype {dtype}`"
+            + (remedy or f"measure it with `moeplan profile --model {shlex.quote(model)} --dtype {dtype}`")
         )
 
     def collective(self, collective: Collective, group: tuple[int, ...]) -> CollectiveCurve:

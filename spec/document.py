@@ -124,11 +124,12 @@ def describe(error: ValidationError) -> str:
     for step in first["loc"]:
         field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else step
     field = field if field.isprintable() and len(field) <= 120 else show(field)
-    value = show(first["input"])
+    # A rule about a whole object names its fields; the object itself would be shown as Python has it.
+    got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {show(first['input'])})"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule if rule.isprintable() else repr(rule)
-    return f"{field or 'document'}: {rule} (got {value}){more}"
+    return f"{field or 'document'}: {rule}{got}{more}"
 
 
 def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> Path:

@@ -2,6 +2,10 @@
 
 A model is a sequence of runs of identical transformer blocks, so first-dense models (DeepSeek), every-other-layer
 models (Switch), staged vision models (Swin-MoE) and shortcut models (LongCat, ScMoE) need no special case.
+
+``dtype`` is what the model computes in. A part whose weights are stored in another format (fp8, mxfp4, ...) has a
+``storage``. ``parameters`` count values; times the dtype's bytes they are what moeplan's runtime holds, which computes
+in the dtype and dequantises on loading. ``..._bytes`` are as stored, scales included: what serving engines hold.
 """
 
 from functools import cached_property
@@ -10,6 +14,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .document import Document, Part
+from .storage import Shape, Storage, stored_bytes
 
 DType = Literal["f32", "bf16", "f16"]
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
@@ -39,6 +44,14 @@ class Attention(Part):
     rope_head_dim: Size | None = Field(None, description="mla: rotary part of each head")
     v_head_dim: Size | None = Field(None, description="mla: value size of each head")
     cross: bool = Field(False, description="cross-attention of the same shape follows (decoder of an encoder-decoder)")
+    position_buckets: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="learned biases per head for so many relative positions (T5: a stack's first layer)",
+    )
+    rope_theta: float | None = Field(None, gt=0, description="base of the rotary embedding, if not the model's")
+    storage: Storage | None = Field(None, description="how its matrices are stored, if not in the model's dtype")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Attention":
@@ -48,39 +61,65 @@ class Attention(Part):
             raise ValueError("mla needs kv_lora_rank, rope_head_dim and v_head_dim")
         return self
 
-    def parameters(self, hidden: int) -> int:
-        """Weights (and biases) of the projections, norms and sinks."""
+    def matrices(self, hidden: int) -> dict[str, Shape]:
+        """[outputs, inputs] of the projections."""
         if self.kind == "mla":
             # _consistent has seen them all
             assert self.kv_lora_rank is not None
             assert self.rope_head_dim is not None
             assert self.v_head_dim is not None
             q_size = self.heads * (self.head_dim + self.rope_head_dim)
-            q = (
-                hidden * self.q_lora_rank + self.q_lora_rank + self.q_lora_rank * q_size
-                if self.q_lora_rank
-                else hidden * q_size
-            )
-            kv = hidden * (self.kv_lora_rank + self.rope_head_dim) + self.kv_lora_rank
-            kv += self.kv_lora_rank * self.heads * (self.head_dim + self.v_head_dim)
-            count = q + kv + self.heads * self.v_head_dim * hidden
-            down = (self.q_lora_rank or 0) + self.kv_lora_rank + self.rope_head_dim
-            count += down + hidden * self.output_bias if self.bias else 0
-        else:
-            q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
-            count = hidden * (q_size + 2 * kv_size) + q_size * hidden
-            count += q_size + 2 * kv_size + hidden * self.output_bias if self.bias else 0
-            count += {"none": 0, "head": 2 * self.head_dim, "full": q_size + kv_size}[self.qk_norm]
-            count += self.heads if self.sinks else 0
-        return count * (2 if self.cross else 1)
+            rank = self.q_lora_rank
+            q = {"q_a": (rank, hidden), "q_b": (q_size, rank)} if rank else {"q": (q_size, hidden)}
+            return q | {
+                "kv_a": (self.kv_lora_rank + self.rope_head_dim, hidden),
+                "kv_b": (self.heads * (self.head_dim + self.v_head_dim), self.kv_lora_rank),
+                "o": (hidden, self.heads * self.v_head_dim),
+            }
+        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        own = {"q": (q_size, hidden), "k": (kv_size, hidden), "v": (kv_size, hidden), "o": (hidden, q_size)}
+        return own | ({f"cross_{name}": shape for name, shape in own.items()} if self.cross else {})
+
+    def parameters(self, hidden: int) -> int:
+        """Weights (and biases) of the projections, norms, sinks and relative positions."""
+        return _size(self.matrices(hidden)) + self._vectors(hidden)
+
+    def stored_bytes(self, hidden: int, element_bytes: int) -> int:
+        """Bytes of all of it as stored."""
+        matrices = stored_bytes(self.matrices(hidden), self.storage, element_bytes)
+        return matrices + self._vectors(hidden) * element_bytes
+
+    def _vectors(self, hidden: int) -> int:
+        """Values outside the matrices."""
+        out_bias = hidden * self.output_bias
+        if self.kind == "mla":
+            assert self.kv_lora_rank is not None
+            assert self.rope_head_dim is not None
+            norms = (self.q_lora_rank or 0) + self.kv_lora_rank
+            return norms + (norms + self.rope_head_dim + out_bias if self.bias else 0)
+        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        count = q_size + 2 * kv_size + out_bias if self.bias else 0
+        count += {"none": 0, "head": 2 * self.head_dim, "full": q_size + kv_size}[self.qk_norm]
+        count += self.heads if self.sinks else 0
+        return count * (2 if self.cross else 1) + self.heads * self.position_buckets
 
     def cache_values(self) -> int:
-        """Elements that the key/value cache holds per token."""
+        """Elements that the key/value cache holds per token; of cross-attention as many more per source token."""
         if self.kind == "mla":
             assert self.kv_lora_rank is not None
             assert self.rope_head_dim is not None
             return self.kv_lora_rank + self.rope_head_dim
-        return 2 * self.kv_heads * self.head_dim
+        return 2 * self.kv_heads * self.head_dim * (2 if self.cross else 1)
+
+
+def _ffn_matrices(ffn_size: int, hidden: int, gated: bool) -> dict[str, Shape]:
+    """[outputs, inputs] of a feed-forward network."""
+    into = ("gate", "up") if gated else ("up",)
+    return dict.fromkeys(into, (ffn_size, hidden)) | {"down": (hidden, ffn_size)}
+
+
+def _size(matrices: dict[str, Shape]) -> int:
+    return sum(rows * columns for rows, columns in matrices.values())
 
 
 class Dense(Part):
@@ -90,10 +129,21 @@ class Dense(Part):
     gated: bool = True
     activation: Activation = "silu"
     bias: bool = False
+    storage: Storage | None = Field(None, description="how its matrices are stored, if not in the model's dtype")
+
+    def matrices(self, hidden: int) -> dict[str, Shape]:
+        """[outputs, inputs]"""
+        return _ffn_matrices(self.ffn_size, hidden, self.gated)
 
     def parameters(self, hidden: int) -> int:
-        count = (3 if self.gated else 2) * hidden * self.ffn_size
-        return count + ((2 if self.gated else 1) * self.ffn_size + hidden if self.bias else 0)
+        return _size(self.matrices(hidden)) + self._biases(hidden)
+
+    def stored_bytes(self, hidden: int, element_bytes: int) -> int:
+        """Bytes of all of it as stored."""
+        return stored_bytes(self.matrices(hidden), self.storage, element_bytes) + self._biases(hidden) * element_bytes
+
+    def _biases(self, hidden: int) -> int:
+        return (2 if self.gated else 1) * self.ffn_size + hidden if self.bias else 0
 
 
 class Gate(Part):
@@ -127,6 +177,8 @@ class Moe(Part):
         0, ge=0, le=MAX_EXPERTS, description="identity experts beside the real ones (LongCat-Flash)"
     )
     gate: Gate = Gate()
+    storage: Storage | None = Field(None, description="how the experts' matrices are stored, if not in the dtype")
+    shared_storage: Storage | None = Field(None, description="the same of the shared experts")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Moe":
@@ -140,14 +192,33 @@ class Moe(Part):
 
     def expert_parameters(self, hidden: int) -> int:
         """Weights of one routed expert."""
-        return Dense(ffn_size=self.ffn_size, gated=self.gated, bias=self.bias).parameters(hidden)
+        return self._expert().parameters(hidden)
+
+    def expert_bytes(self, hidden: int, element_bytes: int) -> int:
+        """Bytes of one routed expert as stored: its matrices with their scales, and its biases."""
+        return self._expert().stored_bytes(hidden, element_bytes)
 
     def always_on_parameters(self, hidden: int) -> int:
         """Router and shared expert: what every token uses."""
+        return self._routing(hidden) + _size(self.shared_matrices(hidden))
+
+    def always_on_bytes(self, hidden: int, element_bytes: int) -> int:
+        """Bytes of router and shared expert as stored."""
+        shared = stored_bytes(self.shared_matrices(hidden), self.shared_storage, element_bytes)
+        return self._routing(hidden) * element_bytes + shared
+
+    def shared_matrices(self, hidden: int) -> dict[str, Shape]:
+        """[outputs, inputs] of the shared expert; of several, as one."""
+        return _ffn_matrices(self.shared_ffn_size, hidden, True) if self.shared_ffn_size else {}
+
+    def _expert(self) -> Dense:
+        return Dense(ffn_size=self.ffn_size, gated=self.gated, bias=self.bias, storage=self.storage)
+
+    def _routing(self, hidden: int) -> int:
+        """Values of the router and of the shared expert's gate."""
         outputs = self.num_experts + self.zero_experts
         count = hidden * outputs + outputs * (self.gate.bias + self.gate.correction_bias)
-        count += 3 * hidden * self.shared_ffn_size + (hidden if self.shared_gate else 0)
-        return count
+        return count + (hidden if self.shared_gate else 0)
 
 
 class Block(Part):
@@ -165,10 +236,30 @@ class Block(Part):
     def always_on_parameters(self) -> int:
         """Everything of one block but its routed experts."""
         hidden = self.hidden_size
-        count = 2 * hidden
+        count = self._norms()
         count += self.attention.parameters(hidden) if self.attention else 0
         count += self.dense.parameters(hidden) if self.dense else 0
         return count + (self.moe.always_on_parameters(hidden) if self.moe else 0)
+
+    def always_on_bytes(self, element_bytes: int) -> int:
+        """Bytes of the same as stored; what no part stores otherwise has ``element_bytes`` a value."""
+        hidden = self.hidden_size
+        count = self._norms() * element_bytes
+        count += self.attention.stored_bytes(hidden, element_bytes) if self.attention else 0
+        count += self.dense.stored_bytes(hidden, element_bytes) if self.dense else 0
+        return count + (self.moe.always_on_bytes(hidden, element_bytes) if self.moe else 0)
+
+    def dequantised(self) -> "Block":
+        """The same block, all of it stored in the model's dtype."""
+        parts = {
+            "attention": self.attention and self.attention.model_copy(update={"storage": None}),
+            "dense": self.dense and self.dense.model_copy(update={"storage": None}),
+            "moe": self.moe and self.moe.model_copy(update={"storage": None, "shared_storage": None}),
+        }
+        return self.model_copy(update=parts)
+
+    def _norms(self) -> int:
+        return self.hidden_size * (3 if self.attention and self.attention.cross else 2)
 
 
 class Model(Document):
@@ -184,7 +275,8 @@ class Model(Document):
     rope_theta: float | None = Field(10000.0, gt=0, description="None: no rotary embedding")
     tie_embeddings: bool = False
     causal: bool = Field(True, description="a decoder; false for encoders and encoder-decoders")
-    dtype: DType = "bf16"
+    dtype: DType = Field("bf16", description="what it computes in; parts may be stored in another format")
+    head_storage: Storage | None = Field(None, description="how the output projection is stored, if not in the dtype")
     source: str = Field("", description="where the numbers come from")
 
     @model_validator(mode="after")
@@ -210,8 +302,14 @@ class Model(Document):
         return self.layers[self.moe_layers[ordinal]]
 
     def embedding_parameters(self) -> int:
+        """Embedding, output projection, and the norm at the end of each stack.
+
+        Untied, an encoder-decoder has the shared embedding, one of each stack, and the output projection.
+        """
         hidden = self.layers[0].hidden_size
-        return self.vocab_size * hidden * (1 if self.tie_embeddings else 2) + self.layers[-1].hidden_size
+        stacks = 2 if any(block.attention and block.attention.cross for block in self.blocks) else 1
+        matrices = 1 if self.tie_embeddings else 2 * stacks
+        return self.vocab_size * hidden * matrices + stacks * self.layers[-1].hidden_size
 
     def total_parameters(self) -> int:
         routed = sum(b.moe.num_experts * b.moe.expert_parameters(b.hidden_size) for b in self.layers if b.moe)
@@ -232,8 +330,59 @@ class Model(Document):
         )
         return routed + sum(b.always_on_parameters() for b in self.layers) + self.embedding_parameters()
 
+    def cache_values(self) -> int:
+        """Elements that the key/value cache holds per token, over all layers; encoders keep none.
+
+        Layers with a window need no more than its tokens; per token they hold as much as the others.
+        """
+        decoders = [a for block in self.layers if (a := block.attention) and (self.causal or a.cross)]
+        return sum(attention.cache_values() for attention in decoders)
+
     def expert_bytes(self, ordinal: int = 0, dtype: str | None = None) -> int:
-        """Bytes of one routed expert of the ``ordinal``-th mixture-of-experts layer."""
+        """Bytes of one routed expert of the ``ordinal``-th mixture-of-experts layer as stored, scales included.
+
+        ``dtype``: of what is not stored in a format of its own; by default the model's.
+        """
+        block = self.moe_block(ordinal)
+        assert block.moe is not None
+        return block.moe.expert_bytes(block.hidden_size, DTYPE_BYTES[dtype or self.dtype])
+
+    def computed_expert_bytes(self, ordinal: int = 0, dtype: str | None = None) -> int:
+        """Bytes of the same expert in moeplan's runtime, which holds every weight in the dtype that it computes in."""
         block = self.moe_block(ordinal)
         assert block.moe is not None
         return block.moe.expert_parameters(block.hidden_size) * DTYPE_BYTES[dtype or self.dtype]
+
+    def rest_bytes(self, dtype: str | None = None) -> int:
+        """Bytes of everything but the routed experts as stored."""
+        element_bytes = DTYPE_BYTES[dtype or self.dtype]
+        head = {} if self.tie_embeddings else {"head": (self.vocab_size, self.layers[-1].hidden_size)}
+        embedding = (self.embedding_parameters() - _size(head)) * element_bytes
+        embedding += stored_bytes(head, self.head_storage, element_bytes)
+        return embedding + sum(block.always_on_bytes(element_bytes) for block in self.layers)
+
+    def weight_bytes(self, dtype: str | None = None) -> int:
+        """Bytes of all weights as stored."""
+        experts = (
+            self.expert_bytes(ordinal, dtype) * block.moe.num_experts
+            for ordinal, block in enumerate(self.layers[i] for i in self.moe_layers)
+            if block.moe
+        )
+        return self.rest_bytes(dtype) + sum(experts)
+
+    def stored_in(self) -> dict[str, str]:
+        """Name of the weight format of each part that has its own: experts, attention, rest (shared, dense, head)."""
+        found: dict[str, dict[str, None]] = {"experts": {}, "attention": {}, "rest": {}}
+        for block in self.blocks:
+            parts = (
+                ("experts", block.moe and block.moe.storage),
+                ("attention", block.attention and block.attention.storage),
+                ("rest", block.dense and block.dense.storage),
+                ("rest", block.moe and block.moe.shared_storage),
+            )
+            for part, storage in parts:
+                if storage:
+                    found[part][storage.name] = None
+        if self.head_storage:
+            found["rest"][self.head_storage.name] = None
+        return {part: ", ".join(names) for part, names in found.items() if names}

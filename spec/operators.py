@@ -62,16 +62,20 @@ Shape = dict[str, int | str]
 
 
 def attention_shape(block: Block, tensor_parallel: int = 1) -> Shape:
-    """Shape of the attention operators with the heads divided over ``tensor_parallel`` devices."""
+    """Shape of the attention operators with the heads divided over ``tensor_parallel`` devices.
+
+    Layers with a window and without one are timed apart.
+    """
     a = block.attention
     assert a is not None
+    window: Shape = {} if a.sliding_window is None else {"window": a.sliding_window}
     return {
         "hidden": block.hidden_size,
         "heads": a.heads // tensor_parallel,
         "kv_heads": a.kv_heads // tensor_parallel,
         "head_dim": a.head_dim,
         "qk_norm": a.qk_norm,
-    }
+    } | window
 
 
 def route_shape(block: Block) -> Shape:

@@ -124,6 +124,9 @@ class Placement(Document):
     kind: ClassVar[str] = "moeplan.placement"
 
     model: str = ""
+    expert_bytes: tuple[PositiveInt, ...] | None = Field(
+        default=None, description="of one expert of each layer as the model stores it, scales included; none: not known"
+    )
     num_experts: int = Field(gt=0, le=MAX_EXPERTS)
     devices: tuple[PlacementDevice, ...] = Field(min_length=1)
     layers: tuple[PlacementLayer, ...] = Field(min_length=1, description="one per mixture-of-experts layer")

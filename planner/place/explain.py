@@ -325,7 +325,9 @@ def one_more_slot(
 
 
 def expert_bytes(placement: Placement) -> tuple[list[int] | None, str]:
-    """([L] bytes of one expert of each layer, or None; why they are not known)."""
+    """([L] bytes of one expert of each layer as stored, or None; why they are not known)."""
+    if placement.expert_bytes and len(placement.expert_bytes) == len(placement.layers):
+        return list(placement.expert_bytes), ""
     if not placement.model:
         return None, "no model is named: sizes in bytes are left out"
     try:

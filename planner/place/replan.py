@@ -12,11 +12,15 @@ from ...spec.placement import Placement, PlacementLayer
 
 def copies_to_load(old: Placement, layers: Sequence[PlacementLayer]) -> int:
     """Copies that a device must load because it does not hold that expert of that layer yet."""
-    return sum(
-        len(set(now) - set(before))
+    return sum(copies_by_layer(old, layers))
+
+
+def copies_by_layer(old: Placement, layers: Sequence[PlacementLayer]) -> list[int]:
+    """[L] the same of each layer."""
+    return [
+        sum(len(set(now) - set(before)) for before, now in zip(was.slots, layer.slots, strict=True))
         for was, layer in zip(old.layers, layers, strict=True)
-        for before, now in zip(was.slots, layer.slots, strict=True)
-    )
+    ]
 
 
 def within_moves(old: Placement, new: Slots, load: np.ndarray, speed: np.ndarray, max_moves: int | None) -> Slots:

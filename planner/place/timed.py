@@ -32,7 +32,6 @@ from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ...spec.workload import Workload
 from ..costs import Costs
 from ..layout import Layout
-from ..memory import replicated_weights
 from ..splits import even, expert_speeds
 from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
@@ -55,23 +54,23 @@ class Timing:
     workload: Workload
     dtype: DType
     seed: int = 0
+    asked: str = ""  # what the user typed for the model, which advice names
 
     @cached_property
     def costs(self) -> Costs:
-        return Costs(self.cluster, self.model, self.dtype)
+        return Costs(self.cluster, self.model, self.dtype, self.asked)
 
     def devices(self, trace: Trace, slots: int, equal_slots: bool) -> tuple[PlacementDevice, ...]:
         """Hosts as measured; speed on the experts of an average layer; slots that the memory holds beside the rest.
 
-        With more ``slots`` than experts the devices have so many in all, as even as memory allows.
+        With more ``slots`` than experts the devices have so many in all, as even as memory allows. Memory is counted as
+        engines hold the weights: in the format that they are stored in, scales included, and else in ``dtype``.
         """
         check_shape(trace, self.model)
         counts = self._counts(trace)
         speed = expert_speeds(self.costs, self.model, counts)
         expert = sum(self.model.expert_bytes(i, self.dtype) for i in range(trace.layers))
-        rest = replicated_weights(
-            self.model.layers, self.model.vocab_size, self.model.tie_embeddings, 1, self.costs.element_bytes
-        )
+        rest = self.model.rest_bytes(self.dtype)
         room = [int((USED_MEMORY * d.memory_bytes - rest) // expert) for d in self.cluster.devices]
         capacity = np.clip(room, 0, trace.num_experts)
         if equal_slots:

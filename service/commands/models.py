@@ -1,4 +1,4 @@
-"""``moeplan models``: the catalogue."""
+"""``moeplan models``: the catalogue, or what was read from configurations."""
 
 from typing import Annotated
 
@@ -6,25 +6,42 @@ import typer
 from rich import box
 from rich.table import Table
 
-from ...spec.catalogue import catalogue_rows
+from ...spec.catalogue import CatalogueRow, catalogue_rows
 from ..console import out, print_json
 
 
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the catalogue: layers, experts, total and active parameters, bytes per expert.
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Only these: catalogue names, or paths of a Hugging Face config.json."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the catalogue: layers, experts, total and active parameters, bytes per expert as stored.
 
-    Any Hugging Face `config.json` works too: `moeplan solve --model path/to/config.json`.
+    Any Hugging Face `config.json` works too: `moeplan models path/to/config.json` shows what is read from it.
 
     Example: `moeplan models`
     """
-    rows = catalogue_rows()
+    rows = catalogue_rows(names or ())
     if as_json:
         print_json(rows)
         return
-    # Names are what one types: all of it fits 80 columns, so that none is cut.
+    out.print(models_table(rows))
+    out.print("layers: with experts, of all; total, active: billions of parameters")
+    out.print("MiB: of one expert as stored, scales included, in the type beside it")
+    if any(row["not_executed"] for row in rows):
+        out.print("*: not executed by the runtime, only placed; `moeplan models NAME` says why")
+    for row in rows if names else ():
+        if row["not_executed"]:
+            out.print(f"{row['name']}: {row['not_executed']}", markup=False, highlight=False)
+
+
+def models_table(rows: list[CatalogueRow]) -> Table:
+    """Names are what one types: all of it fits 80 columns, so that none is cut."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    for name in ("model", "layers", "experts", "top-k", "hidden", "FFN", "total B", "active B", "MiB/expert"):
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=name == "model")
+    for name in ("model", "layers", "experts", "top-k", "hidden", "FFN", "total", "active", "MiB", ""):
+        table.add_column(name, justify="left" if name in ("model", "") else "right", no_wrap=name == "model")
     for row in rows:
         table.add_row(
             row["name"],
@@ -36,6 +53,6 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
             f"{row['total_parameters'] / 1e9:.2f}",
             f"{row['active_parameters'] / 1e9:.2f}",
             f"{row['expert_bytes'] / 2**20:.1f}",
+            f" {row['expert_format']}{'*' if row['not_executed'] else ''}",
         )
-    out.print(table)
-    out.print("layers: with experts, of all; B: billions of parameters; MiB in the model's type")
+    return table

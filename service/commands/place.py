@@ -83,7 +83,9 @@ def place(
     if cluster is not None:
         if named is None:
             raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
-        timing = Timing(Cluster.read(cluster), named, Workload.from_text(workload), dtype or named.dtype, seed)
+        timing = Timing(
+            Cluster.read(cluster), named, Workload.from_text(workload), dtype or named.dtype, seed, model or ""
+        )
         fleet = timing.devices(recorded, count, equal_slots)
     else:
         fleet = even_fleet(devices, hosts, count, equal_slots)

@@ -42,10 +42,11 @@ def profile(
     from ...profiler import profile as measure
     from ...runtime.launch.choose import choose_launcher, is_primary
 
-    chosen = [load_model(name) for name in model or DEFAULT_MODELS]
+    asked = model or DEFAULT_MODELS
+    chosen = [load_model(name) for name in asked]
     before = Cluster.read(output) if output.exists() and not fresh else None
     with choose_launcher(lab, ranks, device, port) as launcher, progress("profiling") as show:
-        cluster = measure(launcher, chosen, dtype=dtype, budget_seconds=budget, on_event=show)
+        cluster = measure(launcher, chosen, dtype=dtype, budget_seconds=budget, asked=asked, on_event=show)
         if not is_primary(launcher):
             return
     cluster = merge(before, cluster) if before else cluster

@@ -43,6 +43,7 @@ def solve(
             Workload.from_text(workload),
             Trace.read(trace) if trace else None,
             trace_path=str(trace or ""),
+            asked=model,
             strategy=strategy,
             even=even,
             dtype=dtype,

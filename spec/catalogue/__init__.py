@@ -1,13 +1,16 @@
 """The model catalogue: published models by name, or any supported Hugging Face configuration by path."""
 
 import difflib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ..document import parse_object, read_text, show
 from ..errors import MoeplanError
+from ..executed import not_executed
 from ..model import Model
+from ..quantization import HF_QUANT_CONFIG
 from .huggingface import read_config
 from .papers import gpt_moe, swin_moe
 from .published import PUBLISHED
@@ -29,6 +32,10 @@ class CatalogueRow(TypedDict):
     total_parameters: int
     active_parameters: int
     expert_bytes: int
+    expert_format: str
+    weight_bytes: int
+    dtype: str
+    not_executed: str
 
 
 def catalogue() -> dict[str, Model]:
@@ -44,10 +51,14 @@ def _catalogue() -> dict[str, Model]:
     return {model.name: model for model in models}
 
 
-def catalogue_rows() -> list[CatalogueRow]:
-    """The rows of `moeplan models`, smallest model first. Bytes are in the model's own dtype."""
+def catalogue_rows(names: Sequence[str] = ()) -> list[CatalogueRow]:
+    """The rows of `moeplan models`, of the catalogue (smallest model first) or of these names and paths, as given.
+
+    Bytes are as the weights are stored: ``expert_format``, scales included, or the model's dtype. ``not_executed``:
+    what keeps moeplan's runtime from executing it, if anything.
+    """
     rows = []
-    for model in sorted(catalogue().values(), key=Model.total_parameters):
+    for model in map(load_model, names) if names else sorted(catalogue().values(), key=Model.total_parameters):
         block = model.moe_block()
         assert block.moe is not None
         rows.append(
@@ -63,6 +74,10 @@ def catalogue_rows() -> list[CatalogueRow]:
                 total_parameters=model.total_parameters(),
                 active_parameters=model.active_parameters(),
                 expert_bytes=model.expert_bytes(),
+                expert_format=block.moe.storage.name if block.moe.storage else model.dtype,
+                weight_bytes=model.weight_bytes(),
+                dtype=model.dtype,
+                not_executed=not_executed(model),
             )
         )
     return rows
@@ -97,5 +112,12 @@ def _read(path: Path) -> Model:
     body = parse_object(text, str(path))
     if "kind" in body:
         return Model.parse(text, str(path))
-    name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return read_config(body, str(path), name or "model", source=path.name)
+    whole = path.name == "config.json"
+    name = path.resolve().parent.name if whole else path.stem
+    return read_config(body, str(path), name or "model", path.name, _modelopt(path) if whole else None)
+
+
+def _modelopt(path: Path) -> dict[str, Any] | None:
+    """Content of modelopt's file beside a ``config.json``, where there is one."""
+    beside = path.with_name(HF_QUANT_CONFIG)
+    return parse_object(read_text(beside), str(beside)) if beside.exists() else None

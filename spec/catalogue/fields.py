@@ -1,6 +1,7 @@
 """Typed reading of a Hugging Face ``config.json``: every failure names file, field, value and rule."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from ..document import show
@@ -15,12 +16,13 @@ class Fields:
     """The fields of one configuration.
 
     Each method takes the names under which the field is known (the first present one counts; JSON null counts as
-    absent) and a default; without a default the field is required.
+    absent). An absent field has the ``default`` given, or else the one in ``defaults``; without either it is required.
     """
 
-    def __init__(self, body: dict[str, Any], where: str) -> None:
+    def __init__(self, body: dict[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
         self.body = body
         self.where = where
+        self.defaults = defaults or {}
 
     def error(self, name: str, rule: str) -> DocumentError:
         return DocumentError(f"{self.where}: {name}: {rule}")
@@ -37,14 +39,14 @@ class Fields:
         """A whole number from ``low``."""
         name, value = self.find(*names)
         if value is None:
-            return self._absent(name, default)
+            return self._absent(names, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= LIMIT:
             raise self.error(name, f"expected a whole number from {low} to {LIMIT} (got {show(value)})")
         return value
 
-    def nullable(self, name: str, default: int | None, low: int = 1) -> int | None:
+    def nullable(self, name: str, low: int = 1) -> int | None:
         """A whole number where null means none, which is not the same as absent."""
-        return self.integer(name, default=None if name in self.body else default, low=low)
+        return self.integer(name, low=low, **({"default": None} if name in self.body else {}))
 
     @overload
     def number(self, *names: str, default: float = ...) -> float: ...
@@ -54,7 +56,7 @@ class Fields:
         """A finite number above 0."""
         name, value = self.find(*names)
         if value is None:
-            return self._absent(name, default)
+            return self._absent(names, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise self.error(name, f"expected a number above 0 (got {show(value)})")
         try:
@@ -62,19 +64,19 @@ class Fields:
         except OverflowError:
             raise self.error(name, f"expected a number that fits a float (got {show(value)})") from None
 
-    def flag(self, name: str, *, default: bool) -> bool:
+    def flag(self, name: str, default: bool = REQUIRED) -> bool:
         _, value = self.find(name)
         if value is None:
-            return default
+            value = self._absent((name,), default)
         if not isinstance(value, bool):
             raise self.error(name, f"expected true or false (got {show(value)})")
         return value
 
-    def choice(self, *names: str, among: dict[str, T], default: T) -> T:
-        """One of the texts that moeplan knows, translated."""
+    def choice(self, *names: str, among: dict[str, T], default: str = REQUIRED) -> T:
+        """One of the texts that moeplan knows, translated; ``default`` is such a text."""
         name, value = self.find(*names)
         if value is None:
-            return default
+            value = self._absent(names, default)
         if not isinstance(value, str) or value not in among:
             raise self.error(name, f"expected one of {', '.join(among)} (got {show(value)})")
         return among[value]
@@ -101,7 +103,10 @@ class Fields:
         if value is not None and value != unless:
             raise self.error(name, f"{why} (got {show(value)})")
 
-    def _absent(self, name: str, default: Any) -> Any:
+    def _absent(self, names: tuple[str, ...], default: Any) -> Any:
         if default is REQUIRED:
-            raise self.error(name, f"missing; a {show(self.body.get('model_type'))} configuration needs it")
+            for name in names:
+                if name in self.defaults:
+                    return self.defaults[name]
+            raise self.error(names[0], f"missing; a {show(self.body.get('model_type'))} configuration needs it")
         return default

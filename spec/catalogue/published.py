@@ -2,6 +2,9 @@
 
 from typing import Any
 
+_FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]}
+_MXFP4: dict[str, Any] = {"quant_method": "mxfp4"}
+_MXFP4 |= {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]}
 _MIXTRAL = {
     "model_type": "mixtral",
     "num_experts_per_tok": 2,
@@ -38,6 +41,7 @@ _GPT_OSS = {
     "rope_theta": 150000,
     "vocab_size": 201088,
     "torch_dtype": "bfloat16",
+    "quantization_config": _MXFP4,
 }
 _LATENT = {
     "kv_lora_rank": 512,
@@ -91,12 +95,19 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"intermediate_size": 18432, "moe_intermediate_size": 2048, "first_k_dense_replace": 3, "q_lora_rank": 1536}
         | {"n_routed_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1, "topk_method": "noaux_tc"}
         | {"n_group": 8, "topk_group": 4, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
-        | {"scoring_func": "sigmoid", "vocab_size": 129280, "rms_norm_eps": 1e-6, "rope_theta": 10000},
+        | {"scoring_func": "sigmoid", "vocab_size": 129280, "rms_norm_eps": 1e-6, "rope_theta": 10000}
+        | {"quantization_config": _FP8},
     ),
     "qwen3-30b-a3b": (
         "huggingface.co/Qwen/Qwen3-30B-A3B config.json",
         _QWEN3
         | {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "moe_intermediate_size": 768},
+    ),
+    "qwen3-30b-a3b-fp8": (
+        "huggingface.co/Qwen/Qwen3-30B-A3B-FP8 config.json",
+        _QWEN3
+        | {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32, "moe_intermediate_size": 768}
+        | {"quantization_config": _FP8},
     ),
     "qwen3-235b-a22b": (
         "huggingface.co/Qwen/Qwen3-235B-A22B config.json",
@@ -111,11 +122,11 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
         | {"rope_theta": 10000.0, "torch_dtype": "bfloat16"},
     ),
     "gpt-oss-20b": (
-        "huggingface.co/openai/gpt-oss-20b config.json; its experts are published in mxfp4, here bf16",
+        "huggingface.co/openai/gpt-oss-20b config.json",
         _GPT_OSS | {"num_hidden_layers": 24, "num_local_experts": 32},
     ),
     "gpt-oss-120b": (
-        "huggingface.co/openai/gpt-oss-120b config.json; its experts are published in mxfp4, here bf16",
+        "huggingface.co/openai/gpt-oss-120b config.json",
         _GPT_OSS | {"num_hidden_layers": 36, "num_local_experts": 128},
     ),
     "longcat-flash": (

@@ -1,0 +1,62 @@
+"""What moeplan's runtime executes, and so what `profile`, `solve` and `run` can be asked for: one list for all of them.
+
+A model outside the list is still described, and everything that needs no curves works: `place` without a cluster,
+`explain`, `compare` and `export`.
+"""
+
+from .errors import MoeplanError
+from .model import Block, Model
+
+ELSE = "`moeplan place` (without --cluster), `explain` and `compare` work, and `export` to engines that take it"
+
+
+def check_executed(model: Model, asked: str = "") -> None:
+    """Raise MoeplanError naming the first thing of ``model`` that the runtime does not execute.
+
+    asked: what the user typed for the model; by default its name.
+    """
+    missing = not_executed(model)
+    if missing:
+        raise MoeplanError(
+            f"{asked or model.name}: {missing}, so that it cannot be profiled, solved for or run; {ELSE}"
+        )
+
+
+def not_executed(model: Model) -> str:
+    """The same as words, "layer 0: the runtime does not execute attention sinks"; "" where there is nothing."""
+    for i, block in enumerate(model.layers):
+        missing = _missing(model, block)
+        if missing:
+            return f"layer {i}: the runtime does not execute {missing}"
+    return ""
+
+
+def _missing(model: Model, block: Block) -> str:
+    a = block.attention
+    if not model.causal:
+        return "non-causal models"
+    if block.hidden_size != model.layers[0].hidden_size:
+        return "hidden sizes that change between layers"
+    if block.shortcut != "none":
+        return "shortcut-connected experts"
+    if block.dense and block.moe:
+        return "a dense FFN beside the experts of one layer"
+    if a is not None:
+        if a.kind != "gqa":
+            return f"{a.kind} attention"
+        if a.cross:
+            return "cross-attention (encoder-decoder models)"
+        if a.sinks:
+            return "attention sinks"
+        if a.position_buckets:
+            return "learned relative positions"
+        if a.rope_theta is not None:
+            return "rotary embeddings that differ between layers"
+    for ffn in (block.dense, block.moe):
+        if ffn is not None and ffn.activation == "swiglu_clamped":
+            return "the clamped SwiGLU activation"
+        if ffn is not None and ffn.bias:
+            return "biases in the FFN"
+    if block.moe and block.moe.zero_experts:
+        return "identity (zero-computation) experts"
+    return ""
