@@ -11,9 +11,9 @@ from rich.markup import escape
 from ...planner.export import ENGINES, Export, engine_named, same, validate
 from ...planner.export import export as make
 from ...spec.catalogue import load_model
-from ...spec.document import write_atomically
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.model import Model
+from ...spec.output import check_output, write_atomically
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import err, out, print_json
@@ -54,6 +54,7 @@ def export(
     loads = Trace.read(trace).expert_counts if trace else None
     folder = output or Path(to)
     file = folder if folder.suffix in SUFFIXES and not folder.is_dir() else None
+    check_output(file or folder / "placement")  # some name in the folder
     exported = make(
         wanted, to, load_model(model), loads=loads, path_of=lambda name: str(file if file else folder / name)
     )

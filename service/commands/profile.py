@@ -9,6 +9,7 @@ from rich.table import Table
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster, Link
 from ..console import err, out, print_json, progress
+from ..options import output_option
 
 DEFAULT_MODELS = ["mixtral", "tiny-moe"]
 
@@ -27,7 +28,7 @@ def profile(
     budget: Annotated[float, typer.Option(min=5, help="Seconds to spend, about.")] = 75.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file instead of adding to it.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The cluster document.")] = Path("cluster.json"),
+    output: Annotated[Path, output_option("The cluster document.")] = Path("cluster.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the document instead of a table.")] = False,
 ) -> None:
     """Measure every device and link with the operators that the runtime really runs.

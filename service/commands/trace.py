@@ -7,7 +7,7 @@ import typer
 
 from ...spec.trace import Trace
 from ..console import out, print_json, progress
-from ..options import picture_option
+from ..options import output_option, picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|transformers|npz"  # the names of profiler.traces.IMPORTERS
 
@@ -22,7 +22,7 @@ def capture(
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load weights; draw them.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+    output: Annotated[Path, output_option("The trace.")] = Path("trace.npz"),
 ) -> None:
     """Record the routing of any Transformers mixture-of-experts causal model on a text.
 
@@ -56,7 +56,7 @@ def import_(
     top_k: Annotated[int | None, typer.Option(help="Experts per token, where the recording lacks it.")] = None,
     num_experts: Annotated[int | None, typer.Option(help="Experts per layer, where it lacks them.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers, where base64 of SGLang lacks them.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+    output: Annotated[Path, output_option("The trace.")] = Path("trace.npz"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Turn the routing that a serving engine or another program recorded into a trace.
