@@ -9,13 +9,15 @@ What a path stands for decides what is written, and how:
 - anything else (another device, a FIFO, a socket, a folder, a mount point): refused.
 """
 
+import contextlib
 import errno
+import fcntl
 import io
 import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -83,6 +85,26 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> P
     return path
 
 
+@contextlib.contextmanager
+def locked(path: str | Path) -> Iterator[None]:
+    """Between reading a document and writing it again: one process at a time, of those that ask too.
+
+    The folder is locked, which leaves no file behind. Raises DocumentError where there can be no folder.
+    """
+    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refusal(path, error) from None
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks: only a tie is lost there
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _target(path: str | Path) -> Path | int:
     """The regular file, existing or new, that a path stands for; or the descriptor of what is written into.
 
@@ -117,8 +139,6 @@ def _is_harmless(device: int) -> bool:
 
 def _duplicate(number: int) -> int:
     """A descriptor of its own for an open file that can be written to."""
-    import fcntl
-
     descriptor = os.dup(number)
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         os.close(descriptor)

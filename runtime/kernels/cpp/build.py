@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import torch
 
+from ....caches import ExposedError, check_private, private_folder
 from ....spec import MoeplanError
 
 SOURCES = Path(__file__).parent / "src"
@@ -86,19 +87,20 @@ def build() -> Path:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise MoeplanError(f"C++ kernels: expected Linux on x86-64, got {sys.platform} on {platform.machine()}")
     compiler, version = _compiler()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moeplan" / "kernels"
-    target = root / _key(version)
-    if (target / LIBRARY).is_file():
-        return target / LIBRARY
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with open(f"{target}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (target / LIBRARY).is_file():
-                logger.warning("moeplan: building the C++ kernels, once: about a minute")
-                _build(compiler, root, target)
+        root = private_folder("kernels")
+        target = root / _key(version)
+        if not (target / LIBRARY).is_file():
+            with os.fdopen(os.open(f"{target}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (target / LIBRARY).is_file():
+                    logger.warning("moeplan: building the C++ kernels, once: about a minute")
+                    _build(compiler, root, target)
+        check_private(target / LIBRARY)  # loading it runs its code
     except OSError as error:
         raise MoeplanError(f"C++ kernels: cannot write the build cache: {error}") from None
+    except ExposedError as error:
+        raise MoeplanError(f"C++ kernels: {error}") from None
     return target / LIBRARY
 
 
@@ -106,7 +108,7 @@ def _build(compiler: str, root: Path, target: Path) -> None:
     flags = COMMON + (SANITIZED if sanitized() else OPTIMISED)
     with tempfile.TemporaryDirectory(dir=root, prefix="building-") as directory:
         new = Path(directory) / "done"
-        new.mkdir()
+        new.mkdir(mode=0o700)
         # The longest compilations first: no thread is left with one at the end.
         commands = [
             [compiler, *flags, *v.flags, *v.defines, "-c", f"{SOURCES}/variant.cpp", "-o", f"{directory}/{i}.o"]
@@ -121,6 +123,7 @@ def _build(compiler: str, root: Path, target: Path) -> None:
         # torch brings the OpenMP library: -fopenmp here would add the compiler's own beside it.
         torch_library = ["-Wl,--no-as-needed", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
         _run([compiler, "-shared", *sanitizers, *objects, *torch_library, "-o", str(new / LIBRARY)])
+        (new / LIBRARY).chmod(0o600)
         new.rename(target)
 
 
