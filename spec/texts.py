@@ -140,4 +140,4 @@ class _Yaml:
             raise DocumentError(f"{self._line(event)}: a tag ({show(event.tag)}): write the value without it")
 
     def _line(self, event: yaml.Event) -> str:
-        return f"{self.where}: line {event.start_mark.line + 1}"
+        return f"{self.where}: not YAML that is read here, line {event.start_mark.line + 1}"

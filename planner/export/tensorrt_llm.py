@@ -11,12 +11,12 @@ Source: llmapi/llm_args.py, MoeLoadBalancerConfig.
 
 import json
 
-import yaml
 from pydantic import ConfigDict, Field
 
 from ...spec.document import Part, show
 from ...spec.errors import DocumentError
 from ...spec.placement import Placement
+from ...spec.texts import parse_yaml
 from .common import Engine, Export, PathOf, Slots, Target, check_length, check_row, parse_as, rows_of, slots_of
 
 FILE = "moe_load_balancer.yaml"
@@ -66,7 +66,7 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
 
 
 def read(text: str, where: str, target: Target) -> Slots | None:
-    body = _load(text, where)
+    body = parse_yaml(text, where)
     if isinstance(body, dict) and "moe_config" in body:
         if not parse_as(_Options, body, where).enable_attention_dp:
             raise DocumentError(f"{where}: enable_attention_dp: false, but the placement is used only where it is true")
@@ -85,14 +85,6 @@ def read(text: str, where: str, target: Target) -> Slots | None:
         check_length(row, balancer.num_slots, f"{where}: initial_global_assignments[{index}]")
         check_row(row, target, f"{where}: initial_global_assignments[{index}]")
     return slots_of([rows[index] for index in target.moe_layers], target.ranks)
-
-
-def _load(text: str, where: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # The last four: what PyYAML lets through on a date such as 2026-99-99 or a tag such as !!int ''.
-        raise DocumentError(f"{where}: not YAML ({show(' '.join(str(error).split()))})") from None
 
 
 ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", write, read)
