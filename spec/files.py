@@ -51,9 +51,11 @@ def read_bytes(path: str | Path, limit: int = MAX_DOCUMENT_BYTES, hint: str = ""
     """The content of a regular file of at most ``limit`` bytes. Raises DocumentError."""
     with open_regular(path, limit, hint) as file:
         try:
-            data = file.read(limit + 1)  # a file of /proc tells no size, and any may have grown
+            data: bytes | None = file.read(limit + 1)  # a file of /proc tells no size, and any may have grown
         except OSError as error:
             raise _unreadable(path, error) from None
+    if data is None:  # one of /proc that waits for what is to come
+        raise DocumentError(f"{path}: not a file that ends, expected a regular one")
     if len(data) > limit:
         raise _too_large(path, limit)
     return data
