@@ -1,58 +1,122 @@
-"""The command line: ``moeplan COMMAND``."""
+"""The entry point: starts the command line so that whatever ends it is one line and an exit code.
 
+It imports nothing heavy itself: Ctrl-C counts from the first moment, and the terminal is set right before others read
+it.
+"""
+
+import os
+import re
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable
 
-import typer
-from rich.markup import escape
+from .streams import ClosedPipe, FailedOutput, standard_streams
 
-from .. import __version__
-from ..spec.errors import MoeplanError
-from .commands import compare, explain, export, models, place, profile, run, solve, trace
-from .console import err
-
-app = typer.Typer(
-    name="moeplan",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(name="profile")(profile.profile)
-app.command(name="solve")(solve.solve)
-app.command(name="run")(run.run)
-app.command(name="place")(place.place)
-app.command(name="explain")(explain.explain)
-app.command(name="compare")(compare.compare)
-app.command(name="export")(export.export)
-app.command(name="models")(models.models)
-app.add_typer(trace.app, name="trace")
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"moeplan {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def moeplan(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Plan mixture-of-experts models on unequal hardware: measure, solve with a proven bound, run, check.
-
-    The loop, in an empty directory: `moeplan profile`, `moeplan solve --model mixtral`, `moeplan run plan.json`.
-
-    Exit codes: 0 done; 1 beyond the tolerance; 2 bad input or an infeasible limit; 3 a rank failed; 130 Ctrl-C.
-    """
+INTERRUPTED, CLOSED_PIPE, BAD_INPUT = 130, 141, 2
 
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line without a traceback."""
+    _mend_terminal()
+    with standard_streams():
+        code = _guarded()
+    sys.exit(code)
+
+
+def _guarded() -> int:
+    """The command's exit code; Ctrl-C is 130, however deep in an import or a destructor it strikes."""
+    code = 0
     try:
-        app()  # usage errors, Ctrl-C (130) and exit codes are typer's to handle
-    except MoeplanError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(error.exit_code)
+        with _Interrupts() as interrupts:
+            code = interrupts.told(_run)
+        sys.stdout.flush()
+    except ClosedPipe:
+        return CLOSED_PIPE  # quiet, as of other tools: the reader has what it wanted
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        if not (text := _mendable(error)):
+            raise
+        _say(text)
+        return getattr(error, "exit_code", BAD_INPUT)
+    return code
+
+
+def _run() -> int:
+    from .app import app
+
+    try:
+        app()  # usage errors and exit codes are typer's to handle
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else BAD_INPUT
+    return 0
+
+
+class _Interrupts:
+    """Ctrl-C raises KeyboardInterrupt, and is not forgotten where a library swallows it or turns it into another error.
+
+    A command that ends a search itself at Ctrl-C has a handler of its own for that time. Where the signal is ignored
+    (``nohup``, ``&`` in a script) it stays so.
+    """
+
+    def __init__(self) -> None:
+        self.struck = False
+
+    def __enter__(self) -> "_Interrupts":
+        self.before = signal.getsignal(signal.SIGINT)
+        if self.before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._strike)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _strike(self, number: int, frame: object) -> None:
+        self.struck = True
+        raise KeyboardInterrupt
+
+    def told(self, run: Callable[[], int]) -> int:
+        try:
+            code = run()
+        except BaseException:
+            if self.struck:
+                raise KeyboardInterrupt from None
+            raise
+        if self.struck:
+            raise KeyboardInterrupt
+        return code
+
+
+def _mendable(error: Exception) -> str | None:
+    """What to say of an error that a user can mend; None for a fault of this program."""
+    from ..spec.errors import MoeplanError
+
+    if isinstance(error, MoeplanError | FailedOutput):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory: give it less to do, or a machine with more"
+    if isinstance(error, OSError):  # of this machine: no folder, no space, no rights
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return None
+
+
+def _say(text: str) -> None:
+    try:
+        from rich.markup import escape
+
+        from .console import err
+
+        err.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pass
+
+
+def _mend_terminal() -> None:
+    """Sizes of a terminal in the environment that are none are left out: at a width of 0 nothing would be printed."""
+    for name, least in (("COLUMNS", 20), ("LINES", 1), ("TERMINAL_WIDTH", 20)):
+        text = os.environ.get(name)
+        if text is not None and not (re.fullmatch("[0-9]{1,4}", text) and int(text) >= least):
+            del os.environ[name]

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event as Flag
 from time import monotonic
 from typing import Any
@@ -74,7 +74,8 @@ def stop_on_interrupt() -> Iterator[Flag]:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
-        err.print("stopping with the best found so far; Ctrl-C again to give up")
+        with suppress(RuntimeError):  # it struck while this very stream was being written to
+            err.print("stopping with the best found so far; Ctrl-C again to give up")
 
     before = signal.signal(signal.SIGINT, ask)
     try:

@@ -1,19 +1,44 @@
 """Options that several commands have."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from ..spec.errors import DocumentError
+from ..spec.output import check_output
 from ..spec.picture import picture_kind
 
 
+def output_option(words: str) -> Any:
+    """The document to write, ``--output``; a path that cannot be written is refused before any work."""
+    return typer.Option("--output", "-o", help=words, callback=checked_output)
+
+
 def picture_option(words: str) -> Any:
-    """A picture to write; other kinds of files are refused before any work. ``words``: what it shows."""
-    return typer.Option(help=f"{words} (.png, .svg or .pdf).", callback=_known)
+    """A picture to write; other kinds of files are refused before any work too. ``words``: what it shows."""
+    return typer.Option(help=f"{words} (.png, .svg or .pdf).", callback=_checked_picture)
 
 
-def _known(path: Path | None) -> Path | None:
+def checked_output(context: typer.Context, path: Path | None) -> Path | None:
+    """The path, if it can be written to and no other output of this command goes there. Raises DocumentError.
+
+    Of several ranks that torchrun or Slurm started only the first writes.
+    """
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    if path is None or rank != "0" or context.resilient_parsing:
+        return path
+    check_output(path)
+    others = context.meta.setdefault("moeplan.outputs", set())
+    place = os.path.realpath(path)
+    if place in others and os.path.basename(place) != "null":
+        raise DocumentError(f"{path}: two outputs of this command would go there: name two files")
+    others.add(place)
+    return path
+
+
+def _checked_picture(context: typer.Context, path: Path | None) -> Path | None:
     if path is not None:
         picture_kind(path)
-    return path
+    return checked_output(context, path)

@@ -12,25 +12,52 @@ One file per problem, each opening with its formulation, and one common result w
 - ``result``: the common ``Solution`` and the solvers' own errors.
 """
 
+import atexit
 import hashlib
 import os
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 
+from ..caches import ExposedError, check_private, private_folder
 from .result import Infeasible, NotFound, Solution, SolverError, SolverUnavailable
 
 __all__ = ["Infeasible", "NotFound", "Solution", "SolverError", "SolverUnavailable"]
 
 
-def _compiled_code() -> Path:
+NO_CACHE: str | None = None
+"""Why compiled loops are not kept on this machine, in one line."""
+
+
+def _compiled_code() -> str:
     """Where numba keeps the compiled loops of exactly these sources.
 
     Its own cache compares one file at a time: a loop that calls another file's would go on with that one's old code.
+    What numba finds there it unpickles, which runs code. Where others could have written, or nothing can be kept, it is
+    a folder that ends with this process.
     """
+    global NO_CACHE
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "moeplan" / "solvers" / digest.hexdigest()[:24]
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    try:
+        if given and not Path(given).exists():
+            Path(given).mkdir(mode=0o700, parents=True)
+        folder = Path(given) if given else private_folder("solvers", digest.hexdigest()[:24])
+        for place in (folder, *folder.rglob("*")):
+            check_private(place)
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder)
+    except (OSError, ExposedError) as error:
+        NO_CACHE = str(error)
+    brief = tempfile.mkdtemp(prefix="moeplan-")
+    atexit.register(shutil.rmtree, brief, ignore_errors=True)
+    return brief
 
 
-os.environ.setdefault("NUMBA_CACHE_DIR", str(_compiled_code()))  # read when numba is first imported
+# Read when numba is first imported, which another package may have done.
+os.environ["NUMBA_CACHE_DIR"] = _compiled_code()
+if "numba" in sys.modules:
+    sys.modules["numba"].config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]

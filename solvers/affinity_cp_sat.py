@@ -158,6 +158,7 @@ class _Program:
         search.parameters.num_workers = 1
         search.parameters.random_seed = seed % 2**31
         search.parameters.max_time_in_seconds = time_limit
+        search.parameters.catch_sigint_signal = False  # Ctrl-C is the caller's, as in ``mip``
         status = search.solve(self.model)
         if status == self.cp.INFEASIBLE:
             raise Infeasible("no placement keeps both slots and limit: raise the limit", unit="balance", missing=0)

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .arrangements import classes
 from .result import Infeasible, NotFound, Solution
 
 ROUNDING = 1e-9  # relative: costs this close are one, and a cap is kept to so much
@@ -210,7 +209,13 @@ class _Search:
         return path, self.value(path)
 
     def _extend(
-        self, layer: int, labels: "_Labels", nodes: np.ndarray, after: dict[float, np.ndarray], later: float, most: float
+        self,
+        layer: int,
+        labels: "_Labels",
+        nodes: np.ndarray,
+        after: dict[float, np.ndarray],
+        later: float,
+        most: float,
     ) -> "_Labels":
         """Labels one layer on, those that no other beats at the same arrangement."""
         found = []

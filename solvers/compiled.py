@@ -5,15 +5,20 @@ compiles ahead, which ``make setup`` does; else the first search of a fresh inst
 that counts for no time limit.
 """
 
+import logging
+import os
 from functools import cache
 from typing import Any
 
 import numpy as np
 
+from . import NO_CACHE
 from .affinity_bound import affinity_bounds
 from .annealing_chain import load_kernels
 from .replication import replicate
 from .replication_bound import Shares
+
+logger = logging.getLogger("moeplan.solvers")
 
 BOUND_STEPS = 60  # enough for every relaxation to have its turn
 
@@ -21,6 +26,16 @@ BOUND_STEPS = 60  # enough for every relaxation to have its turn
 @cache
 def load_all() -> None:
     """Run every solver that has compiled loops on a tiny problem: two layers of four experts on two devices."""
+    if NO_CACHE:
+        logger.warning("moeplan: solvers: compiled anew, in about half a minute: %s", NO_CACHE)
+    umask = os.umask(0o077)  # what others could write would not be loaded again
+    try:
+        _run_all()
+    finally:
+        os.umask(umask)
+
+
+def _run_all() -> None:
     load_kernels()
     windows = np.arange(1.0, 17.0).reshape(2, 2, 4)
     capped: dict[str, Any] = {"samples": windows, "balance_cap": 2.0}

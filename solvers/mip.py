@@ -189,6 +189,7 @@ def _solve_with_cp_sat(problem: pulp.LpProblem, time_limit: float, seed: int) ->
     search.parameters.num_workers = 1
     search.parameters.random_seed = seed % 2**31
     search.parameters.max_time_in_seconds = time_limit
+    search.parameters.catch_sigint_signal = False  # Ctrl-C is the caller's: CP-SAT would end this search and keep quiet
     status = search.solve(model)
     if status == cp_model.INFEASIBLE:
         return Outcome("infeasible", math.inf)

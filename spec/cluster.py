@@ -1,15 +1,22 @@
 """Cluster: what each device and link really does, as measured."""
 
 import shlex
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from .curve import Curve
-from .document import Document, Part
+from .curve import MAX_SECONDS, Curve
+from .document import Document, Part, show
 from .errors import MissingCurveError
 from .model import DType
 from .operators import OPERATORS, Collective, Shape
+
+MAX_DEVICES = 4096
+Threads = Annotated[int, Field(ge=1, le=4096)]
+CpuShare = Annotated[float, Field(ge=1e-6, le=4096)]
+Bytes = Annotated[int, Field(ge=1, le=2**60)]
+Rate = Annotated[float, Field(ge=1.0, le=1e18)]
+"""Bytes per second."""
 
 
 def _needs_bytes(name: str, *curves: Curve) -> None:
@@ -55,12 +62,12 @@ class Device(Part):
     host: str
     kind: Literal["cpu", "cuda"]
     name: str
-    memory_bytes: PositiveInt = Field(description="available when it was measured")
-    threads: PositiveInt = Field(1, description="cpu: threads that the rank uses")
-    cpu_share: PositiveFloat = Field(
+    memory_bytes: Bytes = Field(description="available when it was measured")
+    threads: Threads = Field(1, description="cpu: threads that the rank uses")
+    cpu_share: CpuShare = Field(
         1.0, description="cpu: cores' worth of time that the rank may use (less than its threads in the lab)"
     )
-    stream_bandwidth: PositiveFloat = Field(description="bytes per second read by a large sum over memory")
+    stream_bandwidth: Rate = Field(description="bytes per second read by a large sum over memory")
     operators: tuple[OperatorCurve, ...] = ()
     copies: Copies | None = None
     details: dict[str, str] = Field({}, description="NVML: clocks, PCIe/NVLink, NUMA node, driver")
@@ -70,8 +77,8 @@ class Host(Part):
     """One host; what its uplink carries when all its devices send (or receive) at once."""
 
     name: str
-    uplink_out: PositiveFloat | None = Field(None, description="bytes per second; none with a single host")
-    uplink_in: PositiveFloat | None = Field(None, description="bytes per second")
+    uplink_out: Rate | None = Field(None, description="bytes per second; none with a single host")
+    uplink_in: Rate | None = Field(None, description="bytes per second")
 
 
 class Link(Part):
@@ -79,7 +86,7 @@ class Link(Part):
 
     source: int = Field(ge=0)
     target: int = Field(ge=0)
-    latency: float = Field(ge=0, description="seconds, one way, smallest message")
+    latency: float = Field(ge=0, le=MAX_SECONDS, description="seconds, one way, smallest message")
     curve: Curve = Field(description="axis: bytes")
 
     @model_validator(mode="after")
@@ -125,8 +132,8 @@ class Cluster(Document):
 
     kind: ClassVar[str] = "moeplan.cluster"
 
-    devices: tuple[Device, ...] = Field(min_length=1)
-    hosts: tuple[Host, ...] = Field(min_length=1)
+    devices: tuple[Device, ...] = Field(min_length=1, max_length=MAX_DEVICES)
+    hosts: tuple[Host, ...] = Field(min_length=1, max_length=MAX_DEVICES)
     links: tuple[Link, ...] = ()
     collectives: tuple[CollectiveCurve, ...] = ()
     lab: str | None = Field(None, description="name of the lab that it was measured in; none for real hosts")
@@ -135,15 +142,17 @@ class Cluster(Document):
     @model_validator(mode="after")
     def _consistent(self) -> "Cluster":
         names = [host.name for host in self.hosts]
-        if len(set(names)) != len(names):
-            raise ValueError(f"host names repeat: {names}")
+        known = set(names)
+        if len(known) != len(names):
+            raise ValueError(f"host names repeat: {show(names)}")
         for i, device in enumerate(self.devices):
-            if device.host not in names:
-                raise ValueError(f"devices[{i}].host {device.host!r} is not among hosts {names}")
-        pairs = [(link.source, link.target) for link in self.links]
-        wanted = {(i, j) for i in range(len(self.devices)) for j in range(len(self.devices)) if i != j}
-        if len(pairs) != len(set(pairs)) or set(pairs) != wanted:
-            raise ValueError(f"links must hold every ordered pair of {len(self.devices)} devices once")
+            if device.host not in known:
+                raise ValueError(f"devices[{i}].host {device.host!r} is not among hosts {show(names)}")
+        count = len(self.devices)
+        pairs = {(link.source, link.target) for link in self.links}
+        inside = all(i != j and i < count and j < count for i, j in pairs)
+        if not inside or not len(pairs) == len(self.links) == count * (count - 1):
+            raise ValueError(f"links must hold every ordered pair of {count} devices once")
         for i, entry in enumerate(self.collectives):
             inside = all(0 <= device < len(self.devices) for device in entry.group)
             if len(entry.group) < 2 or len(set(entry.group)) != len(entry.group) or not inside:

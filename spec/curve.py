@@ -9,6 +9,10 @@ from pydantic import Field, model_validator
 
 from .document import Part
 
+MAX_SECONDS = 1e9
+MAX_COORDINATE = 2.0**60
+"""Bytes, tokens and the like; beyond these two, sums of products would leave what a float holds."""
+
 
 class Reading(NamedTuple):
     """A value read from a curve: seconds, and whether it lies beyond what was measured."""
@@ -34,6 +38,8 @@ class Axis(Part):
     def _increasing(self) -> "Axis":
         if self.values[0] <= 0 or any(a >= b for a, b in pairwise(self.values)):
             raise ValueError(f"values of axis {self.name} must be above 0 and increase")
+        if self.values[0] < 1e-9 or self.values[-1] > MAX_COORDINATE:
+            raise ValueError(f"values of axis {self.name} must lie in 1e-9..{MAX_COORDINATE:.3g}")
         return self
 
 
@@ -54,6 +60,8 @@ class Curve(Part):
             raise ValueError(f"{points} grid points need as many medians and spreads, got {len(self.median)}")
         if min(self.median) < 0 or min(self.spread) < 0:
             raise ValueError("a duration or its spread is negative")
+        if max(self.median) > MAX_SECONDS or max(self.spread) > MAX_SECONDS:
+            raise ValueError(f"a duration or its spread is above {MAX_SECONDS:g}")
         return self
 
     def at(self, **coordinates: float) -> Reading:

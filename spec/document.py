@@ -2,24 +2,54 @@
 
 import hashlib
 import json
-import os
-import reprlib
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema
 
 from .errors import DocumentError
+from .files import MAX_DOCUMENT_BYTES, read_text
+from .output import write_atomically
+from .texts import parse_object, show
 
-MAX_DOCUMENT_BYTES = 256 * 2**20
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "Document",
+    "Part",
+    "describe",
+    "parse_object",
+    "read_text",
+    "show",
+    "write_atomically",
+]
+
+
+def _fail_fast(schema: Any) -> None:
+    """Sets pydantic's ``fail_fast`` on every list and tuple of a schema."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "tuple"):
+            schema["fail_fast"] = True
+        for inner in schema.values():
+            _fail_fast(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _fail_fast(inner)
 
 
 class Part(BaseModel):
-    """A piece of a document: immutable, no unknown fields, no NaN or infinity."""
+    """A piece of a document: immutable, no unknown fields, no NaN or infinity.
+
+    A list ends at its first wrong item: a million of them are reported no better, and each costs a kilobyte.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 class Document(Part):
@@ -82,41 +112,6 @@ class Document(Part):
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def read_text(path: str | Path, hint: str = "") -> str:
-    """A UTF-8 text file of at most ``MAX_DOCUMENT_BYTES``; ``hint`` says where a missing file comes from."""
-    try:
-        with open(path, "rb") as f:
-            data = f.read(MAX_DOCUMENT_BYTES + 1)
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise DocumentError(f"{path}: larger than {MAX_DOCUMENT_BYTES >> 20} MiB, refused")
-        return data.decode("utf-8")
-    except FileNotFoundError:
-        raise DocumentError(f"{path}: no such file{hint}") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the path
-        raise DocumentError(f"{str(path)!r}: cannot be read as UTF-8 text ({error})") from None
-
-
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; ``where`` names it in errors."""
-    try:
-        body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DocumentError(f"{where}: not JSON ({error})") from None
-    if not isinstance(body, dict):
-        raise DocumentError(f"{where}: expected a JSON object, got {show(body)}")
-    return body
-
-
-def show(value: object) -> str:
-    """A value in at most 60 printable characters, however large or deep it is."""
-    shown = _SHORT.repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-
-
 def describe(error: ValidationError) -> str:
     """One line for the first broken rule: field path, rule, value."""
     first = error.errors(include_url=False)[0]
@@ -130,24 +125,3 @@ def describe(error: ValidationError) -> str:
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule if rule.isprintable() else repr(rule)
     return f"{field or 'document'}: {rule}{got}{more}"
-
-
-def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> Path:
-    """Write through a temporary file in the same folder, then rename."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(handle, "wb") as f:
-            fill(f)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise DocumentError(f"{path}: cannot be written ({error.strerror})") from None
-        raise
-    return path

@@ -17,8 +17,8 @@ class PlacementDevice(Part):
     """One device: its host, its speed beside the others, and how many experts of a layer it may hold."""
 
     host: str
-    speed: PositiveFloat = 1.0
-    capacity: PositiveInt = Field(description="expert slots per layer")
+    speed: float = Field(1.0, ge=1e-9, le=1e18)
+    capacity: int = Field(ge=1, le=2**20, description="expert slots per layer")
 
 
 def check_copies(slots: tuple[tuple[int, ...], ...], shares: tuple[tuple[float, ...], ...] | None) -> None:

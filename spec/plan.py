@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
 from .model import DType, Model
 from .placement import check_copies
@@ -19,9 +20,9 @@ class PlanDevice(Part):
     host: str
     kind: Literal["cpu", "cuda"]
     name: str
-    threads: PositiveInt = 1
-    cpu_share: PositiveFloat = 1.0
-    memory_bytes: PositiveInt = Field(description="limit that the plan keeps")
+    threads: Threads = 1
+    cpu_share: CpuShare = 1.0
+    memory_bytes: Bytes = Field(description="limit that the plan keeps")
 
 
 class LayerPlan(Part):
@@ -148,7 +149,7 @@ class Plan(Document):
     model: Model
     workload: Workload
     dtype: DType
-    devices: tuple[PlanDevice, ...] = Field(min_length=1)
+    devices: tuple[PlanDevice, ...] = Field(min_length=1, max_length=MAX_DEVICES)
     lab: str | None = None
     degrees: Degrees
     sequences: tuple[int, ...] = Field(description="sequences of each data-parallel group")

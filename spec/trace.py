@@ -1,7 +1,7 @@
 """Trace: how a model really routes, token by token and layer by layer."""
 
 import hashlib
-import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -9,14 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import read_npz
 from .document import write_atomically
 from .errors import DocumentError
 from .model import MAX_EXPERTS
 
 MAX_TRACE_BYTES = 2 * 2**30
+MAX_CHOICES = 2**26
+"""Tokens x layers x top-k: 144,000 tokens of DeepSeek-V3. More make a placement no better, and take gigabytes."""
+MAX_COUNTS = 2**22
+"""Layers x experts."""
+MAX_LOAD, MIN_LOAD = 2.0**53, 1e-9
+"""Tokens that a layer's counts sum to, beside 0: what a float holds exactly, and what its square does not lose."""
 MAX_TEXT = 4096
 WHOLE_SEQUENCES = 3  # a trace of more sequences is divided between them, of fewer inside them
-_FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
+# Bytes that an array of the file may have: numbers have at most 8 each.
+_FIELDS = {
+    **dict.fromkeys(("expert_ids", "expert_weights", "seq_len"), 8 * MAX_CHOICES),
+    **dict.fromkeys(("num_experts", "model", "source"), 2**20),
+    "expert_counts": 8 * MAX_COUNTS,
+}
+_PIECE = 2**20  # choices that are looked at at a time
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,8 @@ class Trace:
     def digest(self) -> str:
         """SHA-256 over the routing itself."""
         h = hashlib.sha256(f"{self.num_experts} {self.expert_ids.shape} {self.expert_counts.shape}".encode())
-        h.update(np.ascontiguousarray(self.expert_ids, dtype=np.int64).tobytes())
+        for ids in _pieces(self.expert_ids):
+            h.update(np.ascontiguousarray(ids, dtype=np.int64))
         h.update(np.ascontiguousarray(self.expert_counts, dtype=np.float64).tobytes())
         h.update(np.ascontiguousarray(self.seq_len, dtype=np.int64).tobytes())
         return h.hexdigest()[:16]
@@ -120,24 +134,31 @@ class Trace:
             raise DocumentError(
                 f"{where}: expert_ids: expected integers [tokens, layers, top_k], got {ids.dtype} {list(ids.shape)}"
             )
-        tokens, _, top_k = ids.shape
+        tokens, layers, top_k = ids.shape
+        if ids.size > MAX_CHOICES:
+            raise DocumentError(
+                f"{where}: {tokens:,} tokens x {layers:,} layers x top-{top_k} are {ids.size:,} choices, at most "
+                f"{MAX_CHOICES:,} are read: record or import fewer tokens"
+            )
         if num_experts > MAX_EXPERTS:
             raise DocumentError(f"{where}: num_experts: at most {MAX_EXPERTS}, got {num_experts}")
         if num_experts < top_k:
             raise DocumentError(f"{where}: num_experts: {num_experts} experts cannot give top-{top_k}")
+        _check_counts(layers, num_experts, where)
         if int(ids.min()) < 0 or int(ids.max()) >= num_experts:
             raise DocumentError(
                 f"{where}: expert_ids: must lie in 0..{num_experts - 1}, found {int(ids.min())}..{int(ids.max())}"
             )
-        if top_k > 1 and bool((np.diff(np.sort(ids, axis=2), axis=2) == 0).any()):
+        if top_k > 1 and any((np.diff(np.sort(piece, axis=2), axis=2) == 0).any() for piece in _pieces(ids)):
             raise DocumentError(f"{where}: expert_ids: a token names one expert twice in a layer")
-        weights = np.full(ids.shape, 1.0 / top_k, np.float32) if expert_weights is None else np.asarray(expert_weights)
+        even = np.broadcast_to(np.float32(1.0 / top_k), ids.shape)  # of all choices, in the memory of one
+        weights = even if expert_weights is None else np.asarray(expert_weights)
         if weights.shape != ids.shape or weights.dtype.kind != "f":
             raise DocumentError(
                 f"{where}: expert_weights: expected floats {list(ids.shape)}, got {list(weights.shape)}"
             )
         with np.errstate(over="ignore"):
-            weights = weights.astype(np.float32)
+            weights = weights.astype(np.float32, copy=False)
         if not bool(np.isfinite(weights).all()):
             raise DocumentError(f"{where}: expert_weights: must be finite")
         lengths = np.array([tokens]) if seq_len is None else np.asarray(seq_len)
@@ -145,7 +166,7 @@ class Trace:
         fits = lengths.ndim == 1 and lengths.dtype.kind in "iu" and ((lengths > 0) & (lengths <= tokens)).all()
         if not fits or lengths.sum() != tokens:
             raise DocumentError(f"{where}: seq_len: expected positive integers that sum to {tokens} tokens")
-        ids = ids.astype(np.int32)
+        ids = ids.astype(np.int32, copy=False)
         counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
         return cls(ids, weights, lengths.astype(np.int64), num_experts, counts.astype(float), model, source)
 
@@ -160,27 +181,22 @@ class Trace:
         counts = counts.astype(float)
         if not bool(np.isfinite(counts).all()) or (counts < 0).any():
             raise DocumentError(f"{where}: expert_counts: must be finite and not negative")
+        _check_counts(*counts.shape, where)
+        with np.errstate(over="ignore"):
+            totals = counts.sum(axis=1)
+        if ((totals > MAX_LOAD) | ((totals < MIN_LOAD) & (totals > 0))).any():
+            raise DocumentError(
+                f"{where}: expert_counts: a layer's must sum to 0 or {MIN_LOAD:g}..{MAX_LOAD:.3g} tokens, "
+                f"found {totals.min():.3g}..{totals.max():.3g}"
+            )
         empty = np.empty((0, counts.shape[0], 0), np.int32)
         return cls(empty, empty.astype(np.float32), np.empty(0, np.int64), counts.shape[1], counts, model, source)
 
     @classmethod
     def read(cls, path: str | Path) -> "Trace":
         """Read an npz; pickled content is refused, every failure is one line."""
-        path = Path(path)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                size = sum(item.file_size for item in archive.infolist())
-            if size > MAX_TRACE_BYTES:
-                raise DocumentError(f"{path}: unpacks to {size >> 30} GiB, refused (limit {MAX_TRACE_BYTES >> 30} GiB)")
-            with np.load(path, allow_pickle=False) as z:
-                fields = {name: z[name] for name in z.files if name in _FIELDS}
-        except FileNotFoundError:
-            raise DocumentError(f"{path}: no such file; record one with `moeplan trace capture`") from None
-        except DocumentError:
-            raise
-        except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged or hostile bytes
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise DocumentError(f"{path}: not a readable npz trace ({reason})") from None
+        hint = "; record one with `moeplan trace capture`"
+        fields = read_npz(path, MAX_TRACE_BYTES, wanted=_FIELDS, hint=hint)
         where = str(path)
         texts = {name: _text(fields, name, where) for name in ("model", "source")}
         number = fields.get("num_experts")
@@ -193,7 +209,7 @@ class Trace:
             if number is not None and int(number.reshape(())) != trace.num_experts:
                 raise DocumentError(f"{where}: num_experts: expert_counts has {trace.num_experts}, not {int(number)}")
             return trace
-        ids = fields["expert_ids"]
+        ids = fields.pop("expert_ids")
         if number is None and (ids.dtype.kind not in "iu" or ids.size == 0):
             raise DocumentError(f"{where}: expert_ids: expected integers [tokens, layers, top_k]")
         return cls.of(
@@ -232,3 +248,14 @@ def _text(fields: dict[str, np.ndarray], name: str, where: str) -> str:
     if value.size != 1 or value.dtype.kind != "U" or value.dtype.itemsize > 4 * MAX_TEXT:
         raise DocumentError(f"{where}: {name}: expected one text of at most {MAX_TEXT} characters")
     return str(value.reshape(())[()])
+
+
+def _pieces(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Consecutive tokens, of about ``_PIECE`` choices each."""
+    step = max(1, _PIECE // max(1, ids[:1].size))
+    return (ids[first : first + step] for first in range(0, len(ids), step))
+
+
+def _check_counts(layers: int, experts: int, where: str) -> None:
+    if layers * experts > MAX_COUNTS:
+        raise DocumentError(f"{where}: {layers:,} layers x {experts:,} experts, at most {MAX_COUNTS:,} are read")

@@ -403,10 +403,13 @@ def test_missing_files_say_which_command_makes_them(tmp_path: Path) -> None:
             document.read(tmp_path / "none")
 
 
-def test_endless_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moeplan.spec.document.MAX_DOCUMENT_BYTES", 2**20)
-    with pytest.raises(DocumentError, match="larger than 1 MiB"):
+def test_endless_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="a device, expected a regular file"):
         Workload.read("/dev/zero")
+    with open(tmp_path / "sparse.json", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DocumentError, match="larger than 64 MiB"):
+        Workload.read(tmp_path / "sparse.json")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ Source: llmapi/llm_args.py, MoeLoadBalancerConfig.get_layer_initial_global_assig
 
 import json
 
-import yaml
 from pydantic import ConfigDict, Field
 
 from ...spec.document import Part, show
 from ...spec.errors import DocumentError
 from ...spec.placement import Placement
+from ...spec.texts import parse_yaml
 from .common import (
     MULTI_TOKEN,
     Engine,
@@ -82,7 +82,7 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
 
 
 def read(text: str, where: str, target: Target) -> Slots | None:
-    body = _load(text, where)
+    body = parse_yaml(text, where)
     if isinstance(body, dict) and "moe_config" in body:
         if not parse_as(_Options, body, where).enable_attention_dp:
             raise DocumentError(f"{where}: enable_attention_dp: false, but the placement is used only where it is true")
@@ -109,14 +109,6 @@ def _prediction_layers(rows: dict[int, list[int]], target: Target) -> set[int]:
     while target.model.family in MULTI_TOKEN and found in rows:
         found += 1
     return set(range(target.hidden_layers, found))
-
-
-def _load(text: str, where: str) -> object:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
-        # The last four: what PyYAML lets through on a date such as 2026-99-99 or a tag such as !!int ''.
-        raise DocumentError(f"{where}: not YAML ({show(' '.join(str(error).split()))})") from None
 
 
 ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", (FILE,), write, read)

@@ -2,7 +2,6 @@
 
 # L layers, N arrangements, E experts, G devices, S samples, T tokens
 
-import math
 from threading import Event
 
 import numpy as np
@@ -11,7 +10,7 @@ from ...solvers.affinity_fanout import expert_sets
 from ...solvers.affinity_layers import MOST_PAIRS, Layers, shortest
 from ...solvers.annealing import Affinity
 from ...solvers.arrangements import arrangements, classes, hottest
-from ...solvers.balance import idle, over_ideal
+from ...solvers.balance import over_ideal
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
 from .single import Single
@@ -62,9 +61,7 @@ def place_exactly(
         return None
 
 
-def _fan_out(
-    at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]
-) -> np.ndarray:
+def _fan_out(at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]) -> np.ndarray:
     """[N] weighted places that the tokens of a layer need; sets: [Q, K] experts and [Q] tokens."""
     members, tokens = sets
     found = np.zeros(len(at))

@@ -10,30 +10,36 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
+from ...spec.cluster import Threads
 from ...spec.document import Part
 from ...spec.document import describe as describe_rule
-from ...spec.errors import MoeplanError
+from ...spec.errors import DocumentError, MoeplanError
+from ...spec.files import read_text
+from ...spec.texts import parse_yaml
 from . import lab_cpu, lab_network
 from .lab_watchdog import clean_stale, guarded
 from .rank import Event
 from .supervise import Seat, Supervisor
 
 MAX_BYTES = 1 << 20
+MAX_RANKS = 512
+"""Of a lab in all: more than the cores of any machine, which each rank has one of at least."""
+
+Gbit = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class LabHost(Part):
     """An emulated host: ``ranks`` devices, each with ``cpu_share`` cores' worth of time over ``threads`` cores."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,23}$")
-    ranks: PositiveInt
+    ranks: int = Field(ge=1, le=MAX_RANKS)
     cpu_share: PositiveFloat
-    threads: PositiveInt = 1
-    uplink_gbit: PositiveFloat | None = Field(None, description="Gbit/s, each way; default: the lab's")
+    threads: Threads = 1
+    uplink_gbit: Gbit | None = Field(None, description="Gbit/s, each way; default: the lab's")
 
     @model_validator(mode="after")
     def _share(self) -> "LabHost":
@@ -49,7 +55,7 @@ class LabSpec(Part):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,63}$")
     hosts: tuple[LabHost, ...] = Field(min_length=1, max_length=64)
-    uplink_gbit: PositiveFloat | None = None
+    uplink_gbit: Gbit | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "LabSpec":
@@ -59,21 +65,17 @@ class LabSpec(Part):
         slow = [host.name for host in self.hosts if not (host.uplink_gbit or self.uplink_gbit)]
         if len(names) > 1 and slow:
             raise ValueError(f"no uplink_gbit for hosts {slow}")
+        if (ranks := sum(host.ranks for host in self.hosts)) > MAX_RANKS:
+            raise ValueError(f"{ranks} ranks in all, at most {MAX_RANKS}")
         return self
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """Read and validate a YAML lab file; MoeplanError names file, field, value and rule."""
         try:
-            with open(path, "rb") as file:
-                raw = file.read(MAX_BYTES + 1)
-            if len(raw) > MAX_BYTES:
-                raise MoeplanError(f"{path}: larger than {MAX_BYTES} bytes, refused")
-            body = yaml.safe_load(raw.decode())
-        except FileNotFoundError:
-            raise MoeplanError(f"{path}: no such file; examples/labs/ has some") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise MoeplanError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+            body = parse_yaml(read_text(path, "; examples/labs/ has some", MAX_BYTES), str(path))
+        except DocumentError as error:
+            raise MoeplanError(str(error)) from None
         try:
             return cls.model_validate(body)
         except ValidationError as error:

@@ -11,9 +11,9 @@ from rich.markup import escape
 from ...planner.export import ENGINES, Engine, Export, engine_named, same, validate
 from ...planner.export import export as make
 from ...spec.catalogue import load_model
-from ...spec.document import write_atomically
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.model import Model
+from ...spec.output import check_output, write_atomically
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import err, out, print_json
@@ -53,6 +53,8 @@ def export(
         raise MoeplanError("export: name the placement (place.json), or a file to check (--check FILE --devices N)")
     paths = _Paths(output or Path(engine.name), engine)
     loads = Trace.read(trace).expert_counts if trace else None
+    for path in paths.all():
+        check_output(path)
     exported = make(wanted, engine.name, load_model(model), loads=loads, path_of=lambda name: str(paths.of(name)))
     written = _write(exported, paths)
     beside = {} if paths.single is None else {name: exported.files[name] for name in exported.beside}
@@ -76,7 +78,7 @@ class _Paths:
 
     def __init__(self, output: Path, engine: Engine) -> None:
         """MoeplanError if the output is a file of a kind that the engine does not read."""
-        self.output = output
+        self.output, self.engine = output, engine
         self.single: str | None = None  # the engine's name of the one file
         if output.suffix in SUFFIXES and not output.is_dir():
             kind = {".yml": ".yaml"}.get(output.suffix, output.suffix)
@@ -90,6 +92,10 @@ class _Paths:
         if self.single is None:
             return self.output / name
         return self.output if name == self.single else Path(name)
+
+    def all(self) -> list[Path]:
+        """Every file that may be written."""
+        return [self.of(name) for name in (self.engine.files if self.single is None else [self.single])]
 
 
 def _write(exported: Export, paths: _Paths) -> list[Path]:

@@ -22,7 +22,7 @@ from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..console import err, out, print_json, progress, stop_on_interrupt
-from ..options import picture_option
+from ..options import output_option, picture_option
 
 
 def place(
@@ -67,7 +67,7 @@ def place(
     pareto: Annotated[
         Path | None, picture_option("Up to the time limit once more: show what balance buys and draw it")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The placement.")] = Path("place.json"),
+    output: Annotated[Path, output_option("The placement.")] = Path("place.json"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the placement, with `pareto` if asked, instead of tables.")
     ] = False,

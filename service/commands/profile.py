@@ -1,5 +1,7 @@
 """``moeplan profile``: measure devices and links."""
 
+import itertools
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,10 @@ from rich.table import Table
 
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster, Link
+from ...spec.errors import MoeplanError
+from ...spec.output import locked
 from ..console import err, out, print_json, progress
+from ..options import output_option
 
 DEFAULT_MODELS = ["mixtral", "tiny-moe"]
 
@@ -27,7 +32,7 @@ def profile(
     budget: Annotated[float, typer.Option(min=5, help="Seconds to spend, about.")] = 75.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file instead of adding to it.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The cluster document.")] = Path("cluster.json"),
+    output: Annotated[Path, output_option("The cluster document.")] = Path("cluster.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the document instead of a table.")] = False,
 ) -> None:
     """Measure every device and link with the operators that the runtime really runs.
@@ -38,19 +43,19 @@ def profile(
     Example: `moeplan profile --model olmoe --ranks 2`
     """
     # torch takes seconds to import: only when it is needed.
-    from ...profiler import merge
     from ...profiler import profile as measure
     from ...runtime.launch.choose import choose_launcher, is_primary
 
     asked = model or DEFAULT_MODELS
     chosen = [load_model(name) for name in asked]
-    before = Cluster.read(output) if output.exists() and not fresh else None
+    if not fresh:
+        _there(output)  # a file that cannot be added to is said now
+    replaced = _mark(output) if fresh else None
     with choose_launcher(lab, ranks, device, port) as launcher, progress("profiling") as show:
         cluster = measure(launcher, chosen, dtype=dtype, budget_seconds=budget, asked=asked, on_event=show)
         if not is_primary(launcher):
             return
-    cluster = merge(before, cluster) if before else cluster
-    cluster.write(output)
+    cluster = _add(cluster, output, replaced)
     if as_json:
         print_json(cluster.model_dump(mode="json"))
         return
@@ -58,6 +63,40 @@ def profile(
     for warning in cluster.provenance.warnings:
         err.print(f"[yellow]note:[/] {warning}", highlight=False)
     out.print(f"wrote {output} in {cluster.provenance.seconds:.0f} s")
+
+
+def _add(cluster: Cluster, output: Path, replaced: tuple[int, int] | None) -> Cluster:
+    """What was measured together with what the file holds now: another profile may have ended meanwhile.
+
+    replaced: the mark of a file that ``--fresh`` replaces. What does not go together is written beside it, and said.
+    """
+    from ...profiler import merge
+
+    with locked(output):
+        there = None if replaced is not None and replaced == _mark(output) else _there(output)
+        try:
+            cluster = merge(there, cluster) if there else cluster
+        except MoeplanError as error:
+            free = (output.with_stem(f"{output.stem}-{i}") for i in itertools.count(2))
+            beside = next(path for path in free if not os.path.lexists(path))
+            cluster.write(beside)
+            raise MoeplanError(f"{error}; it is in {beside}") from None
+        cluster.write(output)
+    return cluster
+
+
+def _there(output: Path) -> Cluster | None:
+    """The document in the file, if it holds anything; a device or a pipe does not."""
+    return Cluster.read(output) if output.is_file() and output.stat().st_size else None
+
+
+def _mark(output: Path) -> tuple[int, int]:
+    """Which file it is, and of when."""
+    try:
+        found = output.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 def cluster_table(cluster: Cluster) -> Table:

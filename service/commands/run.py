@@ -9,7 +9,7 @@ from rich.markup import escape
 from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
 from ..console import err, out, print_json, progress
-from ..options import picture_option
+from ..options import output_option, picture_option
 from ..report import draw_report, report_table
 
 
@@ -36,7 +36,7 @@ def run(
         ),
     ] = 300.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The report document.")] = Path("report.json"),
+    output: Annotated[Path, output_option("The report document.")] = Path("report.json"),
     picture: Annotated[Path | None, picture_option("Draw predicted beside measured")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of a table.")] = False,
 ) -> None:

@@ -12,6 +12,7 @@ from ...spec.cluster import Cluster
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..console import err, out, parse_bytes, print_json, progress
+from ..options import output_option
 
 
 def solve(
@@ -29,7 +30,7 @@ def solve(
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
     time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 60.0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The plan document.")] = Path("plan.json"),
+    output: Annotated[Path, output_option("The plan document.")] = Path("plan.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan instead of tables.")] = False,
 ) -> None:
     """Choose degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.

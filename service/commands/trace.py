@@ -8,7 +8,7 @@ import typer
 from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
 from ..console import err, out, print_json, progress
-from ..options import picture_option
+from ..options import output_option, picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|megatron|llama.cpp|transformers|rows|npz"  # the names of profiler.traces.IMPORTERS
 
@@ -23,7 +23,7 @@ def capture(
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load weights; draw them.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+    output: Annotated[Path, output_option("The trace.")] = Path("trace.npz"),
 ) -> None:
     """Record the routing of any Transformers mixture-of-experts causal model on a text.
 
@@ -68,7 +68,7 @@ def import_(
     highest_logits: Annotated[
         bool, typer.Option("--highest-logits", help="Router logits: the model takes the highest (no bias, no groups).")
     ] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The trace.")] = Path("trace.npz"),
+    output: Annotated[Path, output_option("The trace.")] = Path("trace.npz"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Turn the routing that a serving engine or another program recorded into a trace.

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from ....caches import ExposedError, check_private, private_folder
 from ....spec import MoeplanError
 from .compile import compile_in, new_folder, remove_stale
 
@@ -85,19 +86,20 @@ def build() -> Path:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise MoeplanError(f"C++ kernels: expected Linux on x86-64, got {sys.platform} on {platform.machine()}")
     compiler, version = _compiler()
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moeplan" / "kernels"
-    target = root / _key(version)
-    if (target / LIBRARY).is_file():
-        return target / LIBRARY
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with open(f"{target}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (target / LIBRARY).is_file():
-                logger.warning("moeplan: building the C++ kernels, once: about a minute")
-                _build(compiler, root, target)
+        root = private_folder("kernels")
+        target = root / _key(version)
+        if not (target / LIBRARY).is_file():
+            with os.fdopen(os.open(f"{target}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600), "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (target / LIBRARY).is_file():
+                    logger.warning("moeplan: building the C++ kernels, once: about a minute")
+                    _build(compiler, root, target)
+        check_private(target / LIBRARY)  # loading it runs its code
     except OSError as error:
         raise MoeplanError(f"C++ kernels: cannot write the build cache: {error}") from None
+    except ExposedError as error:
+        raise MoeplanError(f"C++ kernels: {error}") from None
     return target / LIBRARY
 
 

@@ -117,6 +117,7 @@ def main() -> None:
     order = json.loads(line)
     folder = order["folder"]
     make(folder)
+    os.umask(0o077)  # whatever the user's: nobody else may write what will be loaded
     os.environ["TMPDIR"] = folder  # the compilers' own files end with it
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     threading.Thread(target=end_with_asker, args=[Path(folder)], daemon=True).start()
