@@ -118,7 +118,7 @@ def _load(transformers: Any, folder: Path, layers: int, dtype: torch.dtype, quan
         raise NotComparable(f"Transformers {version()} does not find {some}")
     for parameter in loaded.parameters():  # beside quantised weights it keeps what is stored in a wider dtype
         parameter.data = parameter.data.to(dtype).float()
-    return loaded.float().eval()
+    return loaded.float()  # from_pretrained leaves it in evaluation mode
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ def run(
     lab: Annotated[Path | None, typer.Option(help="Run inside the emulated cluster of this YAML file.")] = None,
     trace: Annotated[Path | None, typer.Option(help="The plan's trace, where it has moved.")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="Folder with Hugging Face safetensors; by default random weights.")
+        Path | None,
+        typer.Option(help="Folder with Hugging Face safetensors, plain or quantised; by default random weights."),
     ] = None,
     own_routing: Annotated[
         bool, typer.Option("--own-routing", help="The model's routers choose the experts, not the plan's trace.")
