@@ -9,6 +9,7 @@ import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from .document import show
@@ -66,39 +67,39 @@ class Quantization:
 
     def ignores(self, module: str, kind: str = "Linear") -> bool:
         """Whether the module ("model.layers.0.mlp.experts.3.up_proj") is listed as not quantised."""
-        return any(self._matches(module, kind, pattern) for pattern in self.ignored)
+        if self.scheme == "modelopt":
+            return any(fnmatch.fnmatchcase(module, p) or module.startswith(f"{p}.") for p in self.ignored)
+        if self.scheme == "compressed-tensors":
+            return module in self.ignored or kind in self.ignored or self._ignored_pattern.match(module) is not None
+        return module.endswith(self.ignored) or self._ignored_pattern.match(module) is not None
 
     def format_of(self, module: str, kind: str = "Linear") -> WeightFormat | None:
         """The format of a module of this class; None where it stays in a plain dtype (or no layout is known)."""
         if self.ignores(module, kind):
             return None
-        covering = (f for f in self.formats if any(_compressed_match(module, kind, t) for t in f.targets))
+        covering = (f for f in self.formats if any(_targets(target, module, kind) for target in f.targets))
         return next(covering, None)
 
-    def _matches(self, module: str, kind: str, pattern: str) -> bool:
+    @cached_property
+    def _ignored_pattern(self) -> re.Pattern[str]:
+        """All at once, as checkpoints list hundreds. Transformers's patterns end where a part of a name ends."""
         if self.scheme == "compressed-tensors":
-            return _compressed_match(module, kind, pattern)
-        if self.scheme == "modelopt":
-            return fnmatch.fnmatchcase(module, pattern) or module.startswith(f"{pattern}.")
-        # Transformers: a regular expression that ends where a module's name ends, or the end of the module's name.
-        return module.endswith(pattern) or _regex(pattern, r"(?:(?<=\.)|(?=\.|$))", module)
+            return re.compile("|".join(f"(?:{p[3:]})" for p in self.ignored if p.startswith("re:")) or r"\b\B")
+        return re.compile("(?:" + ("|".join(f"(?:{p})" for p in self.ignored) or r"\b\B") + r")(?:(?<=\.)|(?=\.|$))")
 
 
-def _compressed_match(module: str, kind: str, target: str) -> bool:
+def _targets(target: str, module: str, kind: str) -> bool:
     """compressed-tensors: ``re:`` patterns match from the start, other names wholly, as a module's or a class's."""
     if target.startswith("re:"):
-        return _regex(target[3:], "", module)
+        return re.match(target[3:], module) is not None
     return target in (module, kind)
 
 
-def _regex(pattern: str, end: str, module: str) -> bool:
-    return re.match(f"(?:{pattern}){end}", module) is not None
-
-
 def _harmless(pattern: str) -> bool:
-    """Whether a pattern compiles and cannot take long on a module's name: few repeats, none of a group."""
+    """Whether a pattern compiles, also as a part of others, and takes no time: few repeats, none of a group."""
     plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
-    if len(pattern) > MAX_PATTERN or len(re.findall(r"[*+{]", plain)) > MAX_REPEATS or re.search(r"\)[*+{]", plain):
+    repeats, special = len(re.findall(r"[*+{]", plain)), re.search(r"\)[*+{]|\(\?(?![:=!])", plain)
+    if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or special or re.search(r"\\[1-9]", pattern):
         return False
     try:
         re.compile(pattern)
@@ -264,12 +265,15 @@ def _bitsandbytes(f: _Fields) -> Quantization:
 def _compressed_tensors(f: _Fields) -> Quantization:
     groups, overall = f.object("config_groups"), f.text("format")
     formats = [] if groups is None else [_group(groups, name, overall) for name in groups.body]
+    known = tuple(layout for layout in formats if layout is not None)
+    ignored, cache = f.patterns("ignore"), f.body.get("kv_cache_scheme") is not None
     sparsity = f.object("sparsity_config")
     sparse = sparsity.text("format") if sparsity else ""
-    known = tuple(layout for layout in formats if layout is not None)
-    detail = sparse if sparse not in ("", "dense") else ", ".join(dict.fromkeys(k.storage for k in known if k.storage))
-    cache = f.body.get("kv_cache_scheme") is not None
-    return Quantization("compressed-tensors", detail, known, f.patterns("ignore"), bool(known or sparse), cache)
+    for more, detail in ((sparse not in ("", "dense"), sparse), (f.body.get("transform_config"), "transform_config")):
+        if more:  # weights are not what was stored times a scale
+            return Quantization("compressed-tensors", detail, (), ignored, True, cache)
+    detail = ", ".join(dict.fromkeys(k.storage for k in known if k.storage))
+    return Quantization("compressed-tensors", detail, known, ignored, bool(known), cache)
 
 
 def _group(groups: _Fields, name: str, overall: str) -> WeightFormat | None:
