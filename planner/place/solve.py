@@ -88,7 +88,7 @@ def place(
     moves = None
     if request.previous is not None:
         copies = copies_by_layer(request.previous, layers)
-        moved = None if sizes is None else int(np.dot(copies, sizes))
+        moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * trace.layers))
         moves = Moves(previous=previous_path, copies=sum(copies), limit=request.max_moves, bytes=moved)
     return Placement(
         model=model.name if model else trace.model,

@@ -22,7 +22,7 @@ import numpy as np
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
-from ...spec.errors import InfeasibleError
+from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.model import DType, Model
 from ...spec.operators import expert_shape
 from ...spec.placement import PlacementDevice, PlacementLayer
@@ -67,6 +67,8 @@ class Timing:
         engines hold the weights: in the format that they are stored in, scales included, and else in ``dtype``.
         """
         check_shape(trace, self.model)
+        if trace.counts_only:
+            raise MoeplanError("predicted time needs a trace of tokens, this one has counts only: leave out --cluster")
         counts = self._counts(trace)
         speed = expert_speeds(self.costs, self.model, counts)
         expert = sum(self.model.expert_bytes(i, self.dtype) for i in range(trace.layers))
