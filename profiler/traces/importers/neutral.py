@@ -15,7 +15,7 @@ from ....spec.trace import Trace
 from .counts import summed
 from .files import read_npz
 from .options import Options, agree
-from .records import COUNTS_ONLY, agree_with_model, check_shape, tokens_trace
+from .records import COUNTS_ONLY, agree_with_model, check_shape, limit_counts, tokens_trace
 
 FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
 
@@ -56,6 +56,8 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     if experts is None and ids.dtype.kind in "iu" and ids.size:
         experts = int(ids.max()) + 1
         notes.append(f"num_experts is not told: the highest number seen gives {experts}")
+    if ids.ndim == 3 and ids.size:
+        limit_counts(ids.shape[1], min(experts or 1, MAX_EXPERTS), str(path))
     trace = Trace.of(
         ids,
         experts or 1,
