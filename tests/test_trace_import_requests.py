@@ -229,8 +229,10 @@ def test_zero_experts_are_dropped_and_counts_remain(tmp_path: Path, run: Any) ->
         assert trace.counts_only
         assert trace.expert_counts.sum() == (ids < 512).sum()
         assert trace.expert_counts[3, 17] == (ids[:, 3] == 17).sum()
-    np.savez(tmp_path / "a.npz", expert_ids=ids)
+    np.savez(tmp_path / "a.npz", expert_ids=ids, seq_len=[0.5])
     assert import_trace(tmp_path / "a.npz", model="longcat-flash")[0].digest() == trace.digest()
+    np.savez(tmp_path / "a.npz", expert_ids=ids - 1)
+    refused("must not be negative, found -1", tmp_path / "a.npz", model="longcat-flash")
 
 
 def test_the_model_is_checked_against_the_record(tmp_path: Path) -> None:

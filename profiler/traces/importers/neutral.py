@@ -15,7 +15,7 @@ from ....spec.trace import Trace
 from .counts import summed
 from .files import read_npz
 from .options import Options, agree
-from .records import COUNTS_ONLY, agree_with_model, check_shape, tokens_trace
+from .records import COUNTS_ONLY, agree_with_model, check_shape, limit_counts, tokens_trace
 
 FIELDS = {"expert_ids", "expert_weights", "seq_len", "num_experts", "model", "source", "expert_counts"}
 
@@ -32,15 +32,7 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     if "expert_ids" not in arrays:
         if "expert_counts" not in arrays:
             raise DocumentError(f"{path}: holds neither expert_ids nor expert_counts")
-        counts, steps = summed(arrays["expert_counts"], f"{path}: expert_counts")
-        if steps is not None:
-            notes.append(f"expert_counts of {steps} steps: summed")
-        if experts not in (None, counts.shape[1]):
-            raise DocumentError(f"{path}: expert_counts of {counts.shape[1]} experts, num_experts is {experts}")
-        check_shape(counts, options, str(path))
-        agree_with_model(len(counts), options, str(path))
-        trace = Trace.of_counts(counts, model=model or options.model_name, source=source, where=str(path))
-        return trace, [COUNTS_ONLY, *notes]
+        return _counted(arrays["expert_counts"], experts, notes, options, str(path), model=model, source=source)
     if "expert_counts" in arrays:
         notes.append("expert_counts beside expert_ids: dropped, they are counted again")
     ids, weights = arrays["expert_ids"], arrays.get("expert_weights")
@@ -51,11 +43,15 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
     if ids.ndim == 3 and ids.dtype.kind in "iu" and ids.size:
         check_shape(ids, options, str(path))
         if options.zero_experts and options.num_experts is not None and int(ids.max()) >= options.num_experts:
-            lengths = arrays.get("seq_len", np.array([len(ids)]))
+            if int(ids.min()) < 0:
+                raise DocumentError(f"{path}: expert_ids: must not be negative, found {int(ids.min())}")
+            lengths = np.array([len(ids)])  # only counts remain
             return tokens_trace(ids, lengths, notes, options=options, where=str(path), source=source), notes
     if experts is None and ids.dtype.kind in "iu" and ids.size:
         experts = int(ids.max()) + 1
         notes.append(f"num_experts is not told: the highest number seen gives {experts}")
+    if ids.ndim == 3 and ids.size:
+        limit_counts(ids.shape[1], min(experts or 1, MAX_EXPERTS), str(path))
     trace = Trace.of(
         ids,
         experts or 1,
@@ -84,6 +80,20 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
         )
     notes.insert(0, f"per-token routing: {trace.tokens} tokens in {len(trace.seq_len)} sequences, top-{trace.top_k}")
     return trace, notes
+
+
+def _counted(
+    value: np.ndarray, experts: int | None, notes: list[str], options: Options, where: str, *, model: str, source: str
+) -> tuple[Trace, list[str]]:
+    counts, steps = summed(value, f"{where}: expert_counts")
+    if steps is not None:
+        notes.append(f"expert_counts of {steps} steps: summed")
+    if experts not in (None, counts.shape[1]):
+        raise DocumentError(f"{where}: expert_counts of {counts.shape[1]} experts, num_experts is {experts}")
+    check_shape(counts, options, where)
+    agree_with_model(len(counts), options, where)
+    trace = Trace.of_counts(counts, model=model or options.model_name, source=source, where=where)
+    return trace, [COUNTS_ONLY, *notes]
 
 
 def _number(value: np.ndarray | None, where: str) -> int | None:

@@ -75,7 +75,7 @@ def tokens_trace(
     source = _with_layers(source, names, dense)
     if (ids >= experts).any():
         return _real_experts(ids, experts, notes, where=where, source=source, model=options.model_name)
-    _limit_counts(ids.shape[1], experts, where)
+    limit_counts(ids.shape[1], experts, where)
     trace = Trace.of(
         ids, experts, expert_weights=weights, seq_len=lengths, source=source, model=options.model_name, where=where
     )
@@ -161,7 +161,7 @@ def check_shape(array: np.ndarray, options: Options, where: str) -> None:
     if array.ndim == 3:
         limit_choices(len(array), array.size, where)
     else:
-        _limit_counts(layers, array.shape[1], where)
+        limit_counts(layers, array.shape[1], where)
     agree("layers", layers, options.layers, where)
 
 
@@ -174,7 +174,8 @@ def agree_with_model(expert_layers: int, options: Options, where: str) -> None:
         )
 
 
-def _limit_counts(layers: int, experts: int, where: str) -> None:
+def limit_counts(layers: int, experts: int, where: str) -> None:
+    """Refuses more layers x experts than any model has, before they are counted."""
     if layers * experts > MAX_COUNTS:
         raise DocumentError(f"{where}: {layers} layers x {experts} experts: at most {MAX_COUNTS} counts")
 
@@ -205,7 +206,7 @@ def _real_experts(ids: np.ndarray, experts: int, notes: list[str], *, where: str
     """Counts of the real experts of ids [T, L, K], where ids at or above ``experts`` are zero experts."""
     zero = ids >= experts
     tokens, layers, width = ids.shape
-    _limit_counts(layers, int(ids.max()) + 1, where)
+    limit_counts(layers, int(ids.max()) + 1, where)
     counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=experts)[:experts] for j in range(layers)])
     if not counts.any():
         raise DocumentError(f"{where}: every choice is a zero expert: nothing to place")
