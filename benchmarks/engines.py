@@ -9,6 +9,7 @@ and given to the engine's own code: slot by slot, the expert whose weights a ran
 placement's. Families that `export` refuses go to the engine as well, past the refusal, to see what it does.
 
 TensorRT-LLM is not run: its wheel needs CUDA libraries to import; its rules were read in its sources.
+vllm-ascend 0.23.0 has a wheel; 0.23.0.post1, whose files are the same here, has not.
 Prints the table and writes it to benchmarks/results/engines.md.
 """
 
@@ -65,7 +66,7 @@ class Row(NamedTuple):
     family: str
     loader: str
     result: str
-    right: bool
+    right: bool | None  # None: not run
 
 
 class Case:
@@ -196,10 +197,10 @@ def rows(engines: list[str], roots: dict[str, Path]) -> Iterator[Row]:
             with tempfile.TemporaryDirectory() as folder:
                 case = Case(family, Path(folder))
                 outcome = CHECKS[engine](case, roots)
-            loader, result, right = outcome or ("-", "refused by us; not run", True)
+            loader, result, right = outcome or ("-", "refused by us; not run", None)
             yield Row(title, family, loader, result, right)
     yield Row(
-        f"TensorRT-LLM {ENGINES['tensorrt-llm'].version}", "all", "-", "not run: needs CUDA; by its sources", True
+        f"TensorRT-LLM {ENGINES['tensorrt-llm'].version}", "all", "-", "not run: needs CUDA; by its sources", None
     )
 
 
@@ -215,12 +216,12 @@ def main() -> None:
     roots = {engine: unpack(engine, args.folder) for engine in sorted(needed)}
     found = list(rows(engines, roots))
     show(found, args.output if not args.engines else None)
-    sys.exit(any(not row.right for row in found))
+    sys.exit(any(row.right is False for row in found))
 
 
 def show(found: list[Row], output: Path | None) -> None:
     heads = ("engine", "family", "loader, run on a CPU", "result", "right")
-    cells = [(*row[:4], "yes" if row.right else "NO") for row in found]
+    cells = [(*row[:4], {True: "yes", False: "NO", None: "-"}[row.right]) for row in found]
     table = Table(*heads)
     for row in cells:
         table.add_row(*row)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ....spec.engines import engine_name
 from ....spec.errors import DocumentError
 from ....spec.trace import Trace
 from . import neutral, sglang, tensorrt_llm, transformers_logits, vllm
@@ -46,7 +47,7 @@ def import_trace(
         if value is not None and value < 1:
             raise DocumentError(f"{name}: must be at least 1, got {value}")
     try:
-        kind = kind or recognise(path)
+        kind = engine_name(kind) if kind else recognise(path)
         if kind not in IMPORTERS:
             raise DocumentError(f"no importer {kind!r}: {', '.join(IMPORTERS)}")
         return IMPORTERS[kind](path, Options(top_k, num_experts, layers))
