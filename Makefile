@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-annealing bench-replication bench-placement bench-kernels clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-annealing bench-replication bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -67,6 +67,11 @@ bench-placement: setup
 
 bench-kernels: setup
 	$(BIN)/python benchmarks/kernels.py
+
+# ENGINES: where the engines' packages are unpacked to read our exports, about 600 MB.
+ENGINES ?= build/engines
+bench-engines: setup
+	$(BIN)/python benchmarks/engines.py --folder $(ENGINES)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

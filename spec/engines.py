@@ -1,4 +1,4 @@
-"""Names of serving and training engines as people type them, for every command that takes one."""
+"""Names of engines and of recordings' formats as people type them, for every command that takes one."""
 
 import re
 
@@ -11,6 +11,9 @@ _SPELLINGS = {
     "megatron": ("megatron", "megatroncore", "megatronlm", "mcore"),
     "deepspeed": ("deepspeed", "deepspeedmoe", "autoep"),
     "transformers": ("transformers", "huggingface", "hf"),
+    "llama.cpp": ("llamacpp", "llama"),
+    "rows": ("rows", "jsonl", "jsonlines"),
+    "npz": ("npz", "trace"),
 }
 _NAMES = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from moeplan.planner.export import engine_named, export, read_back, validate
 from moeplan.planner.export.vllm_ascend import own_copies
+from moeplan.profiler.traces.importers import import_trace
 from moeplan.service.commands import export as command
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.errors import DocumentError, MoeplanError
@@ -187,6 +188,16 @@ def test_deepspeed_patterns_and_zero_3() -> None:
 )
 def test_engines_by_the_names_that_people_type(typed: str, name: str) -> None:
     assert engine_named(typed).name == name
+
+
+def test_recordings_are_named_by_the_same_spellings(here: Path) -> None:
+    Path("empty").mkdir()
+    for typed in ("trtllm", "TRT-LLM", "SGLang"):
+        with pytest.raises(DocumentError) as refused:
+            import_trace("empty", typed)
+        assert "no importer" not in str(refused.value)
+    with pytest.raises(DocumentError, match="no importer 'trtlm'"):
+        import_trace("empty", "trtlm")
 
 
 def test_transformers_is_no_engine_to_export_to() -> None:

@@ -120,4 +120,4 @@ def read(text: str, where: str, target: Target) -> Slots:
     return tuple(slots)
 
 
-ENGINE = Engine("vllm-ascend", "vllm-ascend", "0.23.0", (FILE,), write, read)
+ENGINE = Engine("vllm-ascend", "vllm-ascend", "0.23.0.post1", (FILE,), write, read)

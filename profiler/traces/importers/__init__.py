@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ....spec.engines import engine_name
 from ....spec.errors import DocumentError, MoeplanError
 from ....spec.trace import Trace
 from . import llama_cpp, megatron, neutral, rows, sglang, tensorrt_llm, transformers_logits, vllm
@@ -31,22 +32,6 @@ IMPORTERS: dict[str, Importer] = {
     "rows": rows.read,
     "npz": neutral.read,
 }
-ALIASES = {  # what people type, in small letters with dashes
-    "trtllm": "tensorrt-llm",
-    "trt-llm": "tensorrt-llm",
-    "tensorrtllm": "tensorrt-llm",
-    "megatron-core": "megatron",
-    "megatron-lm": "megatron",
-    "mcore": "megatron",
-    "llama-cpp": "llama.cpp",
-    "llamacpp": "llama.cpp",
-    "llama": "llama.cpp",
-    "hf": "transformers",
-    "huggingface": "transformers",
-    "jsonl": "rows",
-    "json-lines": "rows",
-    "trace": "npz",
-}
 
 
 def import_trace(
@@ -62,7 +47,7 @@ def import_trace(
 ) -> tuple[Trace, list[str]]:
     """A Trace and what is to be known of it: what was recorded, inferred, checked, dropped, mapped back, counted once.
 
-    path: a file, or a folder with the files of one recording. kind: one of IMPORTERS or ALIASES; without it, what the
+    path: a file, or a folder with the files of one recording. kind: one of IMPORTERS, as people spell it; without it, what the
     content shows. top_k, num_experts, layers: needed where the record does not tell them, checked where it does.
     zero_experts: identity experts above the real ones, whose choices are dropped. model: a catalogue name or a
     config.json, which tells all of these. highest_logits: whether router logits of an unnamed model may be taken to
@@ -86,8 +71,7 @@ def import_trace(
 
 
 def _known(kind: str) -> str:
-    name = kind.strip().lower().replace("_", "-")
-    name = ALIASES.get(name, name)
+    name = engine_name(kind)
     if name not in IMPORTERS:
         raise DocumentError(f"no importer {kind!r}: {', '.join(IMPORTERS)}")
     return name
