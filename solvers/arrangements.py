@@ -1,10 +1,10 @@
 """Arrangements: every way to put the experts of one layer on devices, one copy each, where there are few.
 
-    at[n, e]     device of expert e in arrangement n
+at[n, e]     device of expert e in arrangement n
 
-    (1) slots:   #{e: at[n, e] = g} <= capacity[g]
-    (2) groups:  the experts of a group, adjacent ones, are on one host, and every host has groups / hosts of the
-                 groups (groups > 1 only)
+(1) slots:   #{e: at[n, e] = g} <= capacity[g]
+(2) groups:  the experts of a group, adjacent ones, are on one host, and every host has groups / hosts of the
+             groups (groups > 1 only)
 """
 
 # N arrangements, E experts, G devices, S samples, K groups, X hosts
@@ -59,7 +59,9 @@ def hottest(at: np.ndarray, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
     return found
 
 
-def classes(at: np.ndarray, capacity: np.ndarray, speed: np.ndarray, hosts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def classes(
+    at: np.ndarray, capacity: np.ndarray, speed: np.ndarray, hosts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(first [C] one arrangement of each class, of_class [N]): those of a class differ by names of alike places only.
 
     Alike are devices of one host with equal slots and speed, and hosts with equal devices. In the common name of a

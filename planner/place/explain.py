@@ -285,7 +285,9 @@ def _balance_bound(placement: Placement, counts: np.ndarray, groups: int) -> flo
     """No placement in these slots has a better balance, as a mean over layers. counts: [L, E]."""
     capacity = np.array([device.capacity for device in placement.devices])
     load, speed = _normalised(placement, counts), _speed(placement)
-    return float(hottest_bound(load, speed, capacity, placement.hosts, groups, placement.share_rule).mean()) + idle(counts)
+    return float(hottest_bound(load, speed, capacity, placement.hosts, groups, placement.share_rule).mean()) + idle(
+        counts
+    )
 
 
 def one_more_slot(
