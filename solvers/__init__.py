@@ -5,6 +5,7 @@ One file per problem, each opening with its formulation, and one common result w
 - ``split``: how many units of work each unequal device takes (exact);
 - ``balance``: linear and greedy placements, and how even they are;
 - ``annealing``: where single copies go, for few crossings at a given balance (scalable);
+- ``affinity_layers``: the same, exact, where a layer has few ``arrangements``;
 - ``affinity_exact``, ``affinity_fanout``: the same, exact, at small sizes; ``affinity_bound``: how good it can be;
 - ``replication``: copies, places, shares (scalable), ``replication_exact``, ``replication_bound``; beside it ``eplb``;
 - ``selection``: which strategy each layer uses under every device's memory (exact);

@@ -18,7 +18,7 @@ Of equal costs, the least heat is taken.
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ ROUNDING = 1e-9  # relative: costs this close are one, and a cap is kept to so m
 SAME = 1e-12  # relative: heats that differ by the order of their sums
 BLOCK = 1 << 20  # labels at a time
 MOST_PAIRS = 40_000_000  # arrangements x classes x boundaries, whose costs are kept
-MOST_LABELS = 20_000_000  # labels tried, in all
+FEW_LABELS, MOST_LABELS = 300_000, 5_000_000  # labels tried in all: for a good path first, then for the best
 PRICES = 30  # at most; the method ends by itself, after a handful
 
 
@@ -58,15 +58,17 @@ class Layers:
 
 
 def shortest(layers: Layers, *, time_limit: float = math.inf, stop: Event | None = None) -> Solution[np.ndarray]:
-    """[L, E] devices of the cheapest path that keeps the cap; ``optimal``, or ``feasible`` where labels were too many.
+    """[L, E] devices of the cheapest path that keeps the cap: ``optimal``; ``feasible`` where labels were too many.
 
-    Raises ``Infeasible`` where no path keeps the cap, and ``NotFound`` where the time ends first or ``stop`` is set.
+    ``time_limit`` where the time ended, or ``stop`` was set, among the labels. Raises ``Infeasible`` where no path
+    keeps the cap, and ``NotFound`` where the time ends before there is one.
     """
     began = time.perf_counter()
     search = _Search(layers, began + time_limit, stop)
     path, bound = search.run()
     value = search.value(path)
-    return Solution.from_heuristic(layers.at[path], value, min(bound, value), time.perf_counter() - began)
+    found = Solution.from_heuristic(layers.at[path], value, min(bound, value), time.perf_counter() - began)
+    return replace(found, status="time_limit") if search.late and found.status != "optimal" else found
 
 
 class _Search:
@@ -75,6 +77,7 @@ class _Search:
     def __init__(self, layers: Layers, deadline: float, stop: Event | None) -> None:
         self.layers, self.deadline, self.stop = layers, deadline, stop
         self.limit = len(layers.cost) * layers.cap * (1 + ROUNDING)
+        self.late = False
         self.on = [
             (place[layers.at][:, :, None] == np.arange(int(place.max()) + 1)).astype(float)
             for _, place in layers.levels
@@ -180,25 +183,46 @@ class _Search:
 
     def _labelled(self, known: np.ndarray, price: float, bound: float) -> tuple[np.ndarray, float]:
         """(the best path, bound), from a path that keeps the cap and a price at which it is nearly the best."""
+        after = {p: (self._forward(p), self._rest(p)) for p in {0.0, price}}
+        promises = {
+            p: ((value + rest)[:, self.layers.of_class], rest[:, self.layers.of_class])
+            for p, (value, rest) in after.items()
+        }
+        for beam in (FEW_LABELS, MOST_LABELS):
+            try:
+                found, whole = self._walk(known, promises, beam)
+            except NotFound:
+                self.late = True
+                break
+            known = min((path for path in (found, known) if path is not None), key=self.value)
+            if whole:  # where nothing is left but for rounding, what is known is the best
+                return known, self.value(known)
+        return known, bound
+
+    def _walk(
+        self, known: np.ndarray, promises: dict[float, tuple[np.ndarray, np.ndarray]], beam: int
+    ) -> tuple[np.ndarray | None, bool]:
+        """(a path no worse than the one known, whether there is no better); beam: labels tried in all.
+
+        promises: by price, [L, N] what the best path through an arrangement costs, and what it costs from there on.
+        """
         value = self.value(known)
-        most, of_class = value + ROUNDING * abs(value), self.layers.of_class
-        after = {p: self._rest(p)[:, of_class] for p in {0.0, price}}
+        most = value + ROUNDING * abs(value)
         cool = self.layers.heat.min(axis=1)
         later = np.append(np.cumsum(cool[::-1])[::-1][1:], 0.0)
         keep = self.layers.heat + (cool.sum() - cool)[:, None] <= self.limit
-        for p, rest in after.items():
-            keep &= self._forward(p)[:, of_class] + rest - (p * self.limit if p else 0.0) <= most
+        for p, (through, _) in promises.items():
+            keep &= through - (p * self.limit if p else 0.0) <= most
         keep[0] &= np.isin(np.arange(keep.shape[1]), self.layers.first)  # other names are the same again
-        labels = _Labels(np.zeros(1), np.zeros(1), np.full(1, -1), np.full(1, -1))
-        trail, tried = [], 0
+        labels = _Labels(np.zeros(1), np.zeros(1), np.full(1, -1), np.full(1, -1), np.zeros(1, np.int64))
+        trail, whole, share = [], True, beam // len(keep)
         for layer in range(len(keep)):
             nodes = np.flatnonzero(keep[layer])
-            tried += len(nodes) * len(labels.cost)
-            if tried > MOST_LABELS:
-                return known, bound
-            labels = self._extend(layer, labels, nodes, after, float(later[layer]), most)
-            if not len(labels.cost):  # by rounding alone: nothing is better than what is known
-                return known, value
+            if len(nodes) * len(labels.cost) > share:
+                whole, labels = False, self._likeliest(labels, layer, promises, max(1, share // len(nodes)))
+            labels = self._extend(layer, labels, nodes, promises, float(later[layer]), most)
+            if not len(labels.cost):
+                return None, whole
             trail.append(labels)
         least = float(labels.cost.min())
         close = np.flatnonzero(labels.cost <= least + ROUNDING * abs(least))
@@ -206,14 +230,23 @@ class _Search:
         path = np.empty(len(keep), np.int64)
         for layer in reversed(range(len(keep))):
             path[layer], at = trail[layer].node[at], trail[layer].came[at]
-        return path, self.value(path)
+        return path, whole
+
+    def _likeliest(
+        self, labels: "_Labels", layer: int, promises: dict[float, tuple[np.ndarray, np.ndarray]], count: int
+    ) -> "_Labels":
+        """The labels of the layer before whose best path at the highest price is cheapest."""
+        price = max(promises)
+        promise = labels.cost + promises[price][1][layer - 1, labels.node] + price * labels.heat
+        best = np.sort(np.argsort(promise, kind="stable")[:count])
+        return _Labels(*(part[best] for part in labels))
 
     def _extend(
         self,
         layer: int,
         labels: "_Labels",
         nodes: np.ndarray,
-        after: dict[float, np.ndarray],
+        promises: dict[float, tuple[np.ndarray, np.ndarray]],
         later: float,
         most: float,
     ) -> "_Labels":
@@ -227,32 +260,32 @@ class _Search:
                 cost = cost + self._across(layer - 1, ends, some)[which]
             heat = labels.heat[:, None] + self.layers.heat[layer, some]
             fits = heat + later <= self.limit
-            for price, rest in after.items():
-                paid = cost + rest[layer, some] + (price * (heat - self.limit) if price else 0.0)
-                fits &= paid <= most
+            for price, (_, rest) in promises.items():
+                fits &= cost + rest[layer, some] + (price * (heat - self.limit) if price else 0.0) <= most
             came, which = np.nonzero(fits)
-            found.append(_Labels(cost[fits], heat[fits], some[which], came))
-        whole = _Labels(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+            found.append((cost[fits], heat[fits], some[which], labels.at[came]))
+        cost, heat, node, came = (np.concatenate(parts) for parts in zip(*found, strict=True))
         # Where nothing is paid between layers it does not matter where a label is.
-        return whole.undominated(together=not self.before)
+        return _undominated(cost, heat, node, came, np.zeros_like(node) if not self.before else node)
 
 
 class _Labels(NamedTuple):
-    """Paths so far: cost, heat, the last arrangement, and the label of the layer before."""
+    """Paths so far: cost, heat, the last arrangement, the label of the layer before, and their own numbers there."""
 
     cost: np.ndarray
     heat: np.ndarray
     node: np.ndarray
     came: np.ndarray
+    at: np.ndarray
 
-    def undominated(self, *, together: bool) -> "_Labels":
-        group = np.zeros_like(self.node) if together else self.node
-        order = np.lexsort((self.heat, self.cost, group))
-        group, heat = group[order], self.heat[order]
-        keep = np.ones(len(order), bool)
-        starts = np.flatnonzero(np.diff(group, prepend=-1))
-        for first, end in zip(starts, [*starts[1:], len(group)], strict=True):
-            coolest = np.minimum.accumulate(heat[first:end])
-            keep[first + 1 : end] = heat[first + 1 : end] < coolest[:-1]
-        order = order[keep]
-        return _Labels(self.cost[order], self.heat[order], self.node[order], self.came[order])
+
+def _undominated(cost: np.ndarray, heat: np.ndarray, node: np.ndarray, came: np.ndarray, group: np.ndarray) -> _Labels:
+    """The labels that no other of their group equals or beats in both cost and heat."""
+    order = np.lexsort((heat, cost, group))
+    group, cool = group[order], heat[order]
+    keep = np.ones(len(order), bool)
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    for first, end in zip(starts, [*starts[1:], len(group)], strict=True):
+        keep[first + 1 : end] = cool[first + 1 : end] < np.minimum.accumulate(cool[first:end])[:-1]
+    order = order[keep]
+    return _Labels(cost[order], heat[order], node[order], came[order], np.arange(len(order)))

@@ -199,7 +199,8 @@ def anneal(
     elif mean_balance(start, samples, speeds) <= balance_cap:
         best = start
     else:
-        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {walks.coolest + idle(samples):.6g}, the best"
+        allow = walks.coolest + idle(samples)
+        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {allow:.6g}, the best"
         raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"

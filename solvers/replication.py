@@ -88,7 +88,7 @@ def replicate(
     layers = problem.load.shape[1]
     begin = _checked_start(start, problem) if start is not None else None
     bound = np.stack(
-        [hottest_bound(w, problem.speed, problem.capacity, problem.hosts, groups, shares) for w in problem.load]
+        [hottest_bound(w, problem.speed, problem.capacity, problem.hosts, groups, shares, full) for w in problem.load]
     )
     cut = np.zeros(layers, bool)
 

@@ -1,19 +1,20 @@
 """Replication, exactly: one layer, for small cases and as the yardstick of the search.
 
-The problem is that of ``replication``, with one window. Its search opens with a placement and ``replication_bound``
+The problem is that of ``replication``. Its search opens with a placement and ``replication_bound``
 with a bound; between them, the question "do all devices end by t?" is answered by a program over patterns
 (``replication_patterns``) until what is found and what is refuted meet. It is asked just below the best known first,
 which usually proves it. Under (3) groups, each host is a question of its own: for every set of groups that a host may
 get, then for a division into sets that all say yes.
 
-Where patterns are too many, it is one mixed-integer program over copies and devices (``replication_assignment``).
+With several windows of load, and where patterns are too many, it is one mixed-integer program over copies and devices
+(``replication_assignment``).
 HiGHS, CP-SAT (even shares; whole loads and speeds in the second form) or another back end of ``mip`` by name.
 
 With whole loads and speeds the hottest device's values are whole multiples of a unit: nothing is between one and the
 next. Otherwise "just below" is ``TOLERANCE`` below, and that is the gap that an optimal solution reports.
 """
 
-# E experts, G devices, R slots, X hosts, K groups
+# W windows, E experts, G devices, R slots, X hosts, K groups
 
 import math
 import time
@@ -23,14 +24,14 @@ from numpy.typing import ArrayLike
 
 from .mip import DEFAULT_SOLVER, TIME_LIMIT
 from .replication import Problem, checked, replicate, widened
-from .replication_assignment import Assignment
-from .replication_bound import Shares, division_bounds, divisions, host_kinds
+from .replication_assignment import Assignment, most_copies
+from .replication_bound import Shares, division_bounds, divisions, host_kinds, hottest_bound, hottest_step
 from .replication_patterns import TooManyPatterns, feasible
 from .result import NotFound, Solution
 from .shares import optimal_shares
 from .slots import EMPTY, Slots
 
-TOLERANCE = 1e-6  # relative: well above what floating-point back ends take for equal
+TOLERANCE = 1e-7  # relative: well above what floating-point back ends take for equal
 DIVISIONS = 1_000  # of the groups over the hosts, at most, to ask about one by one
 
 
@@ -46,22 +47,43 @@ def replicate_exactly(
     solver: str = DEFAULT_SOLVER,
     seed: int = 0,
     time_limit: float = TIME_LIMIT,
+    known: Slots | None = None,
+    most_variables: float = math.inf,
 ) -> Solution[Slots]:
-    """Optimal copies, places and shares of one layer; load: [E] tokens; the rest as in ``replication.replicate``.
+    """Optimal copies, places and shares of one layer; load: [E] tokens, or [W, E] windows of them.
+
+    known: a solution to begin with, in place of a search. most_variables: of the program over copies and devices;
+    where there are more, what is known is returned as ``feasible``. The rest is as in ``replication.replicate``.
 
     Where the time ends first, the best found so far, with the bound proven so far. Raises as ``replicate`` does, and
     ``SolverUnavailable``.
     """
     began = time.perf_counter()
-    row = np.asarray(load, float)
-    if row.ndim != 1:
-        raise ValueError(f"load must be one layer's [experts], got {list(row.shape)}")
-    problem = checked(row[None], speed, capacity, hosts, groups, shares, full)
-    first = replicate(
-        row[None], speed, capacity, hosts, groups=groups, shares=shares, full=full, seed=seed, time_limit=time_limit
+    rows = np.asarray(load, float)
+    if rows.ndim not in (1, 2):
+        raise ValueError(f"load must be one layer's [experts], or windows of it, got {list(rows.shape)}")
+    rows = np.atleast_2d(rows)
+    problem = checked(rows[:, None], speed, capacity, hosts, groups, shares, full)
+    best = known
+    if best is None:
+        best = replicate(
+            rows[:, None],
+            speed,
+            capacity,
+            hosts,
+            groups=groups,
+            shares=shares,
+            full=full,
+            seed=seed,
+            time_limit=time_limit,
+        ).assignment
+    floor = np.array(
+        [
+            hottest_bound(row[None], problem.speed, problem.capacity, problem.hosts, groups, shares, full)[0]
+            for row in rows
+        ]
     )
-    best, bound = first.assignment, first.bound
-    value = first.objective
+    bound, value = float(floor.mean()), _mean_hottest(best, rows, problem.speed)
 
     def left() -> float:
         return max(time_limit - (time.perf_counter() - began), 0.1)
@@ -69,14 +91,18 @@ def replicate_exactly(
     def better(at: np.ndarray) -> tuple[Slots, float]:
         found = Slots.even(at[None], problem.capacity)
         if shares == "optimal":
-            found = optimal_shares(found, row[None], problem.speed)
+            found = optimal_shares(found, rows[:, None], problem.speed)
         found = widened(found.expert_of, found.share_of, problem, capacity)
-        hottest = float(found.hottest(row[None], problem.speed)[0])
+        hottest = _mean_hottest(found, rows, problem.speed)
         return (found, hottest) if hottest < value else (best, value)
 
-    step = _step(row, problem)
-    question = _Question(row, problem, solver, seed)
+    if bound >= value * (1 - 2 * TOLERANCE):
+        return Solution(best, value, value, "optimal", time.perf_counter() - began)
     try:
+        if len(rows) > 1:
+            raise TooManyPatterns("several windows")
+        step = hottest_step(rows[0], problem.speed, problem.capacity, shares)
+        question = _Question(rows[0], problem, solver, seed)
         ask = value
         while bound < value * (1 - 2 * TOLERANCE):
             if time.perf_counter() - began > time_limit:
@@ -90,8 +116,13 @@ def replicate_exactly(
                 best, value = better(at)
                 ask = (bound + value) / 2
     except TooManyPatterns:
-        program = Assignment(row, problem, bound, value)
+        kinds = most_copies(problem) if shares == "even" else 2
+        if rows.shape[1] * len(problem.speed) * kinds > most_variables:
+            return Solution(best, value, min(bound, value), "feasible", time.perf_counter() - began)
+        if len(rows) == 1:
+            floor = np.array([bound])
         try:
+            program = Assignment(rows, problem, floor, value)
             outcome, at = program.solve(solver, seed, left())
         except NotFound:
             return Solution(best, value, min(bound, value), "time_limit", time.perf_counter() - began)
@@ -103,20 +134,13 @@ def replicate_exactly(
         bound = value
     except NotFound:
         return Solution(best, value, min(bound, value), "time_limit", time.perf_counter() - began)
-    return Solution(best, value, min(bound, value), "optimal", time.perf_counter() - began)
+    # What was refuted is so close below that nothing which a floating-point back end could tell apart is between.
+    return Solution(best, value, value, "optimal", time.perf_counter() - began)
 
 
-def _step(load: np.ndarray, problem: Problem) -> float:
-    """The hottest device's load over speed is a whole multiple of this; 0 where nothing is known."""
-    if any((x != np.round(x)).any() for x in (load, problem.speed)):
-        return 0.0
-    if problem.shares == "optimal":  # load of some experts over speed of some devices
-        most = int(problem.speed.sum())
-        unit = math.lcm(*range(1, most + 1)) if most <= 32 else 0
-    else:
-        copies = min(len(problem.speed), int(problem.capacity.sum()) - len(load) + 1)
-        unit = math.lcm(*problem.speed.astype(int).tolist()) * (math.lcm(*range(1, copies + 1)) if copies <= 32 else 0)
-    return 1 / unit if unit else 0.0
+def _mean_hottest(slots: Slots, load: np.ndarray, speed: np.ndarray) -> float:
+    """Mean over windows of the hottest load over speed of one layer; load: [W, E]."""
+    return float(np.mean([slots.hottest(row[None], speed)[0] for row in load]))
 
 
 def _next(refuted: float, step: float) -> float:

@@ -11,7 +11,8 @@ UNLIKELY = 10.0  # where they are so many times more than chance would bring tog
 def repeated_rows(trace: Trace) -> str:
     """A warning in words where many tokens choose the same experts in every layer; else empty.
 
-    By chance, if layers knew nothing of each other, the product over layers of how often each choice comes would.
+    Chance is what the other tokens show: if layers knew nothing of each other, the product over layers of how often
+    they choose so. In one layer nothing is repeated but a choice, which its load shows.
     """
     if trace.counts_only or trace.tokens < 2 or trace.top_k == trace.num_experts:
         return ""
@@ -23,8 +24,9 @@ def repeated_rows(trace: Trace) -> str:
     why = "padding, one repeated prompt or a fault of the recording? Its affinity and balance are those of that one row"
     if len(rows) == 1:
         return f"all {len(ids)} tokens choose the same experts in every layer: {why}"
-    chosen = ids[first[tokens.argmax()]]
-    chance = float(np.prod([(ids[:, layer] == chosen[layer]).all(axis=1).mean() for layer in range(trace.layers)]))
-    if share < MANY or share < UNLIKELY * chance:
+    like = ids == ids[first[tokens.argmax()]]  # [T, L, K]
+    others = like[~like.all(axis=(1, 2))].all(axis=2)  # [tokens, L]
+    chance = float(np.prod(others.mean(axis=0)))
+    if trace.layers < 2 or share < MANY or share < UNLIKELY * chance:
         return ""
     return f"{share:.0%} of the tokens choose the same experts in every layer: {why}"

@@ -142,7 +142,7 @@ def test_both_exact_forms_and_both_back_ends_agree(shares):
             assert other.objective == pytest.approx(expected, rel=2e-6), seed
         problem = checked(load[None], speed, capacity, hosts, groups, shares, False)
         for solver in ("highs", "cp_sat") if shares == "even" else ("highs",):
-            program = Assignment(load, problem, 0.0, load.sum() / speed.min())
+            program = Assignment(load[None], problem, np.zeros(1), load.sum() / speed.min())
             outcome, at = program.solve(solver, 0, 20.0)
             assert outcome.status == "optimal"
             assert outcome.bound == pytest.approx(expected, rel=1e-6), (seed, solver)

@@ -2,6 +2,7 @@
 
 # L layers, N arrangements, E experts, G devices, S samples, T tokens
 
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -13,9 +14,11 @@ from ...solvers.arrangements import arrangements, classes, hottest
 from ...solvers.balance import over_ideal
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
+from .movement import Movement, fan_out, moved_between_layers
 from .single import Single
 
 METHOD = "dynamic programming over all arrangements of a layer"
+EXACT_TIME = 0.3  # of the time limit, at most
 MOST_CELLS = 3e8  # of layers x arrangements x (samples or sets of experts) x devices
 
 
@@ -59,6 +62,36 @@ def place_exactly(
         return shortest(problem, time_limit=time_limit, stop=stop)
     except NotFound:
         return None
+
+
+def allowed(placed: np.ndarray, single: Single) -> bool:
+    """Whether a placement [L, E] keeps to the moves from the previous one."""
+    return (
+        single.previous is None
+        or single.max_moves is None
+        or int((placed != single.previous).sum()) <= single.max_moves
+    )
+
+
+def better(
+    found: Solution[np.ndarray],
+    exact: Solution[np.ndarray],
+    trace: Trace,
+    single: Single,
+    affinity: Affinity,
+) -> Solution[np.ndarray]:
+    """The one of both that moves less."""
+    values = [proven(trace, single, affinity, one.assignment, 0.0).value for one in (found, exact)]
+    return found if values[0] <= values[1] else replace(found, assignment=exact.assignment)
+
+
+def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray, bound: float) -> Movement:
+    """How much ``placed`` moves, where ``place_exactly`` proved how much any placement must."""
+    if single.movement == "coherent" and trace.layers > 1:
+        words, value = moved_between_layers(single, affinity, placed)
+    else:
+        words, value, _ = fan_out(trace, single, placed)
+    return Movement(words, value, {METHOD: min(bound, value)})
 
 
 def _fan_out(at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]) -> np.ndarray:

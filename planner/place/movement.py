@@ -17,6 +17,8 @@ from .layers import document_layers
 from .score import score
 from .single import Single
 
+ROUNDING = 1e-9  # of what all tokens would pay if all moved: less is no movement, but what smoothing left
+
 
 class Capped(NamedTuple):
     """What placements had to keep: a mean balance over load [S, L, E] of ``cap`` at most."""
@@ -51,11 +53,19 @@ def moves_between_layers(
         balance_cap=math.inf if capped is None else capped.cap,
         time_limit=time_limit,
     )
+    return Movement(*moved_between_layers(single, affinity, placed), bounds)
+
+
+def moved_between_layers(single: Single, affinity: Affinity, placed: np.ndarray) -> tuple[str, float]:
+    """(what it is, the moves of placed [L, E] per boundary and token)"""
+    inside, between = single.weights
+    counts = affinity.transitions / len(affinity.transitions)
     words = (
         f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, "
         "as the fitted part lets expect of tokens to come"
     )
-    return Movement(words, crossings(placed, counts, host_weights(hosts, inside, between)), bounds)
+    value = crossings(placed, counts, host_weights(single.fleet.hosts, inside, between))
+    return words, value if value > ROUNDING * between else 0.0
 
 
 def fan_out(trace: Trace, single: Single, placed: np.ndarray) -> Movement:

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from ...spec.placement import Placement, Score
+from . import exact, proof
 
 COLUMNS = {
     "balance": "balance_mean",
@@ -17,6 +18,7 @@ LEGEND = (
     "balance: hottest device over ideal, mean and worst layer; x: share of tokens that cross at a boundary of layers; "
     "hosts, devices: that hold a token's experts; ms: predicted"
 )
+PROGRAMS = (exact.METHOD, proof.METHOD)
 NAMES = {"placement": "this", "linear": "linear", "eplb": "EPLB"}
 
 
@@ -43,7 +45,13 @@ def scores_table(placement: Placement) -> Table:
 def verdict(placement: Placement) -> str:
     """What was minimised, how far it is from its bound, and what it took."""
     s = placement.solver
-    proven = "proven optimal" if s.status == "optimal" else f"proven that at most {s.gap:.1%} of it could be saved"
+    if s.status == "optimal":
+        by = max(s.bounds, key=lambda name: s.bounds[name]) if s.bounds else ""
+        proven = f"proven optimal by {by if by in PROGRAMS else f'the bound of {by}'}" if by else "proven optimal"
+    elif s.bound <= 0:
+        proven = "how much of it could be saved is not known"
+    else:
+        proven = f"proven that at most {s.gap:.1%} of it could be saved"
     over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
     cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
     early = " The search was cut short; more time may help." if s.status == "time_limit" else ""

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.balance import idle, over_ideal
 from ...solvers.replication import replicate
-from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
-from ...spec.balance import balance
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
 from .cap import balance_range
 from .fleet import Fleet
+from .proof import least_balance, reached_balance
 from .sample import load_samples, windows
 from .single import Single, check_groups
 
@@ -76,18 +74,17 @@ def place_copies(
         expert_of[:, seats] = np.where(held == EMPTY, EMPTY, np.take_along_axis(here, np.maximum(held, 0), axis=1))
         share_of[:, seats] = inside.assignment.share_of
     found = Slots(expert_of, share_of, fleet.capacity)
-    objective, bound = balance_and_bound(found, single, load, shares)
+    objective, bound = balance_and_bound(found, single, load, shares, full)
     solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
     return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution
 
 
-def balance_and_bound(slots: Slots, single: Single, load: np.ndarray, shares: Shares) -> tuple[float, float]:
+def balance_and_bound(
+    slots: Slots, single: Single, load: np.ndarray, shares: Shares, full: bool = False
+) -> tuple[float, float]:
     """Mean hottest device over the ideal, and its bound over all placements; load: [W, L, E]."""
-    fleet = single.fleet
-    relative = over_ideal(load, fleet.speed)
-    reached = balance([slots.finish(window, fleet.speed) * fleet.speed for window in load], fleet.speed)
-    least = [hottest_bound(w, fleet.speed, fleet.capacity, fleet.hosts, single.groups, shares) for w in relative]
-    return float(reached.mean()), float(np.mean(least)) + idle(load)
+    reached = reached_balance(slots, load, single.fleet.speed)
+    return float(reached.mean()), float(least_balance(load, single, shares, full).mean())
 
 
 def _hosts(

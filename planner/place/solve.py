@@ -29,13 +29,16 @@ from ...spec.placement import (
     Scores,
     TraceSource,
 )
+from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
 from . import baselines
 from .cap import default_cap
+from .exact import EXACT_TIME, allowed, better, place_exactly, proven
 from .fleet import Fleet
 from .layers import document_layers
 from .movement import Capped, fan_out, moves_between_layers
-from .replan import copies_by_layer, within_moves
+from .proof import Rules, prove, within_cap
+from .replan import copies_to_load, within_moves
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
 from .sample import load_samples, windows
@@ -84,15 +87,14 @@ def place(
         raise InfeasibleError(str(error)) from None
     layers = document_layers(answer.slots)
     scored = {"placement": layers, **baseline_layers(fitted, request, fleet)}
-    sizes = None if model is None else _expert_bytes(model, request, trace.layers)
     moves = None
     if request.previous is not None:
-        copies = copies_by_layer(request.previous, layers)
-        moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * trace.layers))
-        moves = Moves(previous=previous_path, copies=sum(copies), limit=request.max_moves, bytes=moved)
+        copies = copies_to_load(request.previous, layers)
+        size = None if model is None else model.expert_bytes()
+        moved = None if size is None else copies * size
+        moves = Moves(previous=previous_path, copies=copies, limit=request.max_moves, bytes=moved)
     return Placement(
         model=model.name if model else trace.model,
-        expert_bytes=sizes,
         num_experts=trace.num_experts,
         devices=request.devices,
         layers=layers,
@@ -112,16 +114,9 @@ def place(
             counts_only=trace.counts_only,
         ),
         moves=moves,
-        notes=(*notes, *answer.notes),
+        notes=tuple(note for note in (*notes, repeated_rows(fitted), *answer.notes) if note),
         seed=request.seed,
     )
-
-
-def _expert_bytes(model: Model, request: Request, layers: int) -> tuple[int, ...] | None:
-    """[L] bytes of one expert as stored; None where the model has other layers than the trace."""
-    dtype = request.timing.dtype if request.timing else model.dtype
-    found = tuple(model.expert_bytes(ordinal, dtype) for ordinal in range(len(model.moe_layers)))
-    return found if len(found) == layers else None
 
 
 def _answer(
@@ -227,29 +222,23 @@ def _with_copies(
             on_event=on_event,
             stop=stop,
         )
-    slots = found.assignment
+    left = request.time_limit - (time.perf_counter() - began)
+    # Where hosts were chosen for locality, better balance alone is no better placement.
+    free = objective == "balance" or len(fleet.names) == 1
+    rules: Rules = {"shares": request.shares, "full": request.equal_slots}
+    proof = prove(found.assignment, single, load, **rules, improve=free, time_limit=left, stop=stop)
+    slots, bounds = proof.slots, proof.bounds
     if request.previous is not None:
         slots = within_moves(request.previous, slots, load, fleet.speed, request.max_moves)
         if request.shares == "optimal":
             slots = optimal_shares(slots, load.sum(axis=0), fleet.speed)
-    value, bound = balance_and_bound(slots, single, load, request.shares)
     if request.balance_cap is not None:
-        _check_cap(slots, single, load.sum(axis=0), request)
+        slots = within_cap(slots, single, load.sum(axis=0), request, time_limit=left, stop=stop)
+    value, _ = balance_and_bound(slots, single, load, request.shares, request.equal_slots)
+    found = replace(found, status="time_limit") if proof.late else found
     words = "mean over layers and windows of the hottest device's time over the ideal"
-    bounds = {"balance": bound}
-    return Answer(slots, _record(found, value, bound, bounds, words, time.perf_counter() - began))
-
-
-def _check_cap(slots: Slots, single: Single, counts: np.ndarray, request: Request) -> None:
-    """Raise where slots are hotter than the cap asked for, with the bound where that proves why; counts: [L, E]."""
-    cap, (reached, least) = request.balance_cap, balance_and_bound(slots, single, counts[None], request.shares)
-    assert cap is not None
-    if least > cap * (1 + 1e-9):
-        raise InfeasibleError(
-            f"no placement has a mean balance of {cap:.6g} or less: it is proven to be at least {least:.6g}"
-        )
-    if reached > cap * (1 + 1e-9):
-        raise InfeasibleError(f"found no placement with a balance of {cap:.6g} or less: allow {reached:.6g}, the best")
+    best = max(bounds.values())
+    return Answer(slots, _record(found, value, best, bounds, words, time.perf_counter() - began))
 
 
 def _single_copies(
@@ -272,34 +261,44 @@ def _single_copies(
         if on_event:
             on_event({"what": "finding a balance that holds on tokens to come"})
         cap, notes, in_time = default_cap(single, fitted, limit * SAFE_TIME)
+    most = float("inf") if cap is None else cap
+    exact = place_exactly(single, fitted, affinity, load, most, time_limit=limit * EXACT_TIME, stop=stop)
+    usable = exact if exact is not None and allowed(exact.assignment, single) else None
     left = limit * (1 - BOUND_TIME) - (time.perf_counter() - began)
     try:
-        found = single.solve(
-            affinity,
-            load,
-            cap=float("inf") if cap is None else cap,
-            steps=request.steps,
-            time_limit=max(left, LEAST_TIME),
-            on_event=on_event,
-            stop=stop,
-        )
+        if usable is not None and usable.status == "optimal":
+            found = usable
+        else:
+            found = single.solve(
+                affinity,
+                load,
+                cap=most,
+                steps=request.steps,
+                time_limit=max(left, LEAST_TIME),
+                on_event=on_event,
+                stop=stop,
+            )
+            found = found if usable is None else better(found, usable, fitted, single, affinity)
     except NotFound as error:
-        if request.balance_cap is not None:
+        if usable is None and request.balance_cap is not None:
             raise
         assert cap is not None
-        placed = single.start(fitted)
+        placed = single.start(fitted) if usable is None else usable.assignment
         found = Solution(placed, 0.0, 0.0, "feasible" if error.in_time else "time_limit", 0.0)
         kept = mean_balance(placed, load, fleet.speed)
-        late = "" if error.in_time else " in time"
-        notes += (f"no placement with a balance of {cap:.3f} was found{late}: this is where the search began",)
-        cap = kept
+        if usable is None:
+            late = "" if error.in_time else " in time"
+            notes += (f"no placement with a balance of {cap:.3f} was found{late}: this is where the search began",)
+            cap = kept
     if not in_time:
         found = replace(found, status="time_limit")
     slots = Slots.from_device_of(found.assignment, fleet.capacity)
     rest = limit * BOUND_TIME
     if stop is None or not stop.is_set():
         rest = max(rest, limit - (time.perf_counter() - began))
-    if single.movement == "coherent" and fitted.layers > 1:
+    if exact is not None:
+        moved = proven(fitted, single, affinity, found.assignment, exact.bound)
+    elif single.movement == "coherent" and fitted.layers > 1:
         reached = mean_balance(found.assignment, load, fleet.speed)  # above the cap by rounding, perhaps
         capped = None if cap is None else Capped(load, max(cap, reached))
         moved = moves_between_layers(single, affinity, found.assignment, capped, rest)
