@@ -5,7 +5,6 @@ Only the slices that a device needs are read. Both namings of experts are known:
 (``mlp.experts.gate_up_proj`` [E, 2 H, D], ``mlp.experts.down_proj`` [E, D, H]).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,8 @@ from torch import Tensor
 
 from ..spec import Model, MoeplanError
 from ..spec.errors import DocumentError
+from ..spec.files import open_regular, read_text
+from ..spec.texts import parse_object
 from .weights import AttentionWeights, DenseWeights, LayerWeights, Range, RouterWeights, check_supported, kv_range
 
 
@@ -64,6 +65,7 @@ class Checkpoint:
             raise DocumentError(f"{self.folder}: tensor {name} is missing")
         try:
             if file not in self._files:
+                _check_regular(self.folder / file)
                 self._files[file] = safe_open(self.folder / file, framework="pt")
             found = self._files[file].get_slice(name)
         except (OSError, SafetensorError) as error:
@@ -185,17 +187,23 @@ class Checkpoint:
         return self._read("model.norm.weight", self.model.layers[-1].hidden_size)
 
 
+def _check_regular(path: Path) -> None:
+    """safetensors would wait for a FIFO's writer, and map a device. Raises DocumentError."""
+    open_regular(path, 2**63 - 1).close()
+
+
 def _tensor_files(folder: Path) -> dict[str, str]:
     """File name of every tensor. Names in an index must be plain file names: nothing outside the folder is opened."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     try:
         if index.exists():
-            where = json.loads(index.read_text("utf-8"))["weight_map"]
+            where = parse_object(read_text(index), str(index))["weight_map"]
             for file in set(where.values()):
                 if Path(file).name != file or not file.endswith(".safetensors"):
                     raise DocumentError(f"{index}: weight_map: {file!r} is not the name of a safetensors file")
             return dict(where)
         if single.exists():
+            _check_regular(single)
             with safe_open(single, framework="pt") as f:
                 return dict.fromkeys(f.keys(), single.name)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....spec import arrays
 from ....spec.document import MAX_DOCUMENT_BYTES, show
 from ....spec.errors import DocumentError
 from ....spec.trace import MAX_TRACE_BYTES
@@ -88,12 +89,7 @@ def read_torch(path: Path, *, peek: bool = False) -> object:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Every array of an npz, in the archive's order."""
-    file_size(path)
-    with readable(path, "npz"):
-        with zipfile.ZipFile(path) as archive:
-            _limit(path, sum(item.file_size for item in archive.infolist()))
-        with np.load(path, allow_pickle=False) as z:
-            return {name: z[name] for name in z.files}
+    return arrays.read_npz(path, MAX_TRACE_BYTES)
 
 
 def read_npy(path: Path) -> np.ndarray:
