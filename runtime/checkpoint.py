@@ -189,7 +189,7 @@ class Checkpoint:
 
 def _check_regular(path: Path) -> None:
     """safetensors would wait for a FIFO's writer, and map a device. Raises DocumentError."""
-    open_regular(path, 2**63 - 1).close()
+    open_regular(path, 2**63 - 1, ", not a readable safetensors file").close()
 
 
 def _tensor_files(folder: Path) -> dict[str, str]:
