@@ -1,4 +1,4 @@
-"""Outputs: what a path stands for decides what is written, before the work; two writers add up; no file is half there."""
+"""Outputs: what a path stands for decides what is written, before the work; two writers add up."""
 
 import errno
 import os
