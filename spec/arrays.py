@@ -82,7 +82,7 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, mos
         if size > most:
             raise DocumentError(f"{where}: {size:,} bytes, at most {most:,} are read: record or import a part of it")
         array = np.empty(count, dtype)
-        content = memoryview(array.view(np.uint8)) if size else memoryview(b"")
+        content = memoryview(array.view(np.uint8).data) if size else memoryview(b"")
         for at in range(0, size, _PIECE):
             piece = file.read(min(_PIECE, size - at))
             content[at : at + _PIECE] = piece  # ValueError where it ends too early
