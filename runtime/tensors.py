@@ -1,6 +1,5 @@
 """The tensors of a folder of safetensors: one file, or shards with an index. Only what is asked for is read."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +8,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..spec.document import read_text
 from ..spec.errors import DocumentError
+from ..spec.files import open_regular, read_text
+from ..spec.texts import parse_object
 from .weights import Range
 
 Region = Sequence[Range]  # [first, last) of every dimension
@@ -81,7 +81,7 @@ def _tensor_files(folder: Path) -> dict[str, str]:
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     try:
         if index.exists():
-            where = json.loads(read_text(_regular(index)))["weight_map"]
+            where = parse_object(read_text(index), str(index))["weight_map"]
             for file in set(where.values()):
                 if Path(file).name != file or not file.endswith(".safetensors"):
                     raise DocumentError(f"{index}: weight_map: {file!r} is not the name of a safetensors file")
@@ -96,6 +96,5 @@ def _tensor_files(folder: Path) -> dict[str, str]:
 
 def _regular(path: Path) -> Path:
     """``path``, unless it is a device or a pipe, which could not be mapped or would never end."""
-    if path.exists() and not path.is_file():
-        raise DocumentError(f"{path}: not a regular file")
+    open_regular(path, 2**63 - 1, ", not a readable safetensors file").close()
     return path

@@ -14,6 +14,8 @@ from .streams import ClosedPipe, FailedOutput, standard_streams
 
 INTERRUPTED, CLOSED_PIPE, BAD_INPUT = 130, 141, 2
 
+MAX_MESSAGE = 1500
+
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line without a traceback."""
@@ -94,13 +96,19 @@ def _mendable(error: Exception) -> str | None:
     from ..spec.errors import MoeplanError
 
     if isinstance(error, MoeplanError | FailedOutput):
-        return str(error)
+        return _one_line(str(error))
     if isinstance(error, MemoryError):
         return "not enough memory: give it less to do, or a machine with more"
     if isinstance(error, OSError):  # of this machine: no folder, no space, no rights
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return None
+
+
+def _one_line(text: str) -> str:
+    """Names of files and fields, and what libraries say of them, are part of messages, and may hold anything."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}..."
 
 
 def _say(text: str) -> None:

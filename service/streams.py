@@ -24,7 +24,7 @@ def standard_streams() -> Iterator[None]:
     """
     _open_missing()
     out, err = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Output(_tolerant(out)), _Silent(_tolerant(err))  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Output(_tolerant(out)), _Silent(_tolerant(err))
     try:
         yield
     finally:

@@ -78,11 +78,11 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, mos
         count = math.prod(shape)  # in Python's integers, which do not overflow
         size, there = count * dtype.itemsize, info.file_size - file.tell()
         if size != there:
-            raise DocumentError(f"{where}: {dtype} {show(list(shape))} needs {size:,} bytes, {there:,} are there")
+            raise ValueError(f"{info.filename}: {dtype} {show(list(shape))} needs {size:,} bytes, {there:,} are there")
         if size > most:
             raise DocumentError(f"{where}: {size:,} bytes, at most {most:,} are read: record or import a part of it")
         array = np.empty(count, dtype)
-        content = memoryview(array.view(np.uint8)) if size else memoryview(b"")
+        content = memoryview(array.view(np.uint8).data) if size else memoryview(b"")
         for at in range(0, size, _PIECE):
             piece = file.read(min(_PIECE, size - at))
             content[at : at + _PIECE] = piece  # ValueError where it ends too early
@@ -103,5 +103,5 @@ def _read_header(file: IO[bytes], where: str) -> Header:
         raise DocumentError(f"{where}: npy of version {version[0]}.{version[1]}, expected 1.0 or 2.0")
     header = Header(*readers[version](file))
     if header.dtype.hasobject or not header.dtype.itemsize or any(length < 0 for length in header.shape):
-        raise ValueError(f"{where}: {show(str(header.dtype))} {show(list(header.shape))}: no plain array")
+        raise ValueError(f"no plain array: {show(str(header.dtype))} {show(list(header.shape))}")
     return header

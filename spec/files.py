@@ -40,7 +40,7 @@ def open_regular(path: str | Path, limit: int, hint: str = "") -> BinaryIO:
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise DocumentError(f"{path}: {kind_of(found.st_mode)}, expected a regular file")
+        raise DocumentError(f"{path}: {kind_of(found.st_mode)}, not a regular file")
     if found.st_size > limit:
         os.close(descriptor)
         raise _too_large(path, limit)
@@ -55,7 +55,7 @@ def read_bytes(path: str | Path, limit: int = MAX_DOCUMENT_BYTES, hint: str = ""
         except OSError as error:
             raise _unreadable(path, error) from None
     if data is None:  # one of /proc that waits for what is to come
-        raise DocumentError(f"{path}: not a file that ends, expected a regular one")
+        raise DocumentError(f"{path}: not a regular file: it waits for what is to come")
     if len(data) > limit:
         raise _too_large(path, limit)
     return data
@@ -71,7 +71,8 @@ def read_text(path: str | Path, hint: str = "", limit: int = MAX_DOCUMENT_BYTES)
 
 def _unreadable(path: str | Path, error: OSError | ValueError) -> DocumentError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
-    return DocumentError(f"{str(path)!r}: cannot be read ({reason})")
+    what = "as UTF-8 text " if isinstance(error, UnicodeDecodeError) else ""
+    return DocumentError(f"{str(path)!r}: cannot be read {what}({reason})")
 
 
 def _too_large(path: str | Path, limit: int) -> DocumentError:

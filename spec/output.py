@@ -51,7 +51,7 @@ def check_output(path: str | Path) -> None:
         finally:
             os.close(descriptor)
             os.unlink(temporary)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise _refusal(path, error) from None
 
 
@@ -78,10 +78,8 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> P
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            raise _refusal(path, error) from None
-        raise
+    except OSError as error:
+        raise _refusal(path, error) from None
     return path
 
 
@@ -108,10 +106,10 @@ def locked(path: str | Path) -> Iterator[None]:
 def _target(path: str | Path) -> Path | int:
     """The regular file, existing or new, that a path stands for; or the descriptor of what is written into.
 
-    Raises OSError, and ValueError for a null character in the path.
+    Raises OSError.
     """
-    if not str(path):
-        raise OSError(errno.ENOENT, "an empty path")
+    if not str(path) or "\0" in str(path):
+        raise OSError(errno.EINVAL, "an empty path, or a null character in it")
     here = os.path.abspath(path)
     for _ in range(40):  # as many links as Linux follows
         if match := _OPEN_FILE.fullmatch(here):
@@ -174,7 +172,6 @@ def _write_into(descriptor: int, fill: Callable[[IO[bytes]], object]) -> None:
         file.write(content.getbuffer())
 
 
-def _refusal(path: str | Path, error: OSError | ValueError) -> DocumentError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+def _refusal(path: str | Path, error: OSError) -> DocumentError:
     shown = str(path) if str(path).isprintable() else repr(str(path))
-    return DocumentError(f"{shown}: cannot be written ({reason})")
+    return DocumentError(f"{shown}: cannot be written ({error.strerror or error})")

@@ -132,12 +132,12 @@ class _Yaml:
         make = self.make.get(tag)
         return make(yaml.ScalarNode(tag, event.value)) if make else event.value
 
-    def _check(self, event: yaml.NodeEvent) -> None:
+    def _check(self, event: Any) -> None:
         self.values += 1
         if self.values > MAX_VALUES:
             raise DocumentError(f"{self.where}: more than {MAX_VALUES:,} values, refused")
         if event.tag not in (None, "!"):
             raise DocumentError(f"{self._line(event)}: a tag ({show(event.tag)}): write the value without it")
 
-    def _line(self, event: yaml.Event) -> str:
+    def _line(self, event: Any) -> str:
         return f"{self.where}: not YAML that is read here, line {event.start_mark.line + 1}"

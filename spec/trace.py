@@ -70,7 +70,7 @@ class Trace:
         """SHA-256 over the routing itself."""
         h = hashlib.sha256(f"{self.num_experts} {self.expert_ids.shape} {self.expert_counts.shape}".encode())
         for ids in _pieces(self.expert_ids):
-            h.update(np.ascontiguousarray(ids, dtype=np.int64))
+            h.update(np.ascontiguousarray(ids, dtype=np.int64).data)
         h.update(np.ascontiguousarray(self.expert_counts, dtype=np.float64).tobytes())
         h.update(np.ascontiguousarray(self.seq_len, dtype=np.int64).tobytes())
         return h.hexdigest()[:16]
@@ -181,7 +181,7 @@ class Trace:
         counts = counts.astype(float)
         if not bool(np.isfinite(counts).all()) or (counts < 0).any():
             raise DocumentError(f"{where}: expert_counts: must be finite and not negative")
-        _check_counts(*counts.shape, where)
+        _check_counts(counts.shape[0], counts.shape[1], where)
         with np.errstate(over="ignore"):
             totals = counts.sum(axis=1)
         if ((totals > MAX_LOAD) | ((totals < MIN_LOAD) & (totals > 0))).any():

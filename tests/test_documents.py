@@ -404,7 +404,7 @@ def test_missing_files_say_which_command_makes_them(tmp_path: Path) -> None:
 
 
 def test_endless_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DocumentError, match="a device, expected a regular file"):
+    with pytest.raises(DocumentError, match="a device, not a regular file"):
         Workload.read("/dev/zero")
     with open(tmp_path / "sparse.json", "wb") as file:
         file.truncate(2**40)

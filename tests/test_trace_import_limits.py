@@ -56,12 +56,12 @@ def test_opcodes_are_limited_and_torch_files_are_not_compressed(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("members", "pattern"),
     [
-        ({"expert_ids": b"abc"}, "'expert_ids': not an array: expected names that end in .npy"),
-        ({"expert_ids.npy": b"abc"}, "'expert_ids.npy': no npy header"),
-        ({"expert_ids.npy": b""}, "no npy header"),
-        ({"expert_ids.npy": b"\x93NUMPY\x01\x00"}, "no npy header"),
-        ({"expert_ids.npy": b"\x93NUMPY\x01\x00\x08\x00garbage!"}, "no npy header"),
-        ({"expert_ids.npy": header((2**40, 8, 8))}, "bytes cannot be int32"),
+        ({"expert_ids": b"abc"}, "'expert_ids': expected an array, named 'expert_ids.npy'"),
+        ({"expert_ids.npy": b"abc"}, "'expert_ids': no array: its header is missing"),
+        ({"expert_ids.npy": b""}, "header is missing|not a readable npz"),
+        ({"expert_ids.npy": b"\x93NUMPY\x01\x00"}, "header is missing|not a readable npz"),
+        ({"expert_ids.npy": b"\x93NUMPY\x01\x00\x08\x00garbage!"}, "header is missing|not a readable npz"),
+        ({"expert_ids.npy": header((2**40, 8, 8))}, "needs .* bytes"),
         ({"expert_ids.npy": header((4, 2, 1)) + bytes(31)}, "not a readable npz"),
         ({"expert_ids.npy": header((0, 2**40))}, "neither|expected integers|empty"),
         ({"a/expert_ids.npy": header((1, 1, 1)) + bytes(4)}, "neither|expected integers"),
@@ -80,7 +80,7 @@ def test_members_found_twice_and_long_lists_of_members(tmp_path: Path, monkeypat
         out.writestr("expert_ids.npy", header((1, 1, 1)) + bytes(4))
         with pytest.warns(UserWarning, match="Duplicate"):
             out.writestr("expert_ids.npy", header((1, 1, 1)) + bytes(4))
-    refused("found twice", tmp_path / "a.npz")
+    refused("is there twice", tmp_path / "a.npz")
     monkeypatch.setattr(files, "MAX_DIRECTORY_BYTES", 1000)
     refused("a list of members of", archive(tmp_path / "a.npz", {f"{i}.npy": b"" for i in range(30)}))
 

@@ -4,19 +4,19 @@ No code of a file is run (`weights_only=True`, `allow_pickle=False`), what it un
 unpacked, and every failure is a DocumentError of one line.
 """
 
-import math
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ....spec import arrays
 from ....spec.document import show
 from ....spec.errors import DocumentError
 from ....spec.trace import MAX_TRACE_BYTES
@@ -100,41 +100,11 @@ def read_torch(path: Path, *, peek: bool = False) -> object:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an npz, in the archive's order; each must be an npy whose header tells as much as it holds."""
+    """Every array of an npz, in the archive's order."""
     file_size(path)
     with readable(path, "npz"):
-        members = _members(path)
-        _limit(path, sum(item.file_size for item in members), MAX_UNPACKED_BYTES)
-        arrays: dict[str, np.ndarray] = {}
-        with zipfile.ZipFile(path) as archive:
-            for item in members:
-                name = item.filename.removesuffix(".npy")
-                where = f"{path}: {show(item.filename)}"
-                if name in arrays:
-                    raise DocumentError(f"{where}: found twice")
-                with archive.open(item) as member:
-                    arrays[name] = _read_member(member, item, where)
-    return arrays
-
-
-def _read_member(member: IO[bytes], item: zipfile.ZipInfo, where: str) -> np.ndarray:
-    """One array of an npz. The header is read first: an array must not be larger than what follows it."""
-    if not item.filename.endswith(".npy"):
-        raise DocumentError(f"{where}: not an array: expected names that end in .npy, as numpy.savez writes them")
-    try:
-        version = np.lib.format.read_magic(member)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-    except (ValueError, EOFError) as error:
-        raise DocumentError(f"{where}: no npy header: not an array ({' '.join(str(error).split())[:80]})") from None
-    if dtype.hasobject:
-        raise DocumentError(f"{where}: not a readable npz array: it holds Python objects, refused")
-    if math.prod(shape) > MAX_VALUES or math.prod(shape) * dtype.itemsize > item.file_size:
-        raise DocumentError(
-            f"{where}: not a readable npz array: {item.file_size} bytes cannot be {dtype} {list(shape)}"
-        )
-    member.seek(0)
-    return np.lib.format.read_array(member, allow_pickle=False)
+        _members(path)  # their list is measured
+    return arrays.read_npz(path, MAX_UNPACKED_BYTES)
 
 
 def _members(path: Path) -> list[zipfile.ZipInfo]:

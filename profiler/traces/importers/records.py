@@ -9,7 +9,7 @@ import numpy as np
 
 from ....spec.errors import DocumentError
 from ....spec.model import MAX_EXPERTS, MAX_LAYERS
-from ....spec.trace import Trace
+from ....spec.trace import MAX_CHOICES, Trace
 from .options import Options, agree
 
 COUNTS_ONLY = "counts only: they serve balance; affinity between layers needs a per-token recording"
@@ -18,7 +18,6 @@ UNORDERED = (
     "first expert, which top-1 affinity looks at, may not be the heaviest"
 )
 MAX_TOKENS = 2**22
-MAX_CHOICES = 2**25  # tokens x layers x top_k of a trace; a token of DeepSeek-V3 has 464
 MAX_COUNTS = 2**24  # layers x experts
 MAX_COUNT = 2.0**53  # the largest count whose sums are exact
 

@@ -23,7 +23,7 @@ import numpy as np
 from ....spec.document import show
 from ....spec.errors import DocumentError
 from ....spec.model import MAX_EXPERTS
-from ....spec.trace import Trace
+from ....spec.trace import MAX_CHOICES, Trace
 from .files import readable
 from .flat import flat_shape
 from .json_files import ACCEPTED, depth_of, found
@@ -111,6 +111,8 @@ def requests_trace(arrays: list[np.ndarray], notes: list[str], *, options: Optio
 
 def join(arrays: list[np.ndarray], where: str) -> np.ndarray:
     """Concatenate along tokens as int32; the rest of the shapes must agree."""
+    if (choices := sum(array.size for array in arrays)) > MAX_CHOICES:
+        raise DocumentError(f"{where}: {choices:,} choices, at most {MAX_CHOICES:,} are read: import fewer requests")
     for array in arrays:
         if array.ndim != 3 or array.dtype.kind not in "iu" or 0 in array.shape[1:]:
             raise DocumentError(
