@@ -38,7 +38,7 @@ from .fleet import Fleet
 from .layers import document_layers
 from .movement import Capped, fan_out, moves_between_layers
 from .proof import Rules, prove, within_cap
-from .replan import copies_to_load, within_moves
+from .replan import copies_by_layer, within_moves
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
 from .sample import load_samples, windows
@@ -87,14 +87,15 @@ def place(
         raise InfeasibleError(str(error)) from None
     layers = document_layers(answer.slots)
     scored = {"placement": layers, **baseline_layers(fitted, request, fleet)}
+    sizes = None if model is None else _expert_bytes(model, request, trace.layers)
     moves = None
     if request.previous is not None:
-        copies = copies_to_load(request.previous, layers)
-        size = None if model is None else model.expert_bytes()
-        moved = None if size is None else copies * size
-        moves = Moves(previous=previous_path, copies=copies, limit=request.max_moves, bytes=moved)
+        copies = copies_by_layer(request.previous, layers)
+        moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * trace.layers))
+        moves = Moves(previous=previous_path, copies=sum(copies), limit=request.max_moves, bytes=moved)
     return Placement(
         model=model.name if model else trace.model,
+        expert_bytes=sizes,
         num_experts=trace.num_experts,
         devices=request.devices,
         layers=layers,
@@ -117,6 +118,13 @@ def place(
         notes=tuple(note for note in (*notes, repeated_rows(fitted), *answer.notes) if note),
         seed=request.seed,
     )
+
+
+def _expert_bytes(model: Model, request: Request, layers: int) -> tuple[int, ...] | None:
+    """[L] bytes of one expert as stored; None where the model has other layers than the trace."""
+    dtype = request.timing.dtype if request.timing else model.dtype
+    found = tuple(model.expert_bytes(ordinal, dtype) for ordinal in range(len(model.moe_layers)))
+    return found if len(found) == layers else None
 
 
 def _answer(
