@@ -68,7 +68,7 @@ def machine_notes(report: Report) -> list[str]:
         return notes
     now, then = machine.load.taken, machine.profile_load.taken if machine.profile_load else None
     if now > (then or 0.0) + BUSIER:
-        before = "" if then is None else f", {then:.0%} when it was profiled"
+        before = "" if then is None else f", {then:.0%} when profiled"
         notes.append(f"the machine was busy: others had {now:.0%} of the processors' time during the steps{before}")
     changed = [probe for probe in machine.probes if not 1 / SLOWER < probe.factor < SLOWER]
     if changed and machine.rescaled:
