@@ -7,11 +7,12 @@ import numpy as np
 from ..spec.cluster import Cluster
 from ..spec.curve import Curve
 from ..spec.errors import MissingCurveError
-from ..spec.model import Model
+from ..spec.model import DTYPE_BYTES, Model
 from ..spec.operators import expert_shape
 from ..spec.plan import ProbePoint
 
 COMPUTE_ROWS = 128  # of each expert: enough that arithmetic limits it
+MOST_BYTES = 64 << 20  # of weights: a probe stands beside a model that fills the memory
 MESSAGE = 1 << 16  # bytes, about the largest whose time is not all bandwidth
 
 
@@ -23,7 +24,10 @@ def probe_points(cluster: Cluster, model: Model, dtype: str) -> tuple[ProbePoint
     if any(curve.axes != curves[0].axes for curve in curves):
         return ()
     grid = {axis.name: axis.values for axis in curves[0].axes}
-    most = {name: int(values[-1]) for name, values in grid.items()}
+    row = int(shape["matrices"]) * int(shape["hidden"]) * DTYPE_BYTES[dtype]  # bytes of one expert's column
+    sizes = sorted((ffn * experts * row, int(ffn), int(experts)) for ffn in grid["ffn"] for experts in grid["experts"])
+    _, ffn, experts = max((size for size in sizes if size[0] <= MOST_BYTES), default=sizes[0])
+    most = {"ffn": ffn, "experts": experts}
     points = [
         _point("compute", "expert_ffn", curves, most | {"tokens": _nearest(grid["tokens"], COMPUTE_ROWS)}),
         _point("memory", "expert_ffn", curves, most | {"tokens": int(grid["tokens"][0])}),

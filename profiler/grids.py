@@ -34,6 +34,7 @@ class Grid(NamedTuple):
 
 
 NOISY_SPREAD = 0.5  # of a point: beyond it the point is measured again later
+BACKWARDS = 2.0  # a call that takes a quarter longer than one with more work is as doubtful as NOISY_SPREAD
 
 
 class Point(NamedTuple):
@@ -96,18 +97,32 @@ class Growth:
         while step := next((s for s in self.pending if self.spent + self._foreseen(s) <= end and self._fits(s)), None):
             self._grow(step)
 
+    def doubt(self, coordinates: Coordinates) -> float:
+        """How noisy a point is: its spread, or what it takes beyond a larger call; the same on all ranks."""
+        point = self.points[tuple(coordinates.values())]
+        doubts = [point.noise]
+        for axis, values in self.values.items():
+            larger = min((v for v in values if v > coordinates[axis]), default=None)
+            if larger is not None:
+                next_call = self.points[tuple((coordinates | {axis: larger}).values())].call
+                doubts.append(BACKWARDS * (point.call / max(next_call, 1e-12) - 1))
+        return max(doubts)
+
     @property
     def noisy(self) -> list[Coordinates]:
-        """Points that were disturbed or spread widely, the worst first; the same on all ranks."""
-        worst = sorted(self.points.items(), key=lambda item: -item[1].noise)
-        return [dict(zip(self.values, at, strict=True)) for at, point in worst if point.noise > NOISY_SPREAD]
+        """Points whose doubt is above NOISY_SPREAD."""
+        every = (dict(zip(self.values, at, strict=True)) for at in self.points)
+        return [at for at in every if self.doubt(at) > NOISY_SPREAD]
 
     def again(self, coordinates: Coordinates) -> None:
-        """Measure a point once more and keep the better: what was not disturbed, else what spread less."""
+        """Measure a point once more and keep the better: what was not disturbed, else what took less.
+
+        Others only ever add to a call; a spread may be small because they were there all the time.
+        """
         before = self.points[tuple(coordinates.values())]
         self._take(coordinates)
         after = self.points[tuple(coordinates.values())]
-        if (after.noise, after.call) > (before.noise, before.call):
+        if (after.noise == inf, after.call) > (before.noise == inf, before.call):
             self.points[tuple(coordinates.values())] = before
 
     def curve(self) -> Curve:
@@ -151,7 +166,7 @@ def repair(growths: Sequence[Growth], end: Callable[[], bool], wait: Callable[[]
     ``wait`` is called before each: what was disturbed a while ago may be left alone now.
     """
     queue = [(growth, at) for growth in growths for at in growth.noisy]
-    for growth, at in sorted(queue, key=lambda item: -item[0].points[tuple(item[1].values())].noise):
+    for growth, at in sorted(queue, key=lambda item: -item[0].doubt(item[1])):
         if end():
             return
         wait()

@@ -79,6 +79,7 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
             *steps("ffn", *ffn[2:]),
             *steps("tokens", 2),
             *steps("experts", experts[2]),
+            *steps("tokens", 2048),
         ),
         needed=4,
         linear=("experts",),
@@ -297,7 +298,8 @@ def measure_operators(
         show(f"{task.model.name} {task.dtype} {task.operator}")
         grid.start()
     every = [*others, *growths]
-    repair(every, lambda: left() < 0, bench.patience.wait)
+    half = left() / 2
+    repair(every, lambda: left() < half, bench.patience.wait)
     for i, (task, grid) in enumerate(zip(work, growths, strict=True)):
         show(f"{task.model.name} {task.dtype} {task.operator}, finer")
         weights = [SHARES.get(t.operator, 1.0) for t in work[i:]]

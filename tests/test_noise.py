@@ -192,7 +192,15 @@ def test_noisy_points_are_measured_again_the_worst_first_and_the_better_is_kept(
     assert second.curve().median == (3.0, 4.0)
     assert len(waits) == 3
     assert first.noisy == []
-    assert second.noisy == [{"tokens": 2}, {"tokens": 1}]
+    assert second.noisy == [{"tokens": 1}, {"tokens": 2}]
+
+
+def test_a_point_that_takes_longer_than_one_with_more_work_is_measured_again():
+    grid = growth([[Timing(1.0, 0.1, 3)], [Timing(4.0, 0.1, 3), Timing(1.9, 0.3, 3)], [Timing(2.0, 0.1, 3)]])
+    assert grid.noisy == [{"tokens": 2}]
+    repair([grid], lambda: False, lambda: None)
+    assert grid.curve().median == (1.0, 1.9, 2.0)
+    assert grid.noisy == []
 
 
 def test_repairs_end_when_they_must():
