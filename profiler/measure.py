@@ -87,9 +87,8 @@ class Bench:
     """Where this process measures: its rank, every rank's host, its device, and how ranks agree and pace themselves.
 
     ``available``: bytes of memory that the poorest rank may use, the same on all ranks; ``own``: that this one may.
-    ``clock``: what computation is
-    timed with. ``patience``: how to wait for other programs to be done. ``shared``: whether ranks have less than their
-    cores by design, and so wait for them all the time.
+    ``clock``: what computation is timed with. ``patience``: how to wait for other programs to be done. ``shared``:
+    whether ranks have less than their cores by design, and so wait for them all the time.
     """
 
     rank: int
@@ -101,7 +100,6 @@ class Bench:
     own: int
     clock: Clock = time.perf_counter
     patience: Patience = IMPATIENT
-
     shared: bool = False
 
     @property
@@ -151,16 +149,17 @@ def measure_exchange(run: "StepTimer", agree: Agree, pace: Pace, patience: Patie
     too few come about, the ``LOW`` percentile of all single calls, not ``clean``.
     """
     agree(0.0)
-    slowest = agree(run(1))
-    if slowest <= LONG_CALL:
+    slowest = agree(first := run(1))
+    long = slowest > LONG_CALL
+    clean = [first] if long and agree(float(run.disturbed)) == 0 else []
+    if not long:
         slowest = agree(min(run(1) for _ in range(2)))  # the first call also touches its memory for the first time
+        run.calls.clear()
     pace = pace.among(slowest, WORK)
     calls = max(1, min(ceil(pace.batch / max(slowest, 1e-9)), MOST_CALLS))
-    wanted = 2 if slowest > LONG_CALL else max(MIN_BATCHES, min(round(pace.window / (calls * slowest)), 100))
-    run.calls.clear()
-    clean: list[float] = []
+    wanted = 2 if long else max(MIN_BATCHES, min(round(pace.window / (calls * slowest)), 100))
     row = 0
-    for tried in range(1, TRIES * wanted + 1):
+    for tried in range(1, 2 if long else TRIES * wanted + 1):
         value = run(calls) / calls
         if agree(float(run.disturbed)) == 0:
             clean.append(value)

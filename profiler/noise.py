@@ -5,7 +5,7 @@ typical spread of a curve (the median over its points) was 0.12 to 0.40, and 0.6
 programs running all the time, spreads said little: operators, timed by their own processor's time, had 0.2 to 0.4 and
 lay within a factor of 2 of the quiet curves; collectives had 0.3 to 0.6 and were 4 to 40 times too slow. What told them
 apart: another program was there before nearly every call. So a curve is refused where most of its points were disturbed
-in this sense, or where its spread is as large as the value itself.
+in this sense, or where its spread is wider than the value itself by half.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ..spec.cluster import Cluster, CurveNoise, Provenance
 from ..spec.load import Load
 from .grids import NOISY_SPREAD
 
-UNUSABLE_SPREAD = 1.0
+UNUSABLE_SPREAD = 1.5
 UNUSABLE_PART = 0.5  # of a curve's points disturbed
 FOREIGN = 0.1  # of the processors' time: more of it with others is worth a word
 
@@ -58,6 +58,10 @@ def warnings(found: Sequence[CurveNoise], load: Load | None = None) -> tuple[str
     lines = [line for entry in found if (line := _warning(entry))]
     if load is not None and load.taken > FOREIGN:
         lines.insert(0, f"the machine was busy: {taken(load)}")
+    if load is not None and load.foreign is None:
+        lines.insert(0, f"whether the machine was busy is not known: there is no {', no '.join(load.missing)} here")
+    if load is not None and (load.throttled or 0.0) > FOREIGN:
+        lines.insert(0, f"a cgroup's quota held a rank back for {load.throttled:.0%} of the time")
     return tuple(lines)
 
 

@@ -89,6 +89,13 @@ def test_what_stays_is_waited_for_and_then_the_low_calls_count():
     assert timing.median < 4e-4 + 0.3 * run.late  # the mean would be half of it
 
 
+def test_long_exchanges_are_made_twice_whoever_is_there():
+    for there in (False, True):
+        run = Exchange(1.5, lambda call, there=there: there)
+        assert measure_exchange(run, alone, PLAIN, Visitor(9)).clean is not there
+        assert run.made == 2
+
+
 def test_nobody_is_waited_for_because_of_one_batch():
     run, patience = Exchange(4e-4, lambda call: call == 40), Visitor(10)
     assert measure_exchange(run, alone, PLAIN, patience).clean
@@ -264,6 +271,10 @@ def test_warnings_speak_of_the_machine_and_of_disturbed_points():
     assert first.startswith("the machine was busy: other programs had 60%")
     assert "2 never undisturbed" in second
     assert warnings([entry("route (f32)")], Load(seconds=80, foreign=0.03)) == ()
+    assert warnings([], Load(seconds=80, missing=("/proc/stat", "cpu pressure"))) == (
+        "whether the machine was busy is not known: there is no /proc/stat, no cpu pressure here",
+    )
+    assert "held a rank back for 40%" in warnings([], Load(seconds=80, foreign=0.0, throttled=0.4))[0]
 
 
 def test_points_of_a_group_are_counted_once_and_links_by_each_rank():
