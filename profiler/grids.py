@@ -115,15 +115,15 @@ class Growth:
         return [at for at in every if self.doubt(at) > NOISY_SPREAD]
 
     def again(self, coordinates: Coordinates) -> None:
-        """Measure a point once more and keep the better: what was not disturbed, else what took less.
+        """Measure a point once more and keep the less doubtful of the two.
 
-        Others only ever add to a call; a spread may be small because they were there all the time.
+        Not simply the smaller one: of times that vary by themselves that would be too small.
         """
-        before = self.points[tuple(coordinates.values())]
+        key, doubt = tuple(coordinates.values()), self.doubt(coordinates)
+        before = self.points[key]
         self._take(coordinates)
-        after = self.points[tuple(coordinates.values())]
-        if (after.noise == inf, after.call) > (before.noise == inf, before.call):
-            self.points[tuple(coordinates.values())] = before
+        if (self.doubt(coordinates), self.points[key].call) > (doubt, before.call):
+            self.points[key] = before
 
     def curve(self) -> Curve:
         """What was measured, as a ``spec`` curve."""
