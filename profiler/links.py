@@ -73,12 +73,13 @@ def _probe(pair: Flow, bench: Bench, allowance: float) -> LinkTiming:
         calls = max(1, round(pace.batch / 2 / first))
         repetitions = max(3, min(9, round(pace.window / (calls * first))))
         clean, every = list[float](), list[float]()
-        while len(clean) < repetitions and len(every) < TRIES * repetitions:
+        most = repetitions if noisy else TRIES * repetitions  # who stayed through one point's tries is here to stay
+        while len(clean) < repetitions and len(every) < most:
             seconds, others = run(calls)
             every.append(seconds / calls)
-            if others:
+            if others and not noisy:
                 time.sleep(PAUSE)
-            else:
+            if not others:
                 clean.append(seconds / calls)
         return summary(clean) if len(clean) >= 3 else summary(every, LOW)._replace(clean=False)
 
