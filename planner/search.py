@@ -24,6 +24,7 @@ from ..spec.routing import ASSUMED_EXPONENT, check_shape, draw_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .costs import Costs
+from .probes import probe_points
 from .space import BASELINES, Choice, Search, lacking
 from .step import Step, check_supported
 from .units import bytes_text
@@ -119,6 +120,8 @@ def solve(
         notes=(*_notes(search, trace), *final.notes),
         seed=seed,
         digests={"model": model.digest(), "cluster": cluster.digest()} | ({"trace": trace.digest()} if trace else {}),
+        probes=probe_points(cluster, model, dtype),
+        profile_load=cluster.provenance.load,
     )
 
 

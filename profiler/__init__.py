@@ -2,4 +2,7 @@
 
 from .profile import BUDGET_SECONDS, merge, profile
 
-__all__ = ["BUDGET_SECONDS", "merge", "profile"]
+PROBE = "moeplan.profiler.probe:probe"
+"""The entry that ``run`` calls beside its steps."""
+
+__all__ = ["BUDGET_SECONDS", "PROBE", "merge", "profile"]

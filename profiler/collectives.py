@@ -10,8 +10,8 @@ import torch.distributed as dist
 from ..runtime.collectives import all_gather_start, all_reduce, all_to_all, reduce_scatter
 from ..runtime.groups import open_group
 from ..spec.curve import Curve
-from .grids import SIZES, Coordinates, Grid, Point, grow, steps
-from .measure import WORK, Bench, StepTimer, measure, summary, timer
+from .grids import SIZES, Coordinates, Grid, Growth, Point, measured, steps
+from .measure import Bench, StepTimer, measure, measure_exchange, summary, timer
 
 KINDS = (
     ("all_to_all", "equal", 2.0),
@@ -54,55 +54,76 @@ def open_family(groups: Groups, rank: int, world: int) -> Family:
     return Family(groups, own, handles[own] if own else None)
 
 
+class Measured:
+    """One collective of a family being measured: its grid over message sizes, and processor seconds of its points."""
+
+    def __init__(
+        self, family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, grid: Grid = SIZES
+    ) -> None:
+        self.family, self.bench, self.name, self.traffic, self.dtype = family, bench, name, traffic, dtype
+        self.busy: dict[int, float] = {}
+        self.growth = Growth(grid, self.visit, bench.pace, self.fits)
+
+    def visit(self, point: Coordinates) -> Point:
+        """A rank without a group only takes part in the agreements."""
+        family, bench = self.family, self.bench
+        call: Callable[[], object] = idle
+        begin, waited = time.perf_counter(), bench.patience.waited
+        if family.own is not None:
+            index, members = family.own.index(bench.rank), len(family.own)
+            call = collective_call(
+                self.name, self.traffic, point["bytes"], members, index, self.dtype, bench.device, family.process_group
+            )
+        if bench.device.type == "cuda":  # a GPU's own work loses nothing to this processor's threads
+            timing = measure(timer([call], bench.device), bench.agree, bench.pace, together=True)
+            self.busy[point["bytes"]] = 0.0
+        else:
+            run = StepTimer(call, bench.shared)
+            timing = measure_exchange(run, bench.agree, bench.pace, bench.patience)
+            self.busy[point["bytes"]] = summary(run.busy[-timing.batches :]).median
+        return measured(timing, time.perf_counter() - begin - (bench.patience.waited - waited), bench)
+
+    def fits(self, point: Coordinates) -> bool:
+        return 4 * point["bytes"] * max(map(len, self.family.groups)) < self.bench.available
+
+    @property
+    def disturbed(self) -> int:
+        """Points that other programs never left alone for long enough."""
+        return sum(not point.timing.clean for point in self.growth.points.values())
+
+    def result(self) -> dict[str, Any]:
+        """The fields of ``spec.CollectiveCurve``."""
+        curve = self.growth.curve()
+        seconds = tuple(self.busy[int(size)] for size in curve.axes[0].values)
+        busy = Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
+        return {
+            "collective": self.name,
+            "traffic": self.traffic,
+            "group": self.family.own,
+            "curve": curve.model_dump(mode="json"),
+            "busy": busy.model_dump(mode="json"),
+        }
+
+
 def measure_collectives(
     family: Family, bench: Bench, dtype: torch.dtype, allowance: float, gathered: int = 0
-) -> list[dict[str, Any]]:
-    """This rank's curves of every collective over its group, with the fields of ``spec.CollectiveCurve``.
+) -> list[Measured]:
+    """Every collective over this rank's group, measured; noisy points may be measured again later.
 
     ``dtype`` matters to those that add up: bf16 sums cost a conversion. ``gathered``: bytes that a device contributes
     when a layer's experts are gathered, measured as well where time allows; 0 where this group gathers none.
     """
     curves = []
     for i, (name, traffic, weight) in enumerate(KINDS):
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), bench.patience.waited
         grid = with_size(SIZES, gathered) if name == "all_gather" else SIZES
         part = weight / sum(w for *_, w in KINDS[i:])
-        curve, busy = _measure_one(family, bench, name, traffic, dtype, grid, allowance * part)
-        allowance -= bench.agree(time.perf_counter() - start)
-        if family.own is not None:
-            curves.append({"collective": name, "traffic": traffic, "group": family.own, "curve": curve, "busy": busy})
+        curve = Measured(family, bench, name, traffic, dtype, grid)
+        curve.growth.start()
+        curve.growth.refine(allowance * part - curve.growth.spent)
+        allowance -= bench.agree(time.perf_counter() - start) - (bench.patience.waited - waited)
+        curves.append(curve)
     return curves
-
-
-def _measure_one(
-    family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, grid: Grid, allowance: float
-) -> tuple[Curve, Curve]:
-    """Seconds and processor seconds per call. A rank without a group only takes part in the agreements."""
-    busy: dict[int, float] = {}
-    largest = max(len(group) for group in family.groups)
-
-    def visit(point: Coordinates) -> Point:
-        call: Callable[[], object] = idle
-        if family.own is not None:
-            index, members = family.own.index(bench.rank), len(family.own)
-            call = collective_call(
-                name, traffic, point["bytes"], members, index, dtype, bench.device, family.process_group
-            )
-        if bench.device.type == "cuda":  # a GPU's own work loses nothing to this processor's threads
-            timing = measure(timer([call], bench.device), bench.agree, bench.pace, together=True)
-            busy[point["bytes"]] = 0.0
-            return Point(timing, bench.agree(timing.median), 0.0)
-        run = StepTimer(call)
-        timing = measure(run, bench.agree, bench.pace, other=WORK, together=True)
-        busy[point["bytes"]] = summary(run.busy[-timing.batches :]).median
-        return Point(timing, bench.agree(timing.median), bench.agree(run.outside))
-
-    def fits(point: Coordinates) -> bool:
-        return 4 * point["bytes"] * largest < bench.available
-
-    curve = grow(grid, visit, bench.pace, allowance, fits)
-    seconds = tuple(busy[int(size)] for size in curve.axes[0].values)
-    return curve, Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
 
 
 def with_size(grid: Grid, size: int) -> Grid:

@@ -82,7 +82,7 @@ def stream_bandwidth(bench: Bench) -> float:
     """Bytes per second that this device reads while all ranks read."""
     size = min(STREAM_BYTES, bench.available // 8)
     data = torch.ones(max(size // 4, 1), dtype=torch.float32, device=bench.device)
-    return data.nbytes / measure(timer([data.sum], bench.device), bench.agree, bench.pace).median
+    return data.nbytes / measure(timer([data.sum], bench.device, bench.clock), bench.agree, bench.pace).median
 
 
 def measure_copies(bench: Bench, allowance: float) -> Copies | None:

@@ -5,12 +5,13 @@ axis, which measures a slab: that value against all values of the other axes. A 
 slabs already measured; what does not fit is left out, first of all the far end of a large model's token axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
+from math import inf
 from typing import NamedTuple
 
 from ..spec.curve import Axis, Curve
-from .measure import Pace, Timing
+from .measure import Bench, Pace, Timing
 
 Coordinates = dict[str, int]
 
@@ -32,12 +33,27 @@ class Grid(NamedTuple):
     quadratic: tuple[str, ...] = ()
 
 
+NOISY_SPREAD = 0.5  # of a point: beyond it the point is measured again later
+BACKWARDS = 2.0  # a call that takes a quarter longer than one with more work is as doubtful as NOISY_SPREAD
+
+
 class Point(NamedTuple):
-    """One measured point; ``call`` and ``build`` (seconds to prepare it) are the slowest rank's, the same on all."""
+    """One measured point; ``call`` and ``build`` (seconds beside the calls) are the slowest rank's, the same on all.
+
+    ``noise``: the largest spread of the ranks, infinite where one was disturbed.
+    """
 
     timing: Timing
     call: float
     build: float
+    noise: float = 0.0
+
+
+def measured(timing: Timing, seconds: float, bench: Bench) -> Point:
+    """The point of a timing that took so many ``seconds`` in all, whatever others did meanwhile."""
+    call = bench.agree(timing.median)
+    beside = max(0.0, bench.agree(seconds) - bench.pace.cost(call))
+    return Point(timing, call, beside, bench.agree(timing.spread if timing.clean else inf))
 
 
 def steps(axis: str, *values: int) -> tuple[Step, ...]:
@@ -81,6 +97,34 @@ class Growth:
         while step := next((s for s in self.pending if self.spent + self._foreseen(s) <= end and self._fits(s)), None):
             self._grow(step)
 
+    def doubt(self, coordinates: Coordinates) -> float:
+        """How noisy a point is: its spread, or what it takes beyond a larger call; the same on all ranks."""
+        point = self.points[tuple(coordinates.values())]
+        doubts = [point.noise]
+        for axis, values in self.values.items():
+            larger = min((v for v in values if v > coordinates[axis]), default=None)
+            if larger is not None:
+                next_call = self.points[tuple((coordinates | {axis: larger}).values())].call
+                doubts.append(BACKWARDS * (point.call / max(next_call, 1e-12) - 1))
+        return max(doubts)
+
+    @property
+    def noisy(self) -> list[Coordinates]:
+        """Points whose doubt is above NOISY_SPREAD."""
+        every = (dict(zip(self.values, at, strict=True)) for at in self.points)
+        return [at for at in every if self.doubt(at) > NOISY_SPREAD]
+
+    def again(self, coordinates: Coordinates) -> None:
+        """Measure a point once more and keep the less doubtful of the two.
+
+        Not simply the smaller one: of times that vary by themselves that would be too small.
+        """
+        key, doubt = tuple(coordinates.values()), self.doubt(coordinates)
+        before = self.points[key]
+        self._take(coordinates)
+        if (self.doubt(coordinates), self.points[key].call) > (doubt, before.call):
+            self.points[key] = before
+
     def curve(self) -> Curve:
         """What was measured, as a ``spec`` curve."""
         axes = tuple(
@@ -114,6 +158,19 @@ class Growth:
     def _take(self, coordinates: Coordinates) -> None:
         point = self.points[tuple(coordinates.values())] = self.visit(coordinates)
         self.spent += point.build + self.pace.cost(point.call)
+
+
+def repair(growths: Sequence[Growth], end: Callable[[], bool], wait: Callable[[], object]) -> None:
+    """Measure the noisy points of several grids again, in turn, until ``end`` says so (alike on all ranks).
+
+    ``wait`` is called before each: what was disturbed a while ago may be left alone now.
+    """
+    queue = [(growth, at) for growth in growths for at in growth.noisy]
+    for growth, at in sorted(queue, key=lambda item: -item[0].doubt(item[1])):
+        if end():
+            return
+        wait()
+        growth.again(at)
 
 
 def grow(

@@ -1,5 +1,6 @@
 """Links: every ordered pair of devices alone, and what a host's uplink carries when all its devices use it at once."""
 
+import time
 from typing import NamedTuple
 
 import torch
@@ -7,9 +8,10 @@ import torch.distributed as dist
 
 from ..spec.cluster import Link
 from .grids import SIZES, Coordinates, Point, grow
-from .measure import Bench, Pace, Timing, summary, timer
+from .measure import LOST, LOW, TRIES, WORK, Bench, Timing, Work, summary, timer
 
 ACK_BYTES = 1
+PAUSE = 0.05  # seconds until a disturbed batch is tried again
 UPLINK_MESSAGE = 1 << 20
 UPLINK_SECONDS = 0.4  # long enough to outlast the burst that a shaped link lets through
 
@@ -21,7 +23,14 @@ class Flow(NamedTuple):
     target: int
 
 
-def measure_links(bench: Bench, allowance: float) -> list[Link]:
+class LinkTiming(NamedTuple):
+    """A link, and how many of its points other programs disturbed."""
+
+    link: Link
+    disturbed: int
+
+
+def measure_links(bench: Bench, allowance: float) -> list[LinkTiming]:
     """The links that leave this rank; the pairs take turns, all other ranks wait.
 
     One-way time of n bytes = round trip of n bytes and a one-byte answer, minus the one-way latency, which is half the
@@ -32,13 +41,20 @@ def measure_links(bench: Bench, allowance: float) -> list[Link]:
     for pair in pairs:
         bench.agree(0.0)
         if bench.rank == pair.source:
-            links.append(_probe(pair, bench.device, bench.pace, allowance / len(pairs)))
+            links.append(_probe(pair, bench, allowance / len(pairs)))
         elif bench.rank == pair.target:
-            _answer(pair, bench.device)
+            _answer(pair, bench)
     return links
 
 
-def _probe(pair: Flow, device: torch.device, pace: Pace, allowance: float) -> Link:
+def disturbed(bench: Bench) -> bool:
+    """Whether another program has this rank's processor now."""
+    return bench.device.type == "cpu" and not bench.shared and Work()()[1] > LOST * WORK
+
+
+def _probe(pair: Flow, bench: Bench, allowance: float) -> LinkTiming:
+    device, pace, noisy = bench.device, bench.pace, 0
+
     def trip(size: int) -> Timing:
         out = torch.zeros(size, dtype=torch.uint8, device=device)
         back = torch.zeros(ACK_BYTES, dtype=torch.uint8, device=device)
@@ -47,30 +63,46 @@ def _probe(pair: Flow, device: torch.device, pace: Pace, allowance: float) -> Li
             dist.send(out, pair.target)
             dist.recv(back, pair.target)
 
-        def run(times: int) -> float:
+        def run(times: int) -> tuple[float, bool]:
             dist.send(torch.tensor([times, size], device=device), pair.target)
+            mine = disturbed(bench)
             dist.recv(back, pair.target)  # the other side is ready: its buffer exists
-            return timer([once], device)(times)
+            return timer([once], device)(times), mine or bool(back.item())
 
-        first = min(run(1) for _ in range(3))
+        first = min(run(1)[0] for _ in range(3))
         calls = max(1, round(pace.batch / 2 / first))
         repetitions = max(3, min(9, round(pace.window / (calls * first))))
-        return summary([run(calls) / calls for _ in range(repetitions)])
+        clean, every = list[float](), list[float]()
+        most = repetitions if noisy else TRIES * repetitions  # who stayed through one point's tries is here to stay
+        while len(clean) < repetitions and len(every) < most:
+            seconds, others = run(calls)
+            every.append(seconds / calls)
+            if others and not noisy:
+                time.sleep(PAUSE)
+            if not others:
+                clean.append(seconds / calls)
+        return summary(clean) if len(clean) >= 3 else summary(every, LOW)._replace(clean=False)
 
     latency = trip(ACK_BYTES).median / 2
 
     def visit(point: Coordinates) -> Point:
+        nonlocal noisy
         there_and_back = trip(point["bytes"])
+        noisy += not there_and_back.clean
         one_way = there_and_back._replace(median=max(there_and_back.median - latency, latency))
         return Point(one_way, there_and_back.median, 0.0)
 
     curve = grow(SIZES, visit, pace, allowance)
     dist.send(torch.tensor([0, 0], device=device), pair.target)
-    return Link(source=pair.source, target=pair.target, latency=latency, curve=curve)
+    return LinkTiming(Link(source=pair.source, target=pair.target, latency=latency, curve=curve), noisy)
 
 
-def _answer(pair: Flow, device: torch.device) -> None:
-    """The other side of ``_probe``: told how many messages of what size follow, until told none."""
+def _answer(pair: Flow, bench: Bench) -> None:
+    """The other side of ``_probe``: told how many messages of what size follow, until told none.
+
+    Its first answer says whether it is disturbed.
+    """
+    device = bench.device
     header = torch.zeros(2, dtype=torch.int64, device=device)
     ack = torch.zeros(ACK_BYTES, dtype=torch.uint8, device=device)
     buffer = torch.empty(0, dtype=torch.uint8, device=device)
@@ -81,7 +113,7 @@ def _answer(pair: Flow, device: torch.device) -> None:
             return
         if buffer.numel() != size:
             buffer = torch.empty(size, dtype=torch.uint8, device=device)
-        dist.send(ack, pair.source)
+        dist.send(ack.fill_(disturbed(bench)), pair.source)
         for _ in range(times):
             dist.recv(buffer, pair.source)
             dist.send(ack, pair.source)

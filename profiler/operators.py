@@ -26,7 +26,7 @@ from ..spec.operators import (
     route_shape,
     vocabulary_shape,
 )
-from .grids import Coordinates, Grid, Growth, Point, steps
+from .grids import Coordinates, Grid, Growth, Point, measured, repair, steps
 from .measure import Bench, ColdTimer, Timing, measure, timer
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -79,6 +79,7 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
             *steps("ffn", *ffn[2:]),
             *steps("tokens", 2),
             *steps("experts", experts[2]),
+            *steps("tokens", 2048),
         ),
         needed=4,
         linear=("experts",),
@@ -255,20 +256,17 @@ def growth(task: Task, bench: Bench) -> Growth:
             **at,
         )
 
-    def timed(calls: Sequence[Callable[[], None]]) -> tuple[Timing, float]:
-        """The timing of one call, and the seconds that passed between the calls."""
+    def timed(calls: Sequence[Callable[[], None]]) -> Timing:
         if bench.device.type == "cuda" or task.operator == "expert_ffn":  # it rotates over a model's weights by itself
-            return measure(timer(calls, bench.device), bench.agree, bench.pace), 0.0
-        run = ColdTimer(calls, task.between)
+            return measure(timer(calls, bench.device, bench.clock), bench.agree, bench.pace)
+        run = ColdTimer(calls, task.between, bench.clock)
         run(1)
-        return measure(run, bench.agree, bench.pace, other=bench.agree(run.outside)), run.outside
+        return measure(run, bench.agree, bench.pace, other=bench.agree(run.outside))
 
     def visit(at: Coordinates) -> Point:
-        start = time.perf_counter()
-        calls = [call(at) for _ in range(task.copies(at))]
-        build = bench.agree(time.perf_counter() - start)
-        timing, other = timed(calls)
-        return Point(timing, bench.agree(timing.median), build + bench.agree(other))
+        begin = time.perf_counter()
+        timing = timed([call(at) for _ in range(task.copies(at))])
+        return measured(timing, time.perf_counter() - begin, bench)
 
     def fits(at: Coordinates) -> bool:
         return task.memory_bytes(at) * task.copies(at) < bench.available // 2
@@ -283,17 +281,30 @@ def growth(task: Task, bench: Bench) -> Growth:
 
 
 def measure_operators(
-    work: Sequence[Task], bench: Bench, left: Callable[[], float], show: Callable[[str], None]
+    work: Sequence[Task],
+    bench: Bench,
+    left: Callable[[], float],
+    show: Callable[[str], None],
+    others: Sequence[Growth] = (),
+    late: float = 0.0,
 ) -> list[OperatorCurve]:
-    """All curves: first what each one needs, then, in the seconds that are ``left`` (agreed), finer grids."""
+    """All curves: first what each one needs, then, in the seconds that are ``left`` (agreed), finer grids.
+
+    In between and at the end, there up to ``late`` seconds more, the noisy points are measured again, those of
+    ``others`` (the collectives') among them.
+    """
     growths = [growth(task, bench) for task in work]
     for task, grid in zip(work, growths, strict=True):
         show(f"{task.model.name} {task.dtype} {task.operator}")
         grid.start()
+    every = [*others, *growths]
+    half = left() / 2
+    repair(every, lambda: left() < half, bench.patience.wait)
     for i, (task, grid) in enumerate(zip(work, growths, strict=True)):
         show(f"{task.model.name} {task.dtype} {task.operator}, finer")
         weights = [SHARES.get(t.operator, 1.0) for t in work[i:]]
         grid.refine(left() * weights[0] / sum(weights))
+    repair(every, lambda: left() < -late, bench.patience.wait)
     return [
         OperatorCurve(operator=task.operator, shape=task.shape, dtype=task.dtype, curve=grid.curve())
         for task, grid in zip(work, growths, strict=True)

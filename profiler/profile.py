@@ -10,9 +10,11 @@ from ..spec.cluster import Cluster, CollectiveCurve, Device, Host, Link, Operato
 from ..spec.curve import Curve
 from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
+from ..spec.load import Load, worst
 from ..spec.model import Model
 from .devices import check_device
-from .measure import noise_warning
+from .noise import UNUSABLE_PART, UNUSABLE_SPREAD, noise, refusal, warnings
+from .worker import PATIENCE_SHARE
 
 BUDGET_SECONDS = 75.0
 SILENCE_SECONDS = 120.0  # beyond the budget, without a sign of life: a rank hangs
@@ -26,6 +28,7 @@ def profile(
     *,
     device: str = "cpu",
     budget_seconds: float = BUDGET_SECONDS,
+    accept_noise: bool = False,
     command: str = "moeplan profile",
     asked: Sequence[str] = (),
     on_event: Callable[[dict[str, Any]], None] | None = None,
@@ -33,8 +36,10 @@ def profile(
     """Measure the launcher's ranks for these models, each in ``dtype`` or else in its own.
 
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
-    it. asked: what the user typed for each model, named where it is refused. Raises MoeplanError for a model that the
-    runtime does not execute and for GPUs that are not there.
+    it, and up to two fifths more where they wait for other programs to leave the processors alone. ``accept_noise``
+    keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. Raises
+    MoeplanError for noisy curves otherwise, for a model that the runtime does not execute and for GPUs that are not
+    there.
     """
     if not models:
         raise MoeplanError("nothing to profile: name at least one model")
@@ -48,16 +53,26 @@ def profile(
     }
     lab = launcher.lab.spec.name if isinstance(launcher, LabLauncher) else None
     start = time.perf_counter()
-    results = launcher.run(ENTRY, job, timeout=budget_seconds + SILENCE_SECONDS, on_event=on_event)
+    patience = (1 + PATIENCE_SHARE) * budget_seconds + SILENCE_SECONDS
+    results = launcher.run(ENTRY, job, timeout=patience, on_event=on_event)
     provenance = Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         versions=results[0]["versions"],
         seconds=round(time.perf_counter() - start, 3),
         models=tuple(dict.fromkeys(model.name for model in models)),
+        load=worst([Load.model_validate(result["load"]) for result in results]),
+        waited=round(results[0]["waited"], 3),
+        spread_limit=UNUSABLE_SPREAD,
+        disturbed_limit=UNUSABLE_PART,
     )
     cluster = assemble(results, provenance, lab)
-    return cluster.model_copy(update={"provenance": provenance.model_copy(update={"warnings": noise(cluster)})})
+    found = noise(cluster, [result["disturbed"] for result in results])
+    # A lab's ranks wait for their cores by design: spreads are wide there, and averages are what a run sees.
+    if lab is None and not accept_noise and (unusable := refusal(found, provenance)):
+        raise MoeplanError(unusable)
+    judged = {"noise": found, "warnings": warnings(found, provenance.load), "noise_accepted": accept_noise}
+    return cluster.model_copy(update={"provenance": provenance.model_copy(update=judged)})
 
 
 def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Cluster:
@@ -101,20 +116,6 @@ def slowest(curves: Sequence[dict[str, Any]]) -> Curve:
         median=tuple(map(max, zip(*(curve.median for curve in parsed), strict=True))),
         spread=tuple(map(max, zip(*(curve.spread for curve in parsed), strict=True))),
     )
-
-
-def noise(cluster: Cluster) -> tuple[str, ...]:
-    """One line for each operator or collective, and for the links, where the machine was too noisy to be believed."""
-    spreads: dict[str, list[float]] = {}
-    for device in cluster.devices:
-        for entry in device.operators:
-            spreads.setdefault(f"{entry.operator} ({entry.dtype})", []).extend(entry.curve.spread)
-    for link in cluster.links:
-        spreads.setdefault("links", []).extend(link.curve.spread)
-    for collective in cluster.collectives:
-        spreads.setdefault(collective.collective, []).extend(collective.curve.spread)
-    lines = (noise_warning(what, values) for what, values in spreads.items())
-    return tuple(line for line in lines if line)
 
 
 def merge(old: Cluster, new: Cluster) -> Cluster:

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -11,16 +11,21 @@ import torch
 import torch.distributed as dist
 
 from ..runtime.launch import Rank
+from ..runtime.load import LoadMeter
+from ..runtime.memory import keep_freed_memory
 from ..spec.cluster import Device
 from ..spec.model import Model
-from .collectives import group_families, measure_collectives, open_family
+from .collectives import Measured, group_families, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
 from .links import measure_links, measure_uplinks
-from .measure import Agree, Bench, Pace
+from .measure import Agree, Bench, Pace, processor_clock
 from .operators import TORCH_DTYPES, measure_operators, tasks, tensor_degrees
+from .patience import Patience
 
 # Parts of the budget; the operators have what is left.
 LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05
+LATE_SHARE = 0.05  # of the budget, beyond it: noisy points measured again
+PATIENCE_SHARE = 0.4  # of the budget, beyond it: waiting for other programs
 
 
 def agreement(device: torch.device) -> Agree:
@@ -36,26 +41,50 @@ def agreement(device: torch.device) -> Agree:
     return agree
 
 
+def open_bench(rank: Rank, agree: Agree, meter: LoadMeter, patience: float, say: Callable[[str], None]) -> Bench:
+    """The place to measure at; all ranks together. ``patience``: seconds to wait for other programs in all."""
+    hosts, on_cpu = tuple(rank.hosts), rank.device.type == "cpu"
+    memory = memory_available(rank.device, hosts.count(hosts[rank.rank]))
+    shared = agree(float(shares_cores(rank, meter.quota()))) > 0
+    alone = on_cpu and not shared
+    return Bench(
+        rank.rank,
+        hosts,
+        rank.device,
+        agree,
+        Pace.of(shared),
+        available=int(-agree(-memory)),
+        own=memory,
+        clock=processor_clock(rank.threads) if alone else time.perf_counter,
+        patience=Patience(meter, agree, patience if alone else 0.0, say),
+        shared=shared,
+    )
+
+
 @torch.inference_mode()
 def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a rank. job: ``models`` (documents), ``dtypes`` (one for each), ``seconds`` (the budget).
 
-    Returns this rank's ``device``, ``links``, ``collectives``, ``uplinks`` and ``versions`` as JSON.
+    Returns this rank's ``device``, ``links``, ``collectives``, ``uplinks``, ``versions``, ``load``, the seconds
+    ``waited`` for other programs and the number of points that they ``disturbed`` all the same, as JSON.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     models = [Model.model_validate(body) for body in job["models"]]
     dtypes, hosts = list(job["dtypes"]), tuple(rank.hosts)
     agree = agreement(rank.device)
     agree(0.0)
-    memory = memory_available(rank.device, hosts.count(hosts[rank.rank]))
-    throttled = rank.device.type == "cpu" and rank.cpu_share < rank.threads
-    pace = Pace.of(agree(float(throttled)) > 0)
-    bench = Bench(rank.rank, hosts, rank.device, agree, pace, available=int(-agree(-memory)))
+    meter = LoadMeter()
+    steps, step = 0, 0
 
+    def say(what: str) -> None:
+        rank.emit({"done": step - 1, "of": steps, "what": what})
+
+    bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], say)
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
     families = group_families(hosts, degrees)
     work = tasks(models, dtypes, hosts)
-    steps, step = 3 + len(families) + 2 * len(work), 0
+    steps = 3 + len(families) + 2 * len(work)
 
     def next_step(what: str) -> None:
         nonlocal step
@@ -76,14 +105,19 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         allowance = COLLECTIVES_SHARE * job["seconds"] / len(families)
         gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
         collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered)
-    operators = measure_operators(work, bench, lambda: job["seconds"] - agree(time.perf_counter() - started), next_step)
+
+    def left() -> float:
+        return job["seconds"] + bench.patience.waited - agree(time.perf_counter() - started)
+
+    late = LATE_SHARE * job["seconds"]
+    operators = measure_operators(work, bench, left, next_step, [c.growth for c in collectives], late)
     next_step("done")
 
     device = Device(
         host=hosts[rank.rank],
         kind="cuda" if rank.device.type == "cuda" else "cpu",
         name=device_name(rank.device),
-        memory_bytes=memory,
+        memory_bytes=bench.own,
         threads=rank.threads,
         cpu_share=rank.cpu_share,
         stream_bandwidth=bandwidth,
@@ -93,14 +127,31 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         "device": device.model_dump(mode="json"),
-        "links": [link.model_dump(mode="json") for link in links],
-        "collectives": [
-            c | {"curve": c["curve"].model_dump(mode="json"), "busy": c["busy"].model_dump(mode="json")}
-            for c in collectives
-        ],
+        "links": [timing.link.model_dump(mode="json") for timing in links],
+        "collectives": [c.result() for c in collectives if c.family.own is not None],
         "uplinks": uplinks,
+        "load": meter.since(meter.begin).model_dump(mode="json"),
+        "waited": bench.patience.waited,
+        "disturbed": disturbed_points(collectives) | {"links": sum(timing.disturbed for timing in links)},
         "versions": versions(rank.device),
     }
+
+
+def disturbed_points(collectives: Sequence[Measured]) -> dict[str, int]:
+    """Points of each collective that other programs never left alone for long enough."""
+    counts: dict[str, int] = {}
+    for one in collectives:
+        alone = one.family.own is None
+        counts[one.name] = counts.get(one.name, 0) + (0 if alone else one.disturbed)
+    return counts
+
+
+def shares_cores(rank: Rank, quota: float | None) -> bool:
+    """Whether this rank has less than its cores by design: ranks that share them, a lab's share, a cgroup's quota."""
+    if rank.device.type != "cpu":
+        return False
+    peers = rank.hosts.count(rank.hosts[rank.rank])
+    return rank.cpu_share < rank.threads or (quota is not None and quota < peers * rank.threads)
 
 
 def gathered_bytes(models: Sequence[Model], dtypes: Sequence[str], world: int) -> int:

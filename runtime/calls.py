@@ -227,6 +227,12 @@ def _expert_weights(
     return cycle([(w[:inner].view(experts, matrices, ffn, hidden), w[inner:].view(experts, hidden, ffn)) for w in flat])
 
 
+def forget() -> None:
+    """Free the memory that calls have in common."""
+    _expert_weights.cache_clear()
+    _pool.cache_clear()
+
+
 def operator_call(
     operator: str,
     model: Model,

@@ -1,6 +1,7 @@
 """Memory that a rank's device holds."""
 
 import contextlib
+import ctypes
 from pathlib import Path
 
 import torch
@@ -36,3 +37,20 @@ def available_bytes(device: torch.device) -> int:
 def _field(file: Path, name: str) -> int:
     line = next(line for line in file.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) << 10
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+LARGEST_KEPT = 32 << 20  # bytes: glibc takes no larger threshold
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep what is freed for the next allocation, instead of giving it back to the system.
+
+    Given back, the pages of a step's buffers are made and cleared anew in every step: with 4,096 tokens of tiny-moe on
+    2 ranks a step that gathers took 277 ms, and 206 ms without. A timed call in a loop rarely pays for that, so a
+    prediction was too fast. Other C libraries have no such switch, and are left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

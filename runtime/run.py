@@ -1,20 +1,23 @@
 """Run a plan on its devices and report what it did cost, part by part, against its prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 
 from ..spec import Plan, Report
-from ..spec.report import Comparison, NumericalCheck, PartComparison, WeightsCheck
+from ..spec.load import Load, worst
+from ..spec.report import Comparison, Machine, NumericalCheck, PartComparison, ProbeComparison, WeightsCheck
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
 from .launch import Launcher
 from .worker import Job, planned_trace, weight_source
 
 ENTRY = "moeplan.runtime.worker:run_plan"
+EXCHANGING = ("dispatch", "gather", "combine")  # parts whose time is mostly messages'
 STEP_BUDGET, CHECK_BUDGET = 45.0, 30.0  # seconds
 
 
@@ -30,6 +33,7 @@ def run(
     step_budget: float = STEP_BUDGET,
     check_budget: float = CHECK_BUDGET,
     timeout: float = 300.0,
+    probe: str | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Report:
     """Execute ``plan``'s step on its devices.
@@ -39,6 +43,7 @@ def run(
     for. tolerance: largest |predicted - measured| / measured of the step that passes.
     repetitions: timed steps (default: as many as fit ``step_budget`` seconds, 1 to 30). check_budget: seconds that the
     reference may take; it computes fewer layers of large models. timeout: seconds without a sign of life.
+    probe: the entry that times the plan's probes before and after the steps (``profiler.PROBE``); none: left out.
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
     """
     job = Job(
@@ -49,6 +54,7 @@ def run(
         step_budget=step_budget,
         check_budget=check_budget,
         own_routing=own_routing,
+        probe=probe,
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
     source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
@@ -78,7 +84,44 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
         passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights)),
         notes=notes(plan, check, own_routing, weights),
         environment=results[0]["environment"],
+        machine=machine(plan, results, step),
     )
+
+
+def machine(plan: Plan, results: list[dict[str, Any]], step: Comparison) -> Machine:
+    """The load during the steps, and the probes; see ``worker.run_plan``."""
+    probes, rounds = [], [r["probes"] for r in results]
+    for i, point in enumerate(plan.probes):
+        # [ranks, times]: a point lasts as long as its slowest device; before and after the steps count alike.
+        seconds = [[times[i] for times in rank if times] for rank in rounds]
+        if seconds[0]:
+            measured = float(np.mean(np.max(seconds, axis=0)))
+            common = {"kind": point.kind, "operator": point.operator, "at": point.at}
+            probes.append(ProbeComparison(**common, profiled=max(point.seconds), measured=measured))
+    return Machine(
+        load=worst([Load.model_validate(r["load"]) for r in results]),
+        profile_load=plan.profile_load,
+        probes=tuple(probes),
+        rescaled=step.model_copy(update={"predicted": rescaled(plan, probes)}) if probes else None,
+    )
+
+
+def rescaled(plan: Plan, probes: Sequence[ProbeComparison]) -> float:
+    """Predicted seconds of the step on the machine as the probes found it.
+
+    Parts that exchange messages are multiplied by what the collective's probe says, all others by the mean of the
+    operators' probes; the step by the mean of its parts' factors, weighted with their predicted seconds.
+    """
+    exchange = [probe.factor for probe in probes if probe.kind == "exchange"]
+    compute = [probe.factor for probe in probes if probe.kind != "exchange"]
+    by_part: dict[str, float] = {}
+    for layer in plan.predicted.layers:
+        for part, seconds in layer.parts.items():
+            by_part[part] = by_part.get(part, 0.0) + seconds
+    total = sum(by_part.values())
+    factors = {part: gmean(exchange if part in EXCHANGING and exchange else compute) for part in by_part}
+    scale = sum(factors[part] * seconds for part, seconds in by_part.items()) / total if total else 1.0
+    return plan.predicted.step_seconds * scale
 
 
 def compare(predicted: float, measured: np.ndarray) -> dict[str, float]:

@@ -19,7 +19,9 @@ from .check import checked_layers, first_layers, planned_output, reference_outpu
 from .checkpoint import Checkpoint
 from .executor import DTYPES, Executor
 from .launch import Rank
-from .memory import PeakMemory, available_bytes
+from .launch.rank import resolve_entry
+from .load import LoadMeter
+from .memory import PeakMemory, available_bytes, keep_freed_memory
 from .random_weights import RandomWeights, random_tensor
 from .timers import Timers
 from .weights import WeightSource
@@ -32,7 +34,7 @@ WARM_UP_SHARE = 0.25  # of the budget: a second warm-up step if the first took l
 
 @dataclass(frozen=True)
 class Job:
-    """What ``run`` asks of the ranks; JSON."""
+    """What ``run`` asks of the ranks; JSON. ``probe``: the entry that times the plan's probes, if wanted."""
 
     plan: str
     trace: str | None
@@ -41,6 +43,7 @@ class Job:
     step_budget: float
     check_budget: float
     own_routing: bool = False
+    probe: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,10 +53,12 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Load, warm up, measure, check.
 
     Result (JSON): ``steps`` [seconds of each repetition], ``parts`` [{layer, part, seconds of each repetition}],
-    ``memory`` peak bytes, ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit, and
-    ``weights``, see ``check_weights``, or None without a checkpoint.
+    ``load`` during them, ``probes`` [before the steps, after them] seconds of each, ``memory`` peak bytes,
+    ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit, and ``weights``, see
+    ``check_weights``, or None without a checkpoint.
     Raises MoeplanError for another trace, or devices other than the plan's.
     """
+    keep_freed_memory()
     task = Job(**job)
     plan = Plan.parse(task.plan, "plan")
     verify_devices(plan, rank)
@@ -61,6 +66,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     routing = None
     if not task.own_routing:
         routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
+    probes = [run_probe(rank, task, plan)]
     memory, workload = PeakMemory(rank.device), plan.workload
 
     begin = perf_counter()
@@ -74,6 +80,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
 
     measured = measure(executor, inputs, routing, task, plan, rank)
     peak = memory.bytes()
+    probes.append(run_probe(rank, task, plan))
 
     step_seconds = agree(max(measured["steps"]), rank.device)
     free = available_bytes(rank.device) + peak  # what the executor holds is freed first
@@ -97,7 +104,16 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     if task.weights_folder and rank.rank == 0:
         rank.emit({"what": "checking the weights"})
         weights = check_weights(plan.model, Path(task.weights_folder), max(layers, 1), plan.seed)
-    return {**measured, "memory": peak, "check": check, "weights": weights, "environment": environment(rank)}
+    found = {"probes": probes, "memory": peak, "check": check, "weights": weights}
+    return {**measured, **found, "environment": environment(rank)}
+
+
+def run_probe(rank: Rank, task: Job, plan: Plan) -> list[float]:
+    """Seconds of each of the plan's probes now; none where they are not wanted or memory is short."""
+    if task.probe is None or not plan.probes:
+        return []
+    rank.emit({"what": "comparing the machine with its profile"})
+    return resolve_entry(task.probe)(rank, {"plan": task.plan})["seconds"]
 
 
 def verify_devices(plan: Plan, rank: Rank) -> None:
@@ -180,6 +196,7 @@ def measure(
     seconds = agree(step(), rank.device)
     if seconds < WARM_UP_SHARE * task.step_budget:  # the first step also pays for what is made once
         seconds = agree(step(), rank.device)
+    meter = LoadMeter()
     count = task.repetitions or max(1, min(MAX_REPETITIONS, int(task.step_budget / seconds)))
     for i in range(count):
         steps.append(step())
@@ -187,6 +204,7 @@ def measure(
         rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
     return {
         "steps": steps,
+        "load": meter.since(meter.begin).model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
     }
 

@@ -9,6 +9,9 @@ from ..spec.operators import PARTS
 from ..spec.picture import save_picture
 from ..spec.report import Report, WeightsCheck
 
+BUSIER = 0.1  # of the processors' time, more than during the profile: worth a word
+SLOWER = 1.15  # times as long as profiled, or as short: beyond what one quiet profile differs from the next
+
 
 def by_part(report: Report) -> list[tuple[str, float, float]]:
     """Part, predicted and measured seconds summed over layers, in the order of a step."""
@@ -37,6 +40,13 @@ def report_table(report: Report) -> Table:
         f"{step.measured * 1e3:.2f}",
         f"[bold]{step.error:+.1%}[/]",
     )
+    if (machine := report.machine) and (rescaled := machine.rescaled):
+        table.add_row(
+            "step, re-scaled to the machine as it is now",
+            f"{rescaled.predicted * 1e3:.2f}",
+            f"{rescaled.measured * 1e3:.2f}",
+            f"{rescaled.error:+.1%}",
+        )
     if report.check:
         check = report.check
         table.add_row(
@@ -68,6 +78,26 @@ def add_weights_rows(table: Table, weights: WeightsCheck) -> None:
         f"{weights.relative_error:.1e}",
         result,
     )
+
+
+def machine_notes(report: Report) -> list[str]:
+    """What is worth a word about the machine: busier, or slower or faster, than when it was profiled."""
+    machine = report.machine
+    notes: list[str] = []
+    if machine is None:
+        return notes
+    now, then = machine.load.taken, machine.profile_load.taken if machine.profile_load else None
+    if now > (then or 0.0) + BUSIER:
+        before = "" if then is None else f", {then:.0%} when profiled"
+        notes.append(f"the machine was busy: others had {now:.0%} of the processors' time during the steps{before}")
+    changed = [probe for probe in machine.probes if not 1 / SLOWER < probe.factor < SLOWER]
+    if changed and machine.rescaled:
+        factors = ", ".join(f"{probe.operator} ({probe.kind}) {probe.factor:.2f} times" for probe in machine.probes)
+        notes.append(
+            f"the machine has changed since it was profiled: a probe took {factors} as long; prediction re-scaled by "
+            f"it: {machine.rescaled.predicted * 1e3:.2f} ms ({machine.rescaled.error:+.1%})"
+        )
+    return notes
 
 
 def draw_report(report: Report, path: Path) -> None:

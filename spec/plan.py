@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
+from .load import Load
 from .model import DType, Model
 from .placement import check_copies
 from .workload import Workload
@@ -141,6 +142,15 @@ class RoutingSource(Part):
     seed: int = 0
 
 
+class ProbePoint(Part):
+    """A measured point that this prediction rests on, to be timed again beside the steps."""
+
+    kind: Literal["compute", "memory", "exchange"] = Field(description="what limits it")
+    operator: str = Field(description="an operator, or a collective over all devices")
+    at: dict[str, int] = Field(description="where on the axes of its curve")
+    seconds: tuple[float, ...] = Field(description="as profiled, on each device")
+
+
 class Plan(Document):
     """A decision, with its prediction and its proof."""
 
@@ -165,6 +175,8 @@ class Plan(Document):
     notes: tuple[str, ...] = ()
     seed: int = 0
     digests: dict[str, str] = Field(description="of model, cluster and trace")
+    probes: tuple[ProbePoint, ...] = ()
+    profile_load: Load | None = Field(None, description="what others took of the processors during the profile")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Plan":

@@ -1,10 +1,11 @@
 """Report: what a plan did cost, part by part, against its prediction."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from .document import Document, Part
+from .load import Load
 
 
 class Comparison(Part):
@@ -52,6 +53,30 @@ class WeightsCheck(Part):
     passed: bool
 
 
+class ProbeComparison(Part):
+    """One profiled point timed again beside the steps: seconds of the slowest device."""
+
+    kind: Literal["compute", "memory", "exchange"]
+    operator: str
+    at: dict[str, int]
+    profiled: float
+    measured: float
+
+    @property
+    def factor(self) -> float:
+        """How many times slower than when it was profiled."""
+        return self.measured / self.profiled if self.profiled else 1.0
+
+
+class Machine(Part):
+    """How the machine was during the steps, beside how it was when it was profiled."""
+
+    load: Load = Field(description="what others took of the processors during the steps")
+    profile_load: Load | None = Field(None, description="and during the profile")
+    probes: tuple[ProbeComparison, ...] = ()
+    rescaled: Comparison | None = Field(None, description="the step, its prediction multiplied by what the probes say")
+
+
 class Report(Document):
     """Predicted, measured, error."""
 
@@ -70,3 +95,4 @@ class Report(Document):
     passed: bool
     notes: tuple[str, ...] = ()
     environment: dict[str, str]
+    machine: Machine | None = None

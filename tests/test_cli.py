@@ -32,7 +32,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder after profile, solve and run of the tiny model from its real trace."""
     folder = tmp_path_factory.mktemp("loop")
     commands = [
-        ["profile", "--model", "tiny-moe", "--budget", "12"],
+        ["profile", "--model", "tiny-moe", "--budget", "12", "--accept-noise"],
         ["solve", "--model", "tiny-moe", "--trace", str(TRACE), "--workload", "prefill:512"],
         ["run", "plan.json", "--tolerance", "100", "--repetitions", "5", "--picture", "report.png"],
     ]

@@ -31,7 +31,7 @@ def tiny() -> Model:
 def measured() -> tuple[Cluster, float, list[dict]]:
     events: list[dict] = []
     start = time.monotonic()
-    cluster = profile(LocalLauncher(2), [tiny()], budget_seconds=BUDGET, on_event=events.append)
+    cluster = profile(LocalLauncher(2), [tiny()], budget_seconds=BUDGET, accept_noise=True, on_event=events.append)
     return cluster, time.monotonic() - start, events
 
 
@@ -47,7 +47,8 @@ def end(curve: Curve, which: int) -> dict[str, float]:
 def test_it_ends_in_time_and_tells_its_progress(measured):
     cluster, seconds, events = measured
     assert cluster.provenance.seconds <= seconds < 60
-    assert [event["done"] for event in events] == list(range(len(events)))
+    steps = [event for event in events if not event["what"].startswith("waiting for ")]
+    assert [event["done"] for event in steps] == list(range(len(steps)))
     assert events[-1]["done"] == events[-1]["of"]
     assert all(event["what"] for event in events)
 
@@ -113,7 +114,7 @@ def test_two_hosts_have_uplinks_and_a_rank_without_a_group_waits_for_the_others(
     launcher = LocalLauncher(3)
     for seat, host in zip(launcher.seats, "aab", strict=True):
         seat.host, seat.cpu_share = host, 1.0  # a full share keeps the pace quick although two ranks share a core
-    cluster = profile(launcher, [tiny()], budget_seconds=1.0)
+    cluster = profile(launcher, [tiny()], budget_seconds=1.0, accept_noise=True)
     assert [host.name for host in cluster.hosts] == ["a", "b"]
     for host in cluster.hosts:
         assert host.uplink_out is not None

@@ -19,10 +19,10 @@ from moeplan.profiler.measure import (
     StepTimer,
     Timing,
     measure,
-    noise_warning,
     summary,
     timer,
 )
+from moeplan.profiler.noise import noise_warning
 
 PLAIN, QUOTA = Pace.of(False), Pace.of(True)
 

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from moeplan.profiler import PROBE
 from moeplan.runtime.check import checked_layers, first_layers, relative_error
 from moeplan.runtime.executor import Output
 from moeplan.runtime.launch import LocalLauncher, Rank
 from moeplan.runtime.run import assemble, run
 from moeplan.runtime.worker import Job, planned_trace, run_plan, verify_devices
+from moeplan.service.report import machine_notes
 from moeplan.spec import Model, MoeplanError, Report, Trace
+from moeplan.spec.load import Load
 from moeplan.spec.model import Attention, Block, Dense, Moe
-from moeplan.spec.plan import LayerPlan, RoutingSource
+from moeplan.spec.plan import LayerPlan, LayerPrediction, ProbePoint, RoutingSource
 from moeplan.tests.plans import even_slots, hand_made_plan
 
 MOE = Moe(num_experts=8, top_k=2, ffn_size=48, shared_ffn_size=32)
@@ -161,6 +164,7 @@ def test_report_takes_the_slowest_device_and_the_mean_of_parts():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
     part = {"layer": 1, "part": "expert", "seconds": [0.1, 0.1, 0.4]}
     base = {"memory": 5, "environment": {"torch": "x"}, "check": {"layers": 5, "error": 1e-3}}
+    base |= {"load": {"seconds": 1.0, "foreign": 0.1}, "probes": [[], []]}
     results = [base | {"steps": [0.2, 0.1, 0.3], "parts": [part]}, base | {"steps": [0.1, 0.4, 0.2], "parts": []}]
     report = assemble(plan, results, 0.5)
     assert (report.step.predicted, report.step.measured) == (0.2, 0.3)
@@ -172,6 +176,75 @@ def test_report_takes_the_slowest_device_and_the_mean_of_parts():
     good = [r | {"check": {"layers": 5, "error": 1e-5}} for r in results]
     assert assemble(plan, good, 0.5).passed
     assert not assemble(plan, good, 0.3).passed
+
+
+def test_the_machine_is_compared_with_its_profile_and_the_prediction_re_scaled():
+    points = (
+        ProbePoint(kind="compute", operator="expert_ffn", at={"tokens": 128}, seconds=(1e-3, 2e-3)),
+        ProbePoint(kind="memory", operator="expert_ffn", at={"tokens": 1}, seconds=(1e-3, 1e-3)),
+        ProbePoint(kind="exchange", operator="all_to_all", at={"bytes": 65536}, seconds=(1e-4, 1e-4)),
+    )
+    plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
+    parts = {"attention": 0.02, "dispatch": 0.06}
+    predicted = plan.predicted.model_copy(update={"layers": (LayerPrediction(layer=0, parts=parts),)})
+    quiet = Load(seconds=60, foreign=0.02)
+    plan = plan.model_copy(update={"probes": points, "profile_load": quiet, "predicted": predicted})
+    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.5, 0.5]}
+    busy = {"seconds": 3.0, "foreign": 0.4, "steal": None}
+    results = [
+        base | {"load": busy | {"foreign": 0.1}, "probes": [[3e-3, 1e-3, 5e-4], [3e-3, 3e-3, 3e-4]]},
+        base | {"load": busy, "probes": [[4e-3, 2e-3, 4e-4], [2e-3, 1e-3, 3e-4]]},
+    ]
+    report = assemble(plan, results, 10.0)
+    machine = report.machine
+    assert machine is not None
+    assert machine.load.foreign == 0.4
+    assert machine.profile_load == quiet
+    # The slower device each time, the mean of before and after: 4 and 3 ms of 2; 2 and 3 of 1; 0.5 and 0.3 of 0.1.
+    assert [probe.factor for probe in machine.probes] == [pytest.approx(x) for x in (1.75, 2.5, 4.0)]
+    compute = (1.75 * 2.5) ** 0.5
+    assert machine.rescaled is not None
+    assert machine.rescaled.predicted == pytest.approx(0.2 * (0.25 * compute + 0.75 * 4.0))
+    assert machine.rescaled.measured == report.step.measured
+    first, second = machine_notes(report)
+    assert first == "the machine was busy: others had 40% of the processors' time during the steps, 2% when profiled"
+    assert "expert_ffn (compute) 1.75 times" in second
+    assert "all_to_all (exchange) 4.00 times" in second
+    assert Report.parse(report.to_json(), "report") == report
+
+
+def test_an_unchanged_machine_is_worth_no_word():
+    plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
+    point = ProbePoint(kind="compute", operator="expert_ffn", at={"tokens": 128}, seconds=(1e-3, 1e-3))
+    plan = plan.model_copy(update={"probes": (point,), "profile_load": Load(seconds=60, foreign=0.3)})
+    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.2]}
+    result = base | {"load": {"seconds": 3.0, "foreign": 0.35}, "probes": [[1.1e-3], [1.0e-3]]}
+    report = assemble(plan, [result, result], 10.0)
+    assert machine_notes(report) == []
+    assert report.machine is not None
+    assert report.machine.rescaled is not None
+    assert report.machine.rescaled.predicted == pytest.approx(0.21)
+
+
+def test_a_short_run_times_the_probes_before_and_after_its_steps(launcher):
+    point = {"at": {"ffn": 48, "experts": 2, "tokens": 4}, "seconds": (1e-5, 1e-5)}
+    points = (
+        ProbePoint(kind="compute", operator="expert_ffn", **point),
+        ProbePoint(kind="exchange", operator="all_to_all", at={"bytes": 1024}, seconds=(1e-9, 1e-9)),
+    )
+    plan = hand_made_plan(MODEL, "prefill:24@8", [EP], tokens=(16, 8), **local(launcher))
+    plan = plan.model_copy(update={"probes": points})
+    report = run(plan, launcher, tolerance=1e9, repetitions=2, check_budget=60, timeout=60, probe=PROBE)
+    assert report.machine is not None
+    assert [(probe.operator, probe.kind) for probe in report.machine.probes] == [
+        ("expert_ffn", "compute"),
+        ("all_to_all", "exchange"),
+    ]
+    assert 1e-7 < report.machine.probes[0].measured < 1.0
+    assert report.machine.probes[1].factor > 1000  # a millionth of a millisecond was promised
+    assert report.machine.rescaled is not None
+    assert report.machine.load.seconds > 0
+    assert any("has changed" in note for note in machine_notes(report))
 
 
 def test_relative_error():

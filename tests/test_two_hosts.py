@@ -36,7 +36,7 @@ def torchrun(lab: Lab, folder: Path, *arguments: str) -> None:
 
 def test_profile_and_run_over_two_hosts(tmp_path: Path) -> None:
     with Lab(LabSpec.model_validate(SPEC)) as lab:
-        torchrun(lab, tmp_path, "profile", "--model", "tiny-moe", "--budget", "10")
+        torchrun(lab, tmp_path, "profile", "--model", "tiny-moe", "--budget", "10", "--accept-noise")
         cluster = Cluster.read(tmp_path / "cluster.json")
         assert len(cluster.hosts) == 2
         assert all(host.uplink_out and host.uplink_out < 150e6 for host in cluster.hosts)

@@ -29,8 +29,13 @@ def profile(
     ranks: Annotated[int | None, typer.Option(min=1, help="Local ranks: 2 on a CPU, all GPUs on CUDA.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default cuda where there is one.")] = None,
     lab: Annotated[Path | None, typer.Option(help="Measure inside the emulated cluster of this YAML file.")] = None,
-    budget: Annotated[float, typer.Option(min=5, help="Seconds to spend, about.")] = 75.0,
+    budget: Annotated[
+        float, typer.Option(min=5, help="Seconds to spend, about; two fifths more if it waits for others.")
+    ] = 75.0,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
+    accept_noise: Annotated[
+        bool, typer.Option("--accept-noise", help="Keep curves that other programs made too noisy to be used.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file instead of adding to it.")] = False,
     output: Annotated[Path, output_option("The cluster document.")] = Path("cluster.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the document instead of a table.")] = False,
@@ -52,7 +57,15 @@ def profile(
         _there(output)  # a file that cannot be added to is said now
     replaced = _mark(output) if fresh else None
     with choose_launcher(lab, ranks, device, port) as launcher, progress("profiling") as show:
-        cluster = measure(launcher, chosen, dtype=dtype, budget_seconds=budget, asked=asked, on_event=show)
+        cluster = measure(
+            launcher,
+            chosen,
+            dtype=dtype,
+            budget_seconds=budget,
+            accept_noise=accept_noise,
+            asked=asked,
+            on_event=show,
+        )
         if not is_primary(launcher):
             return
     cluster = _add(cluster, output, replaced)

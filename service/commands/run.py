@@ -10,7 +10,7 @@ from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
 from ..console import err, out, print_json, progress
 from ..options import output_option, picture_option
-from ..report import draw_report, report_table
+from ..report import draw_report, machine_notes, report_table
 
 
 def run(
@@ -48,6 +48,7 @@ def run(
     Example: `moeplan run plan.json --picture report.png`
     """
     # torch takes seconds to import: only when it is needed.
+    from ...profiler import PROBE
     from ...runtime.launch import EnvironmentLauncher
     from ...runtime.launch.choose import choose_launcher, is_primary
     from ...runtime.run import run as execute
@@ -68,6 +69,7 @@ def run(
             tolerance=tolerance,
             repetitions=repetitions,
             timeout=timeout,
+            probe=PROBE,
             on_event=show,
         )
         if not is_primary(launcher):
@@ -79,7 +81,7 @@ def run(
         print_json(report.model_dump(mode="json"))
     else:
         out.print(report_table(report))
-        for note in report.notes:
+        for note in (*report.notes, *machine_notes(report)):
             err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
         out.print(f"wrote {output}" + (f" and {picture}" if picture else ""))
     if not report.passed:

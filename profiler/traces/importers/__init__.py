@@ -48,8 +48,8 @@ def import_trace(
     """A Trace and what is to be known of it: what was recorded, inferred, checked, dropped, mapped back, counted once.
 
     path: a file, or a folder with the files of one recording. kind: one of IMPORTERS, as people spell it; without it,
-    what the content shows. top_k, num_experts, layers: needed where the record does not tell them, checked where it does.
-    zero_experts: identity experts above the real ones, whose choices are dropped. model: a catalogue name or a
+    what the content shows. top_k, num_experts, layers: needed where the record does not tell them, checked where it
+    does. zero_experts: identity experts above the real ones, whose choices are dropped. model: a catalogue name or a
     config.json, which tells all of these. highest_logits: whether router logits of an unnamed model may be taken to
     choose the highest ones, which models with groups or a correction bias do not.
     Raises MoeplanError, one line, for whatever cannot be imported.
