@@ -25,17 +25,30 @@ def eplb_slots(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots
     Without expert groups each host is a group of consecutive experts, as in EPLB's hierarchical mode; where hosts do
     not divide the experts it is global. None where its rules refuse the counts, or a device has no room for it.
     """
+    found = _eplb(load, slots, groups, fleet)
+    return found if isinstance(found, Slots) else None
+
+
+def eplb_refuses(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> str:
+    """Why ``eplb_slots`` is None, in words."""
+    found = _eplb(load, slots, groups, fleet)
+    return found if isinstance(found, str) else ""
+
+
+def _eplb(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots | str:
+    """The placement, or why there is none."""
     hosts, devices = len(fleet.names), len(fleet.speed)
     groups = groups if groups > 1 else hosts
     if load.shape[1] % groups:
         groups = hosts = 1
     try:
         found = eplb(load, slots, groups, hosts, devices)
-    except Infeasible:
-        return None
+    except Infeasible as error:
+        return str(error)
     held = slots // devices
     if (fleet.capacity < held).any():
-        return None
+        device = int(fleet.capacity.argmin())
+        return f"EPLB gives every device {held} slots, and device {device} has {fleet.capacity[device]}"
     # EPLB's devices are numbered host by host.
     position = np.argsort(fleet.by_host, kind="stable")
     order = (position[:, None] * held + np.arange(held)).ravel()
