@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .replication_bound import hottest_bound
 from .replication_search import anneal
 from .slots import EMPTY
 
-STEPS = 20_000  # changes tried per limit, and again at the second power
-SQUARINGS = (3, 5)
+STEPS = 20_000  # changes tried per limit, and again at each power
+SQUARINGS = (2, 3, 5)
+REACH = 0.85  # of the hottest device so far: the target of the next search, where the bound is lower
 
 
 class Option(NamedTuple):
@@ -59,19 +61,26 @@ def options(
     device = np.repeat(np.arange(devices), np.diff(first))
     held = held_by(old.at, device, devices, experts)
 
-    def option(at: np.ndarray) -> Option:
-        copies = np.bincount(at[at != EMPTY], minlength=experts)
+    def hottest(at: np.ndarray) -> np.ndarray:
+        """[W]"""
         there = np.flatnonzero(at != EMPTY)
-        tokens = load[:, at[there]] / copies[at[there]]
-        finish = [np.bincount(device[there], t, devices) / speed for t in tokens]
-        return Option(int((~held[device[there], at[there]]).sum()), float(np.mean([f.max() for f in finish])), at)
+        tokens = load[:, at[there]] / np.bincount(at[there], minlength=experts)[at[there]]
+        return np.array([(np.bincount(device[there], t, devices) / speed).max() for t in tokens])
 
-    found, target = [old], np.maximum(load.sum(axis=1) / speed.sum(), 1e-300)
+    def option(at: np.ndarray) -> Option:
+        there = np.flatnonzero(at != EMPTY)
+        return Option(int((~held[device[there], at[there]]).sum()), float(hottest(at).mean()), at)
+
+    found, capacity = [old], np.diff(first)
+    bound = hottest_bound(load, speed, capacity, zone_of_device, 1, "even")
+    least = np.maximum(bound, 1e-300)
     for limit in limits:
         best = found[-1]
         for squarings in SQUARINGS:
             if late():
                 break
+            # What few loads reach may be far above the bound: temperatures must suit where the search is.
+            target = np.maximum(least, REACH * hottest(best.at))
             at, _ = anneal(
                 best.at, load, speed, first, zone_of_device, target, full, squarings, STEPS, seed, halt, held, limit
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..budget import Budget
 
-LOAD_TIME = 1.8  # seconds of a processor that importing the solvers and loading what is compiled takes
+LOAD_TIME = 1.0  # seconds of a processor that importing the solvers and loading what is compiled takes
 LOAD_PART = 0.85  # of the time that is left may go to that
 SOLVERS = "moeplan.solvers.compiled"
 

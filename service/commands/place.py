@@ -210,7 +210,7 @@ def parse_slots(text: str, slots: int | None, devices: int | None, equal_slots: 
 
 def _drawn(drawing: Callable[[], None], path: Path, seconds: float, budget: Budget) -> list[Path]:
     """The picture, where there is time to load what draws."""
-    if not budget.affords(seconds / ROOM, f"the picture {path}"):
+    if not budget.affords(seconds / 2 / ROOM, f"the picture {path}"):
         return []
     drawing()
     return [path]
