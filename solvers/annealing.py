@@ -131,7 +131,7 @@ def anneal(
     if balance_cap < math.inf:
         walks.scout(start)
         chains = walks.affordable()
-    found = walks.run(start, chains, WARMEST, hold=True)
+    found = walks.run(start, THREADS if walks.late else chains, WARMEST, hold=True)
     for _ in range(GENERATIONS if followers else 0):
         if not found or walks.stop.is_set():
             break

@@ -60,6 +60,25 @@ def greedy(load: np.ndarray, fleet: Fleet) -> np.ndarray:
     return greedy_balance(load, fleet.speed, fleet.capacity).assignment
 
 
+def grouped_greedy(load: np.ndarray, fleet: Fleet, groups: int) -> np.ndarray:
+    """[L, E] devices: groups of experts, heaviest first, to the host that ends earliest; then greedy inside hosts."""
+    if groups == 1:
+        return greedy(load, fleet)
+    layers, experts = load.shape
+    speed = np.bincount(fleet.hosts, fleet.speed)
+    size, rooms = experts // groups, np.full(len(speed), groups // len(speed))
+    by_group = load.reshape(layers, groups, size).sum(axis=2)
+    host_of = greedy(by_group, Fleet(speed, rooms, np.arange(len(speed)), fleet.names))
+    placed = np.empty((layers, experts), np.int64)
+    for host in range(len(speed)):
+        devices = np.flatnonzero(fleet.hosts == host)
+        inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
+        here = np.nonzero(np.repeat(host_of == host, size, axis=1))[1].reshape(layers, -1)
+        mine = np.take_along_axis(load, here, axis=1)
+        np.put_along_axis(placed, here, devices[greedy(mine, inside)], axis=1)
+    return placed
+
+
 def widened(slots: Slots, capacity: np.ndarray) -> Slots:
     """The same copies on devices with at least as many slots."""
     lists = slots.to_lists()

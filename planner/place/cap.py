@@ -8,6 +8,7 @@ used up what its cap allows: the cap is then as much closer to the coolest as st
 
 # H halves, F fractions, S samples, L layers, E experts, G devices
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -27,6 +28,9 @@ FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's bala
 ALLOWED = 0.01  # of balance above EPLB's on tokens to come, for the crossings that it saves
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
 TRIAL_STEPS, COOLEST_STEPS = 400, 200  # per layer and expert
+SHORTEST = 0.05  # seconds of a search for the coolest placement, below which the greedy one stands for it
+SETUP, LARGE = 4.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take at least
+LEAST_PART = 0.8  # of the time that they may take
 WHOLE_TIME, AFFINITY_TIME = 0.1, 0.4  # of the time: the coolest placement of all, and each half's traffic at most
 ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
 
@@ -68,6 +72,10 @@ def default_cap(single: Single, trace: Trace, budget: Budget) -> Cap:
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
     at each of ``FRACTIONS`` says where it is ``ALLOWED``. Raises ``SolverError`` as ``anneal``.
     """
+    least = SETUP * budget.slowdown * trace.expert_counts.size / LARGE
+    if not budget.part(LEAST_PART).affords(least, "trials of the balance cap"):
+        whole = balance_range(single, trace, 0.0)
+        return Cap(whole.at(FRACTIONS[0]), (), False)
     free, trying = replace(single, previous=None, max_moves=None), budget.part(1 - WHOLE_TIME)
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
@@ -102,7 +110,13 @@ def _trials(single: Single, fitted: Trace, rest: Trace, budget: Budget) -> Trial
     unseen = windows(rest, 1)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
     excess, work, in_time = np.full(len(FRACTIONS), np.nan), np.full(len(FRACTIONS), np.nan), whole.in_time
+    longest = 0.0
     for i, fraction in enumerate(FRACTIONS):
+        # Tables take a while to set up, whatever the search is allowed: a trial begins only if they are worth it.
+        if longest > budget.left:
+            in_time = False
+            break
+        began = time.perf_counter()
         left = budget.left / (len(FRACTIONS) - i)
         cap, steps = whole.at(fraction), TRIAL_STEPS * load[0].size
         try:
@@ -110,6 +124,8 @@ def _trials(single: Single, fitted: Trace, rest: Trace, budget: Budget) -> Trial
         except NotFound as error:
             in_time &= error.in_time
             continue
+        finally:
+            longest = max(longest, time.perf_counter() - began - left)
         excess[i] = mean_balance(found.assignment, unseen, speed) - baseline
         work[i] = found.work
         in_time &= found.status != "time_limit"
@@ -119,11 +135,15 @@ def _trials(single: Single, fitted: Trace, rest: Trace, budget: Budget) -> Trial
 def balance_range(single: Single, trace: Trace, time_limit: float) -> Range:
     """What caps on this trace may lie between. Raises ``SolverError`` as ``anneal``."""
     load, speed = load_samples(trace), single.fleet.speed
+    usual = _baseline(single, trace)
+    if time_limit < SHORTEST:
+        coolest = min(mean_balance(placed, load, speed) for placed in (usual, single.start(trace)))
+        return Range(coolest, mean_balance(usual, load, speed), False)
     nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))
     steps = COOLEST_STEPS * load[0].size
     found = single.solve(nothing, load, price=1.0, steps=steps, chains=1, time_limit=time_limit)
     coolest = mean_balance(found.assignment, load, speed)
-    return Range(coolest, mean_balance(_baseline(single, trace), load, speed), found.status != "time_limit")
+    return Range(coolest, mean_balance(usual, load, speed), found.status != "time_limit")
 
 
 def _baseline(single: Single, trace: Trace) -> np.ndarray:

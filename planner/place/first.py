@@ -101,28 +101,9 @@ def _placed(request: Request, fleet: Fleet, load: np.ndarray, eplb: Slots | None
         return Slots.from_lists([layer.slots for layer in old], [layer.shares for layer in old], fleet.capacity)
     if eplb is not None and fleet.alike and not (request.equal_slots and (eplb.expert_of == EMPTY).any()):
         return eplb
-    device_of = grouped_greedy(load, fleet, request.groups)
+    device_of = baselines.grouped_greedy(load, fleet, request.groups)
     slots = Slots.from_device_of(device_of, fleet.capacity)
     return with_copies(slots, load, fleet, request.groups) if request.slots > load.shape[1] else slots
-
-
-def grouped_greedy(load: np.ndarray, fleet: Fleet, groups: int) -> np.ndarray:
-    """[L, E] devices: groups of experts, heaviest first, to the host that ends earliest; then greedy inside hosts."""
-    if groups == 1:
-        return baselines.greedy(load, fleet)
-    layers, experts = load.shape
-    speed = np.bincount(fleet.hosts, fleet.speed)
-    size, rooms = experts // groups, np.full(len(speed), groups // len(speed))
-    by_group = load.reshape(layers, groups, size).sum(axis=2)
-    host_of = baselines.greedy(by_group, Fleet(speed, rooms, np.arange(len(speed)), fleet.names))
-    placed = np.empty((layers, experts), np.int64)
-    for host in range(len(speed)):
-        devices = np.flatnonzero(fleet.hosts == host)
-        inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
-        here = np.nonzero(np.repeat(host_of == host, size, axis=1))[1].reshape(layers, -1)
-        mine = np.take_along_axis(load, here, axis=1)
-        np.put_along_axis(placed, here, devices[baselines.greedy(mine, inside)], axis=1)
-    return placed
 
 
 def with_copies(slots: Slots, load: np.ndarray, fleet: Fleet, groups: int) -> Slots:

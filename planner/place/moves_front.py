@@ -19,13 +19,14 @@ from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Placement, Scores
 from ...spec.trace import Trace
 from ..budget import ROOM, Budget
+from .compared import rest_of, scores
 from .fleet import Fleet
 from .layers import document_layers
 from .ready import solvers_ready
 from .replan import copies_to_load, slots_of
 from .request import Request
 from .sample import load_samples, windows
-from .solve import newly_placed, replan, rest_of, scores, single_of
+from .solve import newly_placed, replan, single_of
 
 POINTS = 10  # at most, between the previous placement and the one that moves at will
 CHAINS, LEAST_TIME = 4, 0.05  # of each search, and seconds

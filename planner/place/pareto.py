@@ -23,12 +23,13 @@ from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Placement, Score, Scores
 from ...spec.trace import Trace
 from ..budget import ROOM, Budget
+from .compared import rest_of, scores
 from .fleet import Fleet
 from .layers import document_layers
 from .ready import solvers_ready
 from .request import Request
 from .sample import load_samples
-from .solve import rest_of, scores, single_of
+from .solve import single_of
 
 POINTS = 7  # with both ends
 MARKED = ("placement", "linear", "eplb")

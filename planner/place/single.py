@@ -19,7 +19,7 @@ from ...spec.trace import Trace
 from ..budget import Budget, OutOfTime
 from . import baselines
 from .fleet import Fleet, check_groups
-from .sample import coherent_affinity, counted_affinity, fan_out_affinity, load_samples
+from .sample import coherent_affinity, counted_affinity, fan_out_affinity
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
@@ -99,9 +99,7 @@ class Single:
         """[L, E] devices where a search begins: the previous placement, or a greedy one that keeps groups together."""
         if self.previous is not None:
             return self.previous
-        if self.groups > 1:
-            return self._by_group(self.affinity(trace), load_samples(trace), True, 1, 1, math.inf, None)
-        return baselines.greedy(trace.expert_counts, self.fleet)
+        return baselines.grouped_greedy(trace.expert_counts, self.fleet, self.groups)
 
     def _by_group(
         self,

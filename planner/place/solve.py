@@ -13,16 +13,13 @@ from threadpoolctl import threadpool_limits
 
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, Solution, SolverError
-from ...solvers.slots import EMPTY, Slots
-from ...spec.errors import DocumentError, InfeasibleError, MoeplanError
+from ...solvers.slots import Slots
+from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.model import Model
 from ...spec.placement import (
     Moves,
     Objective,
     Placement,
-    PlacementLayer,
-    Score,
-    Scores,
     TraceSource,
 )
 from ...spec.trace import Trace
@@ -30,6 +27,7 @@ from ..budget import Budget
 from . import baselines
 from .answer import Answer, record_of
 from .cap import default_cap
+from .compared import baseline_slots, compared_notes, rest_of, scored, scores
 from .first import first_answer
 from .fleet import Fleet
 from .layers import document_layers
@@ -39,7 +37,6 @@ from .replan import Replan, copies_to_load, renamed, slots_of
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
 from .sample import load_samples, windows
-from .score import score
 from .single import Single, device_of
 
 if TYPE_CHECKING:
@@ -49,8 +46,6 @@ BOUND_TIME = 0.2  # of the time for search and proof goes to the proof at least
 AFFINITY_TIME = 0.3  # of the rest, at most, to the traffic that is searched on
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 LEAST_TIME = 0.05  # of a search, in seconds: it returns where it began
-FINISH = 1.5  # times what scoring took: room for a machine that got busier
-DOCUMENT_TIME = 0.15  # seconds of a processor to check, write and print the answer, and to end
 
 
 def place(
@@ -78,7 +73,7 @@ def place(
     digest = trace.digest()
     rest = rest_of(trace, request.fit)
     usual = baseline_slots(fitted, request, fleet)
-    known, least = _scored(usual, request, fitted, rest, budget)
+    known, least = scored(usual, request, fitted, rest, budget)
     search = budget.before(least)
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
@@ -122,36 +117,6 @@ def place(
         notes=(*notes, *compared_notes(usual, fitted, request, fleet), *answer.notes, *_cut_short(budget)),
         seed=request.seed,
     )
-
-
-def _scored(
-    usual: dict[str, Slots], request: Request, fitted: Trace, rest: Trace | None, budget: Budget
-) -> tuple[dict[str, Scores], float]:
-    """What a user would do instead, scored, and the seconds to keep free at the end: for scores and the document."""
-    known, longest = {}, 0.0
-    for name, slots in usual.items():
-        began = time.perf_counter()
-        known[name] = scores(document_layers(slots), request, fitted, rest)
-        longest = max(longest, time.perf_counter() - began)
-    return known, FINISH * (longest + DOCUMENT_TIME * budget.slowdown)
-
-
-def compared_notes(usual: dict[str, Slots], fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
-    """Why a placement that others are compared with is missing, or holds less than its slots."""
-    notes = []
-    if "linear" not in usual:
-        notes.append("linear is not compared: a device has no room for its block of experts")
-    if "eplb" not in usual:
-        reason = baselines.eplb_refuses(fitted.expert_counts, request.slots, request.groups, fleet)
-        notes.append(f"EPLB is not compared: {reason}")
-    else:
-        twice = len(fitted.expert_counts) * request.slots - int((usual["eplb"].expert_of != EMPTY).sum())
-        if twice:
-            notes.append(
-                f"EPLB puts {twice} copies, of {len(fitted.expert_counts) * request.slots}, on a device that holds the "
-                "same expert already: they save nothing and are left out"
-            )
-    return notes
 
 
 def _cut_short(budget: Budget) -> tuple[str, ...]:
@@ -377,33 +342,3 @@ def _single_copies(
     best = max(moved.bounds.values(), default=0.0)
     solver = record_of(found, moved.value, best, moved.bounds, moved.words, time.perf_counter() - began)
     return Answer(slots, solver, cap, notes)
-
-
-def baseline_slots(fitted: Trace, request: Request, fleet: Fleet) -> dict[str, Slots]:
-    """What a user would do instead: linear, and EPLB with as many slots; left out where it does not fit."""
-    linear = baselines.linear_slots(fitted.layers, fitted.num_experts, fleet)
-    eplb = baselines.eplb_slots(fitted.expert_counts, request.slots, request.groups, fleet)
-    named = {"linear": linear, "eplb": eplb}
-    return {name: slots for name, slots in named.items() if slots is not None}
-
-
-def scores(layers: tuple[PlacementLayer, ...], request: Request, fitted: Trace, rest: Trace | None) -> Scores:
-    """On the fitted part, and on the rest where there is one."""
-
-    def on(part: Trace) -> Score:
-        found = score(layers, request.devices, part)
-        timing = request.timing
-        return found if timing is None else found.model_copy(update={"step_seconds": timing.seconds(layers, part)})
-
-    return Scores(fit=on(fitted), held_out=None if rest is None else on(rest))
-
-
-def rest_of(trace: Trace, fit: tuple[float, float]) -> Trace | None:
-    """What follows the fitted part, or is before it; None where nothing is left."""
-    low, high = fit
-    if trace.counts_only or (low, high) == (0, 1):
-        return None
-    try:
-        return trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
-    except DocumentError:  # the nearest end of a sequence is the end of the trace
-        return None
