@@ -32,7 +32,7 @@ from .first import first_answer
 from .fleet import Fleet
 from .layers import document_layers
 from .movement import Capped, fan_out, moves_between_layers
-from .ready import solvers_ready
+from .ready import LARGE, solvers_ready
 from .replan import Replan, copies_to_load, renamed, slots_of
 from .replicated import balance_and_bound, place_copies
 from .request import Request, check
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .timed import Timing
 
 BOUND_TIME = 0.2  # of the time for search and proof goes to the proof at least
+LEAST_BOUND = 0.6  # seconds of a processor that the cheapest bound takes of 58 layers x 256 experts
 AFFINITY_TIME = 0.3  # of the rest, at most, to the traffic that is searched on
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 LEAST_TIME = 0.05  # of a search, in seconds: it returns where it began
@@ -78,7 +79,7 @@ def place(
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
         with threadpool_limits(1, user_api="blas"):
-            if solvers_ready(search, on_event):
+            if solvers_ready(search, on_event, fitted.expert_counts.size):
                 answer = _answer(fitted, request, fleet, objective, search, on_event, stop)
             else:
                 answer = first_answer(fitted, request, fleet, objective, usual, known, search)
@@ -295,7 +296,8 @@ def _single_copies(
     began = time.perf_counter()
     fleet = single.fleet
     load, cap = load_samples(fitted), request.balance_cap
-    searching = budget.part(1 - BOUND_TIME)
+    proving = max(BOUND_TIME * budget.left, LEAST_BOUND * budget.slowdown * load[0].size / LARGE)
+    searching = budget.before(proving)
     affinity = single.affinity(fitted, searching.part(AFFINITY_TIME))
     notes: tuple[str, ...] = ()
     in_time = True
