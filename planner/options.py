@@ -3,6 +3,9 @@
 Layers that share storage share one plan; they form a class. With storage for every layer each is a class of its own.
 """
 
+import math
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..solvers import balance
-from ..solvers.annealing import Affinity, anneal
-from ..solvers.annealing import pairs as expert_pairs
+from ..solvers.affinity import Affinity
+from ..solvers.affinity import pairs as expert_pairs
 from ..solvers.result import SolverError
 from ..spec.model import Model, Moe
 from ..spec.plan import LayerPlan, Strategy
@@ -24,6 +27,8 @@ from .costs import Costs
 Slots = tuple[tuple[int, ...], ...]
 BALANCE_SLACK = 1.05  # the local placement may be this much less balanced than the greedy one
 STEPS_PER_EXPERT, CHAINS = 500, 4  # work budget of the local placement, which is one of many candidates
+LOCAL_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that it may take
+LOAD_TIME = 2.0  # seconds that loading its compiled loops takes, about
 PROBE_BYTES = 65536  # message by which crossing a host is weighed against crossing a device
 
 
@@ -61,6 +66,7 @@ class Options:
     classes: Classes
     even: bool
     seed: int
+    deadline: float = math.inf  # ``time.perf_counter()`` by which the search must end
     _memo: dict[tuple, Any] = field(default_factory=dict)
 
     @property
@@ -115,7 +121,10 @@ class Options:
             return found
         found["weighted"] = balance.greedy_balance(load, speed, capacity).assignment
         with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
-            if thorough:
+            if thorough and self._affords_search():
+                # Imported when it is needed: its compiled loops take a second to load.
+                from ..solvers.annealing import anneal
+
                 cap = BALANCE_SLACK * balance.mean_balance(found["weighted"], load[None], speed)
                 found["local"] = anneal(
                     self._together(),
@@ -128,6 +137,7 @@ class Options:
                     steps=STEPS_PER_EXPERT * load.size,
                     chains=CHAINS,
                     seed=self.seed,
+                    time_limit=max(LOCAL_TIME * (self.deadline - time.perf_counter()), LEAST_TIME),
                 ).assignment
         return found
 
@@ -159,6 +169,12 @@ class Options:
                 options.append(_slots(np.repeat(np.arange(devices), held), devices))
             found.append([LayerPlan(strategy="gathered", slots=slots) for slots in options])
         return found
+
+    def _affords_search(self) -> bool:
+        """Whether the solvers are loaded, or there is time to."""
+        if self.deadline == math.inf or "moeplan.solvers.annealing_kernel" in sys.modules:
+            return True
+        return time.perf_counter() + LOAD_TIME < self.deadline
 
     def _together(self) -> Affinity:
         """What the de-duplicated fan-out of ``ep`` costs: tokens that need both experts, per class."""

@@ -23,12 +23,14 @@ from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecor
 from ..spec.routing import ASSUMED_EXPONENT, check_shape, draw_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
+from .budget import Budget
 from .costs import Costs
 from .probes import probe_points
 from .space import BASELINES, Choice, Search, lacking
 from .step import Step, check_supported
 from .units import bytes_text
 
+FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
 ASSUMPTION = (
     f"independent draws, expert of popularity rank r with probability proportional to (r + 1) ** -{ASSUMED_EXPONENT}"
@@ -50,19 +52,22 @@ def solve(
     trace_path: str = "",
     asked: str = "",
     on_event: Callable[[dict[str, Any]], None] | None = None,
+    budget: Budget | None = None,
 ) -> Plan:
     """The plan for one step of ``workload``.
 
     strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if all devices were
     equal, which shows what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device;
     without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
-    layout is always searched. trace_path: recorded in the plan for the runtime. asked: what the user typed for the
-    model, which advice names; by default its name. on_event: progress, once per space.
+    layout is always searched. budget: what ends the whole of it instead, writing included. trace_path: recorded in the
+    plan for the runtime. asked: what the user typed for the model, which advice names; by default its name. on_event:
+    progress, once per space.
     Ctrl-C ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.
     """
     started = time.perf_counter()
+    budget = budget or Budget.of(time_limit)
     dtype = dtype or model.dtype
     _check_arguments(strategy, dtype, memory_bytes, time_limit)
     check_supported(model, asked)
@@ -79,7 +84,7 @@ def solve(
         "strategies": STRATEGIES if strategy is None else (strategy,),
         "even": even,
         "seed": seed,
-        "deadline": started + time_limit,
+        "deadline": budget.before(FINISH * budget.left).deadline,
         "on_event": on_event,
     }
     search = _search_with_storage(arguments, shared=memory_bytes is None)
@@ -92,7 +97,7 @@ def solve(
     step = Step(final, model, best.step.layout, search.routing)
     prediction, _ = step.predict(best.plans, search.stored, limits)
     bound = min(search.bound, objective)
-    complete = search.searched == search.spaces
+    complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
     status = "time_limit" if not complete else "optimal" if gap < 1e-9 else "feasible"
     return Plan(
@@ -252,6 +257,8 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             f"plan counts: {bytes_text(search.model.computed_expert_bytes(0, dtype))} for each expert, where engines "
             f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
+    if search.cut:
+        notes.append("time limit: mixtures of strategies were left out in some layouts: raise --time-limit")
     if search.searched < search.spaces:
         why = "stopped" if search.interrupted else "time limit"
         notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")

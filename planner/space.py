@@ -22,6 +22,7 @@ from .step import Step
 from .tables import Tables
 from .units import bytes_text
 
+LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -58,6 +59,7 @@ class Search:
     searched: int = 0  # spaces
     spaces: int = 0
     interrupted: bool = False
+    cut: bool = False  # by the clock, inside a space
 
     @cached_property
     def classes(self) -> Classes:
@@ -65,7 +67,7 @@ class Search:
 
     @cached_property
     def options(self) -> Options:
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed)
+        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -101,7 +103,7 @@ class Search:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
         for layout in self.layouts.values():
             step = Step(self.costs, self.model, layout, self.routing)
-            if any(self._tables(step, degree, thorough=False).fits(strategy) for degree in self.degrees):
+            if any(self._tables(step, degree, thorough=False).fits(strategy, self._left()) for degree in self.degrees):
                 return True
         return False
 
@@ -122,9 +124,12 @@ class Search:
         tables = self._tables(step, degree)
         where = f"{layout}, expert {degree}"
         for strategy in self.strategies:
+            if self.choices and any(c.plans for c in self.choices) and time.perf_counter() > self.deadline:
+                self.cut = True
+                break
             if strategy == "ep" or degree == self.costs.devices:  # the others are the same for every expert degree
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
-        if len(self.strategies) > 1:
+        if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
         self._lower_bound(step, tables)
 
@@ -198,7 +203,7 @@ class Search:
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
-        return max(1.0, self.deadline - time.perf_counter())
+        return max(LEAST_TIME, SELECT_TIME * (self.deadline - time.perf_counter()))
 
 
 def _extend(options: list[list[LayerPlan]], more: list[list[LayerPlan]]) -> None:

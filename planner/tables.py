@@ -55,10 +55,10 @@ class Tables:
                 total[c, o] = sum(value(i, plan) for i in layers)
         return total
 
-    def fits(self, strategy: Strategy | None) -> bool:
-        """Whether any choice (of this strategy) keeps to memory."""
+    def fits(self, strategy: Strategy | None, time_limit: float) -> bool:
+        """Whether any choice (of this strategy) keeps to memory, as far as can be told in so many seconds."""
         try:
-            self.select(np.zeros(self.shape), strategy, FIT_SECONDS, 0)
+            self.select(np.zeros(self.shape), strategy, min(FIT_SECONDS, time_limit), 0)
         except (Infeasible, NotFound):
             return False
         return True

@@ -1,28 +1,51 @@
 """The command line: ``moeplan COMMAND``."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from .. import __version__
-from .commands import compare, explain, export, models, place, profile, run, solve, trace
 
-app = typer.Typer(
-    name="moeplan",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(name="profile")(profile.profile)
-app.command(name="solve")(solve.solve)
-app.command(name="run")(run.run)
-app.command(name="place")(place.place)
-app.command(name="explain")(explain.explain)
-app.command(name="compare")(compare.compare)
-app.command(name="export")(export.export)
-app.command(name="models")(models.models)
-app.add_typer(trace.app, name="trace")
+COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "trace")
+
+
+class Commands(TyperGroup):
+    """Imports a command when it is asked for: start-up counts for time limits, and all of them take seconds."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands: Any = dict.fromkeys(COMMANDS)  # what typing mistakes are compared with
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f".commands.{cmd_name}", __package__)
+        holder = typer.Typer(**SETTINGS)
+        holder.callback()(_nothing)
+        if hasattr(module, "app"):  # commands of its own
+            holder.add_typer(module.app, name=cmd_name)
+        else:
+            holder.command(name=cmd_name)(getattr(module, cmd_name))
+        group = typer.main.get_command(holder)
+        return group.get_command(ctx, cmd_name) if isinstance(group, TyperGroup) else None
+
+
+def _nothing() -> None:
+    """With a callback an app stays a group, also one of a single command."""
+
+
+SETTINGS: dict[str, Any] = {
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+app = typer.Typer(name="moeplan", cls=Commands, no_args_is_help=True, **(SETTINGS | {"add_completion": True}))
 
 
 def _version(asked: bool) -> None:

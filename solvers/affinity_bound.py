@@ -33,9 +33,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linprog
-from scipy.sparse import csr_array, eye_array, kron, vstack
 
+from .affinity import least_by_slots
 from .affinity_cap import CapRows
 from .affinity_problem import AffinityProblem, Level, Place
 from .affinity_rows import LoadRows, Rows
@@ -44,6 +43,8 @@ from .balance import balance_bound, idle, over_ideal
 
 NAMES = ("slots", "matching", "spectral", "semidefinite", "triangle")  # in this order
 DEFAULT_STEPS = 400
+LATE = 0.5  # of the longest linear program: what building one and reading it takes beside solving
+MATCHING = 0.5  # seconds below which none is begun
 TIME_OUT = 1  # linprog's status
 SAFETY = 1e-9  # of the tokens: what floating-point linear algebra may add to a bound
 
@@ -102,7 +103,7 @@ def affinity_bounds(
             for level, found in zip(levels, pool.map(relaxed, levels, slots), strict=True):
                 for name, least in found.items():
                     bounds[name] = bounds.get(name, 0.0) + level.weight * least
-    if time.perf_counter() - started < time_limit:
+    if time_limit - (time.perf_counter() - started) > MATCHING:
         until = started + time_limit
         bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     safety = SAFETY * host_weight * float(counts.sum())
@@ -165,14 +166,15 @@ def _fastest(problem: AffinityProblem, places: list[Place]) -> float:
 
 def _least_by_slots(transitions: np.ndarray, capacity: np.ndarray) -> np.ndarray:
     """[B]"""
-    slots = int(capacity.max())
-    after = np.sort(transitions, axis=2)[:, :, ::-1][:, :, slots:].sum(axis=(1, 2))
-    before = np.sort(transitions, axis=1)[:, ::-1, :][:, slots:, :].sum(axis=(1, 2))
-    return np.maximum(after, before)
+    return least_by_slots(transitions, int(capacity.max()))[0]
 
 
 def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: float) -> float:
     """The linear program relaxes pairs to 0..1; its dual solution, made exactly feasible, is the proof."""
+    # Imported when they are needed: they take as long as all else that a command begins with.
+    from scipy.optimize import linprog
+    from scipy.sparse import csr_array, eye_array, kron, vstack
+
     leaving = _least_by_slots(transitions, capacity)
     experts, slots = transitions.shape[1], int(capacity.max())
     # sum_p n[p] n'[p] <= sum_p n[p]^2 (or n'), which is largest with the largest places full.
@@ -184,16 +186,19 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: 
     ones: Any = csr_array(np.ones((1, experts)))
     rows: Any = vstack([kron(unit, ones), kron(ones, unit), csr_array(np.ones((1, experts**2)))]).tocsr()
     limits = np.concatenate([np.full(2 * experts, float(slots)), [float(pairs)]])
+    longest = 0.0
     for boundary, counts in enumerate(transitions):
         total = float(counts.sum())
         if total == 0.0:
             continue
-        left = deadline - time.perf_counter()
+        now = time.perf_counter()
+        left = deadline - now - LATE * longest
         if left <= 0:
             break
         weight = counts.ravel() / total
         options: Any = {"time_limit": left} if left < math.inf else {}
         result = linprog(-weight, A_ub=rows, b_ub=limits, bounds=(0, 1), method="highs", options=options)
+        longest = max(longest, time.perf_counter() - now)
         if result.status == TIME_OUT:
             break
         if result.status != 0:

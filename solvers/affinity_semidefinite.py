@@ -37,6 +37,8 @@ from .affinity_eigen import EigenClip
 from .affinity_rows import Rows, Triangles
 
 FIRST_STEP = 3  # times an eigenvalue problem of every boundary: the first bound and the first step
+LARGE = 256  # rows: a single eigenvalue problem takes a while
+LATE = 1.2  # times what a step and a bound took
 CHECK = 10  # steps between two evaluations of the bound
 PATIENCE = 1e-4  # a relaxation ends once STALLS checks in a row gain less than this part of the bound
 STALLS = 12
@@ -64,7 +66,7 @@ def least_leaving(
     if places == 1 or slots >= experts or total == 0.0:
         return {name: 0.0 for name, _ in PHASES}
     size = places * slots
-    if deadline < np.inf and time.perf_counter() + FIRST_STEP * boundaries * _eigenvalue_seconds(2 * size) > deadline:
+    if deadline < np.inf and not _affordable(boundaries, 2 * size, deadline):
         return {}
     scale = size * boundaries / total
     counts = np.zeros((boundaries, size, size))
@@ -74,25 +76,40 @@ def least_leaving(
     best, done, late = -np.inf, 0, False
     reached: dict[str, float] = {}
     began = time.perf_counter()
+    judged = stepped = 0.0  # seconds that the bound, and a step, took the last time
     for name, end in PHASES:
         run.entries, run.tightened = name != "spectral", name == "triangle"
         stalls = 0
         while not late:
             now = time.perf_counter()
-            late = now >= deadline
+            # The bound of a step counts only if it is judged as well.
+            late = now + LATE * (stepped + judged) >= deadline
             last = late or done >= round(end * steps) or now - began >= end * (deadline - began)
             if last or done % CHECK == 0:
                 bound = total * (1 - 1 / places) + run.least() / scale
+                judged = time.perf_counter() - now
+                if now + LATE * judged >= deadline and best > -np.inf:
+                    late = True
                 stalls = 0 if bound > best + PATIENCE * abs(best) else stalls + 1
                 best = max(best, bound)
                 if last or stalls > STALLS:
                     break
                 run.balance()
                 run.separate()
+            now = time.perf_counter()
             run.step()
+            stepped = time.perf_counter() - now
             done += 1
         reached[name] = max(best, 0.0)
     return reached
+
+
+def _affordable(boundaries: int, size: int, deadline: float) -> bool:
+    """Whether a first bound and a first step end in time; a quarter of the size tells first whether asking does."""
+    for part, times in ((4, 64), (1, 1)) if size >= LARGE else ((1, 1),):
+        if time.perf_counter() + FIRST_STEP * boundaries * times * _eigenvalue_seconds(size // part) > deadline:
+            return False
+    return True
 
 
 def _eigenvalue_seconds(size: int) -> float:

@@ -32,13 +32,13 @@ are cold. Last, proposals that break (2) are refused. ``annealing_kernel`` propo
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .affinity import Affinity, pairs, usual_steps
 from .annealing_chain import WARMEST, Problem, load_kernels
 from .annealing_relabel import Groups
 from .annealing_splice import Costs, splice
@@ -46,72 +46,13 @@ from .annealing_walks import GENERATIONS, THREADS, Walks
 from .balance import check_cap, checked, idle, longest_first, mean_balance, over_ideal
 from .result import NotFound, Solution, Status
 
-STEPS_PER_EXPERT, MOST_STEPS = 1_500, 50_000_000  # proposals of each chain
+__all__ = ["Affinity", "anneal", "pairs", "usual_chains", "usual_steps"]
+
 CHAINS, ENOUGH = 16, 80_000_000  # chains from random placements, fewer where so many proposals of all are enough
 FOLLOWERS = 4  # chains after a splice
+SPLICE = 0.1  # of the time that is left, at most, to a splice between walks
+JUDGING, MOST_JUDGING = 1.2, 0.25  # of what comparing took at first; of the time for it at most
 SEAMS = 0.1  # first temperature of these, over the mean traffic of an expert
-EXACT = 2**22  # counts below this are whole and their sums exact in float32
-
-
-@dataclass(frozen=True, eq=False)
-class Affinity:
-    """What experts exchange: transitions [L-1, E, E] between layers, together [L, E, E] symmetric, within a layer."""
-
-    transitions: np.ndarray
-    together: np.ndarray
-
-    @classmethod
-    def of(cls, transitions: ArrayLike, together: ArrayLike | None = None) -> "Affinity":
-        """Validated: finite and not negative; ``together`` symmetric with an empty diagonal, none by default."""
-        counts = np.asarray(transitions, float)
-        if (
-            counts.ndim != 3
-            or counts.shape[1] != counts.shape[2]
-            or not np.isfinite(counts).all()
-            or (counts < 0).any()
-        ):
-            raise ValueError(f"transitions must be finite, non-negative [L-1, E, E], got {list(counts.shape)}")
-        shape = (len(counts) + 1, *counts.shape[1:])
-        pairs = np.zeros(shape) if together is None else np.asarray(together, float)
-        if pairs.shape != shape or not np.isfinite(pairs).all() or (pairs < 0).any():
-            raise ValueError(f"together must be finite, non-negative {list(shape)}, got {list(pairs.shape)}")
-        if not np.array_equal(pairs, pairs.transpose(0, 2, 1)) or np.einsum("lee->le", pairs).any():
-            raise ValueError("together must be symmetric with an empty diagonal")
-        return cls(counts, pairs)
-
-    def cost(self, device_of: np.ndarray, hosts: np.ndarray, device_weight: float, host_weight: float) -> float:
-        """Weighted crossings of device_of [L, E]."""
-        total = 0.0
-        for weight, placed in ((device_weight, device_of), (host_weight - device_weight, hosts[device_of])):
-            if weight:
-                apart = placed[:-1, :, None] != placed[1:, None, :]
-                total += weight * float((self.transitions * apart).sum())
-                total += weight * float((self.together * (placed[:, :, None] != placed[:, None, :])).sum()) / 2
-        return total
-
-    def between(self) -> tuple[np.ndarray, float]:
-        """[L, 3, E, E] what each expert exchanges with layers l - 1, l, l + 1, in float32 whole numbers; their unit."""
-        layers, experts = len(self.together), self.together.shape[1]
-        table = np.zeros((layers, 3, experts, experts))
-        table[1:, 0] = self.transitions.transpose(0, 2, 1)
-        table[:, 1] = self.together
-        table[:-1, 2] = self.transitions
-        largest = float(table.sum(axis=(1, 3)).max(initial=0.0))
-        whole = np.array_equal(table, np.round(table)) and largest < EXACT
-        unit = 1.0 if whole or largest == 0 else largest / EXACT
-        return np.round(table / unit).astype(np.float32), unit
-
-
-def pairs(expert_ids: np.ndarray, num_experts: int) -> np.ndarray:
-    """[L, E, E] tokens that chose both experts, symmetric with an empty diagonal; expert_ids: [T, L, K]."""
-    layers, top_k = expert_ids.shape[1:]
-    found = np.zeros((layers, num_experts**2))
-    for layer in range(layers):
-        ids = expert_ids[:, layer].astype(np.int64)
-        for first in range(top_k):
-            cells = ids[:, first, None] * num_experts + np.delete(ids, first, axis=1)
-            found[layer] += np.bincount(cells.ravel(), minlength=num_experts**2)
-    return found.reshape(layers, num_experts, num_experts)
 
 
 def anneal(
@@ -150,8 +91,8 @@ def anneal(
     was squeezed (then ``start`` if nothing else keeps the cap). Raises ``Infeasible`` where slots are
     missing or the cap lies below the proven bound, and ``NotFound`` where no placement within the cap was found.
     """
-    load_kernels()
     started = time.perf_counter()
+    load_kernels()
     samples = np.asarray(load, float)
     samples = samples[None] if samples.ndim == 2 else samples
     for sample in samples:
@@ -184,18 +125,23 @@ def anneal(
     steps = steps or usual_steps(start.size)
     chains = chains or usual_chains(steps)
     followers = min(FOLLOWERS, chains) if chains > 1 else 0
-    walks = Walks(problem, steps, started + time_limit, (chains, followers), seed, stop or Event(), on_event)
     costs = _costs(problem, affinity)
+    deadline = started + time_limit - _judging(costs, problem, start, chains + GENERATIONS * followers, time_limit)
+    walks = Walks(problem, steps, deadline, (chains, followers), seed, stop or Event(), on_event)
     if balance_cap < math.inf:
         walks.scout(start)
-    found = walks.run(start, chains, WARMEST, hold=True)
+        chains = walks.affordable()
+    found = walks.run(start, THREADS if walks.late else chains, WARMEST, hold=True)
     for _ in range(GENERATIONS if followers else 0):
         if not found or walks.stop.is_set():
             break
-        start = _spliced(costs, problem, found)
+        start = _spliced(costs, problem, found, walks.share(SPLICE))
+        if walks.late:
+            found = [start]
+            break
         found = [start, *walks.run(start, followers, SEAMS)]
     if found:
-        best = _spliced(costs, problem, found)
+        best = _spliced(costs, problem, found, deadline)
     elif mean_balance(start, samples, speeds) <= balance_cap:
         best = start
     else:
@@ -205,11 +151,6 @@ def anneal(
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"
     return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done)
-
-
-def usual_steps(size: int) -> int:
-    """Proposals of a chain for so many layers x experts; ``benchmarks/annealing.py`` shows what more of them bring."""
-    return min(STEPS_PER_EXPERT * size, MOST_STEPS)
 
 
 def usual_chains(steps: int) -> int:
@@ -230,13 +171,28 @@ def _costs(problem: Problem, affinity: Affinity) -> Costs:
     )
 
 
-def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray]) -> np.ndarray:
-    """The best of the placements and, where experts may move at will, of the splice of all."""
+def _judging(costs: Costs, problem: Problem, start: np.ndarray, count: int, time_limit: float) -> float:
+    """Seconds to keep free at the end of a search with a time limit, for comparing so many placements."""
+    if time_limit == math.inf:
+        return 0.0
+    began = time.perf_counter()
+    costs.total(start)
+    if problem.price > 0:
+        costs.hottest(start)
+    return min(JUDGING * count * (time.perf_counter() - began), MOST_JUDGING * time_limit)
+
+
+def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray], deadline: float) -> np.ndarray:
+    """The best of the placements and, where experts may move at will and there is time, of the splice of all."""
 
     def value(placed: np.ndarray) -> float:
         return costs.total(placed) + problem.price * float(costs.hottest(placed).sum())
 
-    spliced = splice(costs, np.stack(found), problem.cap, problem.price) if problem.max_moves < 0 else None
+    if len(found) == 1:
+        return found[0]
+    spliced = None
+    if problem.max_moves < 0:
+        spliced = splice(costs, np.stack(found), problem.cap, problem.price, deadline)
     return min([*found, spliced] if spliced is not None else found, key=value)
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from threading import Event
 from typing import Any
 
@@ -19,6 +19,7 @@ from .annealing_tables import FREE, LANES, PARTNERS, Rules, Tables, fill_finish,
 
 FEWEST_EPOCHS, MOST_EPOCHS, EPOCH = 40, 240, 500  # times that the price follows the balance; steps worth one
 FIRST, UNTIMED = 10_000, 250_000  # steps at most of the first epoch, and of those before speed is judged
+LEAST_PACE = 100_000  # steps a second that even a busy machine makes
 LOOK = 0.05  # of the time, before speed is judged: first moments show how threads wait
 SHORTEST_LOOK, LONGEST_LOOK = 0.15, 1.0  # seconds of it, at most half of the time
 WARM_STEP = 0.5  # a step at the first temperature takes so much longer than the mean of all
@@ -48,6 +49,27 @@ class Problem:
     max_moves: int
     fixed_hosts: bool
 
+    # The tables that all chains share are made once.
+
+    @cached_property
+    def traffic(self) -> float:
+        """Mean weighted traffic of an expert, above 0."""
+        return max(float(self.between.sum()) * sum(self.weights) * self.unit / self.previous.size, 1e-300)
+
+    @cached_property
+    def partners(self) -> np.ndarray:
+        """[L, E, PARTNERS]"""
+        found = np.zeros((*self.previous.shape, PARTNERS), np.int32)
+        fill_partners(self.between, found)
+        return found
+
+    @cached_property
+    def padded_load(self) -> np.ndarray:
+        """[L, E, S] with samples in multiples of LANES."""
+        found = np.zeros((*self.previous.shape, -(-len(self.load) // LANES) * LANES), np.float32)
+        found[:, :, : len(self.load)] = self.load.transpose(1, 2, 0)
+        return found
+
 
 @dataclass(eq=False)
 class Chain:
@@ -66,16 +88,16 @@ class Chain:
 
     def __post_init__(self) -> None:
         p, (layers, experts) = self.problem, self.placed.shape
-        self.traffic = max(float(p.between.sum()) * sum(p.weights) * p.unit / (layers * experts), 1e-300)
+        self.traffic = p.traffic
         self.layer_traffic = self.traffic * experts
         self.price = p.price or self.price or self.layer_traffic
         devices, samples = len(p.slots), -(-len(p.load) // LANES) * LANES
         slots, slot_of = _seats(self.placed, p.slots)
         self.tables = Tables(
             p.between,
-            np.zeros((layers, experts, PARTNERS), np.int32),
+            p.partners,
             p.previous,
-            np.zeros((layers, experts, samples), np.float32),
+            p.padded_load,
             len(p.load),
             (1.0 / p.speed).astype(np.float32),
             p.host,
@@ -90,8 +112,6 @@ class Chain:
             hottest=np.zeros(layers),
             after=np.zeros(LANES, np.float32),
         )
-        self.tables.load[:, :, : len(p.load)] = p.load.transpose(1, 2, 0)
-        fill_partners(p.between, self.tables.partners)
         self.groups = Groups.of(p.slots, p.speed, p.host)
         self._fill_near(np.ones(layers, bool))
         self.moved = int((self.placed != p.previous).sum())
@@ -127,6 +147,8 @@ class Chain:
             left = epochs - epoch
             planned = math.ceil((steps - self.done) / left)
             count = self._affordable(planned, began, deadline, left, left / epochs, stop)
+            if self.done and planned and not count:
+                return self.placed.copy() if best is None and self.balance() <= p.cap else best
             warm = self.traffic * (COLDEST if final else warmest * ratio**epoch)
             cold = self.traffic * (COLDEST / 8 if final else warmest * ratio ** (epoch + 1))
             limit = layers * p.cap
@@ -208,9 +230,12 @@ class Chain:
         if deadline == math.inf:
             return planned
         now = time.perf_counter()
+        if now >= deadline:
+            self.squeezed = True
+            return 0
         whole = deadline - began
         if now - began < min(max(LOOK * whole, SHORTEST_LOOK), whole / 2, LONGEST_LOOK):
-            return min(planned, UNTIMED)
+            return min(planned, UNTIMED, max(FIRST, int(whole * LEAST_PACE)))
         rate = self.done / (now - began)
         possible = max(1, int((deadline - now) * 0.95 * rate / epochs * (1 + WARM_STEP * warmth)))
         self.squeezed |= possible < planned

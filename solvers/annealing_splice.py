@@ -20,12 +20,13 @@ by linear assignment. That is a heuristic; the costs are those of the names chos
 
 # N candidates, L layers, E experts, G devices, H hosts, S samples
 
+import math
+import time
 from itertools import pairwise
 from typing import NamedTuple
 
 import numba
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from .annealing_relabel import Groups
 
@@ -73,15 +74,20 @@ class Costs(NamedTuple):
         return found
 
 
-def splice(costs: Costs, candidates: np.ndarray, cap: float, price: float = 0.0) -> np.ndarray | None:
+def splice(
+    costs: Costs, candidates: np.ndarray, cap: float, price: float = 0.0, deadline: float = math.inf
+) -> np.ndarray | None:
     """[L, E] the best path through candidates [N, L, E], all of which keep (1) of ``annealing``.
 
     cap: on the mean hottest, inf for none; price: of one unit of a layer's hottest, where there is no cap. None where
-    no path that was tried keeps the cap.
+    no path that was tried keeps the cap, or ``deadline`` (``time.perf_counter()``) came before all was compared.
     """
     hottest = np.stack([costs.hottest(placed) for placed in candidates], axis=1)
     within = np.stack([costs.within(placed) for placed in candidates], axis=1)
-    across, names = _boundaries(costs, candidates)
+    compared = _boundaries(costs, candidates, deadline)
+    if compared is None:
+        return None
+    across, names = compared
 
     def path_at(price: float) -> tuple[np.ndarray, bool]:
         """The best path for a price, and whether it keeps the cap."""
@@ -125,15 +131,22 @@ def _named(candidates: np.ndarray, names: np.ndarray, path: np.ndarray) -> np.nd
     return np.stack(placed)
 
 
-def _boundaries(costs: Costs, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """across [L-1, N, N], and the new names [L-1, N, N, G] of the later candidate's devices that it is of."""
+def _boundaries(costs: Costs, candidates: np.ndarray, deadline: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """across [L-1, N, N], and the new names [L-1, N, N, G] of the later candidate's devices that it is of.
+
+    None where the deadline comes first: the time that one boundary takes tells early.
+    """
     count, layers, _ = candidates.shape
     devices = len(costs.speed)
     across = np.zeros((layers - 1, count, count))
     names = np.zeros((layers - 1, count, count, devices), np.int64)
     flows = np.zeros((devices, devices))
     host = costs.groups.host_of
+    began = time.perf_counter()
     for layer in range(layers - 1):
+        now = time.perf_counter()
+        if layer and now + (now - began) / layer * (layers - 1 - layer) > deadline:
+            return None
         for i in range(count):
             for j in range(count):
                 fill_boundary(costs.transitions[layer], candidates[i, layer], candidates[j, layer + 1], flows)
@@ -156,6 +169,9 @@ def fill_boundary(transitions, before, after, flows):
 
 def _suiting(flows: np.ndarray, groups: Groups, fixed_hosts: bool) -> np.ndarray:
     """[G] new names of the later devices of flows [G, G] that keep many tokens where they are."""
+    # Imported when it is needed: it takes as long as all else that a command begins with.
+    from scipy.optimize import linear_sum_assignment
+
     members, kind = groups.members, groups.kind
     hosts = len(members)
     before = np.arange(hosts)  # the host that each later host becomes

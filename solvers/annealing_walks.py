@@ -3,6 +3,7 @@
 # L layers, E experts
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .annealing_chain import Chain, Problem
 
 THREADS = 2
 GENERATIONS = 2  # of chains that go on from a splice
+WHOLE = 0.5  # of its steps that a chain should have time for, or there are fewer chains
 SCOUT = 0.1  # of a chain's proposals: walks that only look for the price of balance
 
 
@@ -39,6 +41,8 @@ class Walks:
     turn: int = 0
     proposals: int = 0
     squeezed: bool = False  # whether a chain had no time for all its steps
+    total: int = 0  # chains before any were left out; 0: all are planned
+    pace: float = 0.0  # steps a second of each of the scouts
     coolest: float = math.inf  # the least mean hottest where a chain ended
 
     def scout(self, start: np.ndarray) -> None:
@@ -47,8 +51,10 @@ class Walks:
         They may take a whole turn of the time, far more than their part of it: all other walks hang on what they find.
         """
         part, turns, scouts = max(1, round(SCOUT * self.steps)), 1 + self._turns, self._chains(start, THREADS)
+        began = time.perf_counter()
         _finish([partial(scout.run, part, self.deadline, turns, self.stop, None) for scout in scouts], self.stop)
         self.squeezed |= any(scout.squeezed for scout in scouts)
+        self.pace = min(scout.done for scout in scouts) / max(time.perf_counter() - began, 1e-9)
         self.price = float(np.exp(np.mean(np.log([scout.settled for scout in scouts]))))
 
     def run(self, start: np.ndarray, count: int, warmest: float, *, hold: bool = False) -> list[np.ndarray]:
@@ -66,6 +72,31 @@ class Walks:
         self.coolest = min(self.coolest, *(chain.balance() for chain in mine))
         return [placed for placed in found if placed is not None]
 
+    def affordable(self) -> int:
+        """Chains to plan at first: fewer where the scouts' pace leaves them less than ``WHOLE`` of their steps.
+
+        A few walks that cool slowly find more than many that are cut short.
+        """
+        first, after = self.planned
+        left = self.deadline - time.perf_counter()
+        if self.pace and left < math.inf:
+            turns = int(left * self.pace / (WHOLE * self.steps))
+            fewer = THREADS * max(turns - -(-after // THREADS) * GENERATIONS, 1)
+            self.squeezed |= fewer < first
+            self.total = self.total or first + GENERATIONS * after
+            first = min(first, fewer)
+            self.planned = first, after
+        return first
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() >= self.deadline
+
+    def share(self, part: float) -> float:
+        """When that part of the time left is over."""
+        now = time.perf_counter()
+        return now + part * max(self.deadline - now, 0.0)
+
     @property
     def _turns(self) -> int:
         """How often all threads are taken for ``steps`` proposals."""
@@ -82,7 +113,7 @@ class Walks:
     def done(self) -> float:
         """Part of the planned proposals."""
         first, after = self.planned
-        return self.proposals / (self.steps * (first + GENERATIONS * after))
+        return self.proposals / (self.steps * (self.total or first + GENERATIONS * after))
 
 
 def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) -> Callable[[dict[str, Any]], None]:

@@ -1,15 +1,22 @@
 """The solvers' compiled inner loops, loaded before a clock runs: a search must not take compilation for slow steps.
 
 What is compiled is cached, for exactly these sources (``solvers/__init__``). ``python -m moeplan.solvers.compiled``
-compiles ahead, which ``make setup`` does; else the first search of a fresh installation does, in about half a minute
-that counts for no time limit.
+compiles ahead, which ``make setup`` does; else the first search of a fresh installation does, in about half a minute.
+A file beside the cache says that it is complete, for this processor and this numba.
 """
 
+import hashlib
 import logging
 import os
+import subprocess
+import sys
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
+import numba
 import numpy as np
 
 from . import NO_CACHE
@@ -17,10 +24,42 @@ from .affinity_bound import affinity_bounds
 from .annealing_chain import load_kernels
 from .replication import replicate
 from .replication_bound import Shares
+from .traffic import add_pairs
 
 logger = logging.getLogger("moeplan.solvers")
 
 BOUND_STEPS = 60  # enough for every relaxation to have its turn
+
+
+def is_compiled() -> bool:
+    """Whether everything is in the cache."""
+    return _marker().exists()
+
+
+def compile_within(seconds: float) -> bool:
+    """Compile in another process, which is ended after so many seconds; whether everything is compiled then.
+
+    Where nothing can be kept (``NO_CACHE``), compiling is of no use to this process.
+    """
+    if NO_CACHE:
+        return False
+    command = [sys.executable, "-m", "moeplan.solvers.compiled"]
+    try:
+        subprocess.run(command, timeout=max(seconds, 0.1), check=False, capture_output=True)
+    except subprocess.TimeoutExpired:
+        return False
+    return is_compiled()
+
+
+def loaded() -> bool:
+    """Whether ``load_all`` has run in this process."""
+    return load_all.cache_info().currsize > 0
+
+
+def _marker() -> Path:
+    llvm = llvmlite.binding
+    machine = f"{numba.__version__} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
+    return Path(os.environ["NUMBA_CACHE_DIR"]) / f"complete-{hashlib.sha256(machine.encode()).hexdigest()[:16]}"
 
 
 @cache
@@ -31,6 +70,8 @@ def load_all() -> None:
     umask = os.umask(0o077)  # what others could write would not be loaded again
     try:
         _run_all()
+        with suppress(OSError):  # a cache that nobody can write to
+            _marker().touch()
     finally:
         os.umask(umask)
 
@@ -45,6 +86,8 @@ def _run_all() -> None:
         for shares in kinds:
             for groups in (1, 2):
                 replicate(load, np.ones(2), np.full(2, 3), np.arange(2), groups=groups, shares=shares)
+    ids, gates = np.zeros((2, 1), np.int32), np.ones((1, 2, 1))
+    add_pairs(ids, ids, gates, gates, np.zeros((2, 1, 1)))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Timer
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +42,8 @@ from .slots import EMPTY, Slots
 STEPS = 100_000  # changes tried per layer
 SQUARINGS = (3, 5)  # powers 8, to order everything, and then 32, for the hottest alone
 DIVISIONS_TRIED = 16  # per layer, the most promising first
+NOTHING_HELD = np.zeros((1, 1), np.bool_)
+LONGEST_WAIT = 1e6  # seconds: more is no limit
 CLOSE = 1e-3  # a division whose result is this close to its bound ends the trials of others
 
 
@@ -90,17 +94,17 @@ def replicate(
     bound = np.stack(
         [hottest_bound(w, problem.speed, problem.capacity, problem.hosts, groups, shares, full) for w in problem.load]
     )
-    cut = np.zeros(layers, bool)
+    cut, halt = np.zeros(layers, bool), np.zeros(1, bool)
 
     def solve(layer: int) -> tuple[np.ndarray, np.ndarray]:
         def late() -> bool:
-            cut[layer] |= time.perf_counter() - began > time_limit
+            cut[layer] |= halt[0] or time.perf_counter() - began > time_limit
             return bool(cut[layer])
 
         first = (begin.expert_of[layer], begin.share_of[layer]) if begin is not None else None
-        return _solve_layer(problem, layer, bound[:, layer], steps, seed, first, late)
+        return _solve_layer(problem, layer, bound[:, layer], steps, seed, first, late, halt)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _set_after(time_limit - (time.perf_counter() - began), halt), ThreadPoolExecutor(os.cpu_count()) as pool:
         solved = list(pool.map(solve, range(layers)))
     found = widened(np.stack([at for at, _ in solved]), np.stack([share for _, share in solved]), problem, capacity)
     objective = float(np.mean([found.hottest(w, problem.speed).sum() for w in problem.load]))
@@ -109,6 +113,20 @@ def replicate(
     if cut.any() and solution.status == "feasible":
         return Solution(found, objective, solution.bound, "time_limit", seconds)
     return solution
+
+
+@contextmanager
+def _set_after(seconds: float, halt: np.ndarray) -> Iterator[None]:
+    """Set ``halt`` [1] once so many seconds are over: compiled loops look at it, and at no clock."""
+    if seconds > LONGEST_WAIT:
+        yield
+        return
+    timer = Timer(max(seconds, 0.0), halt.fill, (True,))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def checked(
@@ -195,8 +213,9 @@ def _solve_layer(
     seed: int,
     start: tuple[np.ndarray, np.ndarray] | None,
     late: Callable[[], bool],
+    halt: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(experts, shares), [R] each, of one layer; bound: [W]."""
+    """(experts, shares), [R] each, of one layer; bound: [W]; halt: [1]."""
     load = np.ascontiguousarray(problem.load[:, layer])
     target = np.maximum(bound, 1e-300)  # positive, also in a window without load
     best, best_value = start, np.inf
@@ -207,7 +226,7 @@ def _solve_layer(
             break
         key = int(np.random.SeedSequence([seed, layer, trial]).generate_state(1)[0])
         begin = start[0] if start is not None and trial == 0 else None
-        at, share = _search(problem, load, target, host_of, steps, key, begin, late)
+        at, share = _search(problem, load, target, host_of, steps, key, begin, late, halt)
         value = _value(problem, load, at, share)
         if value < best_value or best is None:
             best, best_value = (at, share), value
@@ -301,6 +320,7 @@ def _search(
     seed: int,
     begin: np.ndarray | None,
     late: Callable[[], bool],
+    halt: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Anneal one layer under one division of the groups; load: [W, E], target: [W], host_of: [K]."""
     zones = int(host_of.max()) + 1
@@ -320,7 +340,19 @@ def _search(
             break
         budget = steps // len(SQUARINGS)
         to, value = anneal(
-            at, load, problem.speed, first, zone_of_device, target, problem.full, squarings, budget, seed
+            at,
+            load,
+            problem.speed,
+            first,
+            zone_of_device,
+            target,
+            problem.full,
+            squarings,
+            budget,
+            seed,
+            halt,
+            NOTHING_HELD,
+            -1,
         )
         if value < best:
             at, best = to, value
@@ -329,7 +361,7 @@ def _search(
         fill(at, load.mean(axis=0), copies, first, zone_of_expert, zone_of_device)
         if len(load) == 1 and not late():
             tries = steps // (20 + len(at) // 10)  # what a solve of the shares costs, in changes
-            at = improve_shares(at, load[0], problem.speed, first, zone_of_device, target[0], tries, seed)
+            at = improve_shares(at, load[0], problem.speed, first, zone_of_device, target[0], tries, seed, halt)
     placed = Slots.even(at[None], problem.capacity)
     if problem.shares == "optimal":
         placed = optimal_shares(placed, load[:, None], problem.speed)

@@ -58,12 +58,16 @@ def anneal(
     squarings: int,
     steps: int,
     seed: int,
+    halt: np.ndarray,
+    held: np.ndarray,
+    most_loads: int,
 ) -> tuple[np.ndarray, float]:
     """Anneal for ``steps`` changes, or until the target is met; returns the best ([R] experts, objective).
 
     at: [R] experts, kept as they are; load: [W, E]; speed: [G]; first: [G + 1]; target: [W] lower bounds on the
     hottest device, positive; full: slots may not be empty (``at`` must not have empty slots then); squarings: the power
-    is 2 ** squarings.
+    is 2 ** squarings. halt: [1], set to end the search with the best so far. held: [G, E] experts that devices have
+    already, most_loads: how many others they may load in all (-1: any number).
     """
     np.random.seed(seed)
     windows, experts = load.shape
@@ -110,6 +114,11 @@ def anneal(
     value = tree[:, 1].sum()
     best, best_at = value, at.copy()
 
+    loads = 0
+    if most_loads >= 0:
+        for r in range(slots):
+            if at[r] != EMPTY and not held[device[r], at[r]]:
+                loads += 1
     touched = np.empty(devices, np.int64)
     place = np.full(devices, -1, np.int64)  # of a device in touched
     change = np.zeros((devices, windows))
@@ -117,7 +126,7 @@ def anneal(
     temperature = HOT
     for _ in range(steps):
         temperature *= cooling
-        if best <= goal * (1 + 1e-12):
+        if best <= goal * (1 + 1e-12) or halt[0]:
             break
         if np.random.random() < 0.5:
             w = np.random.randint(windows) if windows > 1 else 0
@@ -150,6 +159,19 @@ def anneal(
                 twice = twice or at[i] == a
         if twice:
             continue
+        more = 0
+        if most_loads >= 0:
+            if b != EMPTY:
+                more += int(not held[g, b])
+            if a != EMPTY:
+                more -= int(not held[g, a])
+            if not replace:
+                if a != EMPTY:
+                    more += int(not held[h, a])
+                if b != EMPTY:
+                    more -= int(not held[h, b])
+            if more > 0 and loads + more > most_loads:
+                continue
 
         count = 2
         touched[0], touched[1] = g, h
@@ -205,6 +227,7 @@ def anneal(
         if energy > 0 and energy > -temperature * np.log(1 - np.random.random()):
             continue
 
+        loads += more
         for i in range(count):
             k = touched[i]
             for w in range(windows):
@@ -260,12 +283,13 @@ def improve_shares(
     target: float,
     tries: int,
     seed: int,
+    halt: np.ndarray,
 ) -> np.ndarray:
     """[R] experts: changes that lower the hottest device under optimal shares; at most ``tries``.
 
     Every change involves a device that the proof of the present optimum names: no other can lower it. One that makes
     it hotter by less than a threshold, which falls to 0, is kept for the time being (threshold accepting). Returns the
-    best. at: [R], load: [E], first: [G + 1]; ends when ``target`` is met.
+    best. at: [R], load: [E], first: [G + 1]; ends when ``target`` is met, or ``halt`` [1] is set.
     """
     np.random.seed(seed)
     slots = len(at)
@@ -282,7 +306,7 @@ def improve_shares(
     threshold = THRESHOLD * (value - target)
     for i in range(tries):
         allowed = threshold * (1 - i / tries) ** 2 + value * 1e-12
-        if value <= target * (1 + 1e-9):
+        if value <= target * (1 + 1e-9) or halt[0]:
             break
         r, q = np.random.randint(slots), np.random.randint(slots)
         g, h, a, b = device[r], device[q], at[r], at[q]

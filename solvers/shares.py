@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 
 from .slots import EMPTY, Slots
 
@@ -190,6 +188,10 @@ def _drain(
 
 def _windowed(expert_of: np.ndarray, device: np.ndarray, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
     """[R] shares that minimise the mean over windows of the hottest device; load: [W, E]."""
+    # Imported when they are needed: they take as long as all else that a command begins with.
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_array
+
     windows, experts, devices = len(load), load.shape[1], len(speed)
     held = np.flatnonzero(expert_of != EMPTY)
     copies = np.bincount(expert_of[held], minlength=experts)

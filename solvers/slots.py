@@ -106,16 +106,15 @@ class Slots:
 
     def to_lists(self) -> list[tuple[list[list[int]], list[list[float]]]]:
         """Per layer: the experts on each device, ascending, and their shares in the same order."""
-        cut = np.cumsum(self.capacity)[:-1]
+        ends = np.cumsum(self.capacity).tolist()
+        cuts = list(zip([0, *ends], ends, strict=False))
         layers = []
-        for experts, shares in zip(self.expert_of, self.share_of, strict=True):
-            held: list[list[int]] = []
-            taken: list[list[float]] = []
-            for e, s in zip(np.split(experts, cut), np.split(shares, cut), strict=True):
-                order = [i for i in np.argsort(e, kind="stable") if e[i] != EMPTY]
-                held.append(e[order].tolist())
-                taken.append(s[order].tolist())
-            layers.append((held, taken))
+        for experts, shares in zip(self.expert_of.tolist(), self.share_of.tolist(), strict=True):
+            both = [
+                sorted(pair for pair in zip(experts[a:b], shares[a:b], strict=True) if pair[0] != EMPTY)
+                for a, b in cuts
+            ]
+            layers.append(([[e for e, _ in here] for here in both], [[s for _, s in here] for here in both]))
         return layers
 
     @classmethod

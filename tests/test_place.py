@@ -1,4 +1,4 @@
-"""``moeplan place``: rules that every placement keeps, bounds that are bounds, the knapsack of re-planning."""
+"""``moeplan place``: rules that every placement keeps, bounds that are bounds."""
 
 import itertools
 from functools import cache
@@ -10,16 +10,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from moeplan.planner.place.baselines import eplb_slots, greedy, linear_slots
-from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.fleet import Fleet, check_groups, even_fleet
 from moeplan.planner.place.interpolation import interpolated, transitions
-from moeplan.planner.place.replan import copies_to_load, knapsack, within_moves
+from moeplan.planner.place.replan import copies_to_load
 from moeplan.planner.place.request import Request, tokens_needed
 from moeplan.planner.place.sample import coherent_affinity, fan_out_affinity, windows
-from moeplan.planner.place.single import check_groups
 from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance
 from moeplan.solvers.placement import crossings, host_weights
-from moeplan.solvers.slots import Slots
 from moeplan.spec.errors import InfeasibleError, MoeplanError
 from moeplan.spec.placement import Placement, PlacementDevice
 from moeplan.spec.trace import Trace
@@ -299,52 +297,6 @@ def test_tokens_needed_follow_the_measured_points():
     assert tokens_needed(64) == 3000
     needed = [tokens_needed(experts) for experts in (8, 16, 64, 128, 256)]
     assert needed == sorted(needed)
-
-
-@given(st.data())
-@settings(max_examples=60)
-def test_knapsack_against_brute_force(data):
-    count = data.draw(st.integers(1, 8))
-    gain = np.array(data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)), float)
-    cost = np.array(data.draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)))
-    budget = data.draw(st.integers(0, 20))
-    taken = knapsack(gain, cost, budget)
-    best = max(
-        sum(gain[list(pick)])
-        for size in range(count + 1)
-        for pick in itertools.combinations(range(count), size)
-        if sum(cost[list(pick)]) <= budget
-    )
-    assert cost[taken].sum() <= budget
-    assert gain[taken].sum() == best
-    assert not taken[gain == 0].any()
-
-
-@given(st.integers(0, 10**6), st.integers(0, 32))
-@settings(max_examples=25)
-def test_within_moves_takes_the_best_layers(seed, budget):
-    trace, old = random_trace(seed, 4, 8), balanced(4, 8, 4, 0)
-    fleet = Fleet.of(even_fleet(4, 2, 8, False))
-    new = Slots.from_device_of(greedy(trace.expert_counts, fleet), fleet.capacity)
-    load = windows(trace, 2)
-    was = Slots.from_lists([layer.slots for layer in old.layers], None, fleet.capacity)
-    found = within_moves(old, new, load, fleet.speed, budget)
-    gains = np.mean([was.hottest(w, fleet.speed) - new.hottest(w, fleet.speed) for w in load], axis=0)
-    costs = [
-        sum(len(set(a) - set(b)) for a, b in zip(now, before.slots, strict=True))
-        for (now, _), before in zip(new.to_lists(), old.layers, strict=True)
-    ]
-    best = max(
-        sum(gains[list(pick)])
-        for size in range(5)
-        for pick in itertools.combinations(range(4), size)
-        if sum(costs[i] for i in pick) <= budget
-    )
-    taken = [i for i in range(4) if not np.array_equal(found.expert_of[i], was.expert_of[i])]
-    assert sum(costs[i] for i in taken) <= budget
-    assert sum(gains[taken]) == pytest.approx(best)
-    if budget == 32:
-        assert np.array_equal(found.expert_of, within_moves(old, new, load, fleet.speed, None).expert_of)
 
 
 def test_even_fleet_divides_devices_and_slots():

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeplan.planner.budget import Budget
 from moeplan.planner.place.cap import ALLOWED, FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
@@ -63,7 +64,7 @@ def test_without_trials_the_safest_cap_is_taken():
 def test_the_cap_lies_between_the_coolest_and_eplb():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    cap, notes, in_time = default_cap(Single(fleet), trace, 60.0)
+    cap, notes, in_time = default_cap(Single(fleet), trace, Budget.of(60.0))
     assert notes == ()
     assert in_time
     found = place(trace, Request(even_fleet(4, 2, 16, False), 16, steps=20_000, time_limit=60.0))
@@ -104,7 +105,7 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
     coolest, usual, _ = balance_range(Single(fleet), trace, 60.0)
-    usually, hurried = (default_cap(kind(fleet), trace, 60.0) for kind in (Single, Hurried))
+    usually, hurried = (default_cap(kind(fleet), trace, Budget.of(60.0)) for kind in (Single, Hurried))
     assert coolest + LEAST_ROOM < usually.value <= usual  # or nothing is tested
     assert hurried.value - coolest == pytest.approx(max(0.25 * (usually.value - coolest), LEAST_ROOM))
     assert not hurried.in_time
@@ -116,7 +117,7 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
 def test_trials_that_find_nothing_are_told(in_time):
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     single = Unlucky(Fleet.of(even_fleet(4, 2, 16, False)), in_time=in_time)
-    found = default_cap(single, trace, 60.0)
+    found = default_cap(single, trace, Budget.of(60.0))
     assert found.in_time == in_time
     assert found.value == balance_range(single, trace, 60.0).at(FRACTIONS[0])
     why = ", so it is tighter than need be" if in_time else " in their time: raise --time-limit"

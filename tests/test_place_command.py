@@ -67,6 +67,7 @@ def test_json_is_the_placement_alone(moeplan):
 
 
 def test_moves_against_a_previous_placement_are_counted(moeplan):
+    random_trace(0, 32, 8, 50).write("t.npz")  # of mixtral's shape
     moeplan(*USUAL, "--objective", "balance", "-o", "old.json")
     code, out, _ = moeplan(*USUAL, "--previous", "old.json", "--max-moves", "4", "--model", "mixtral")
     assert code == 0
@@ -171,3 +172,57 @@ def test_pareto_draws_and_joins_the_json_but_not_the_file(moeplan):
     from matplotlib.image import imread
 
     assert np.ptp(imread("front.png")) > 0.5
+
+
+def test_a_model_of_another_shape_is_refused_with_both_numbers(moeplan):
+    code, _, err = moeplan(*USUAL, "--model", "mixtral")
+    assert code == 2
+    assert "t.npz: has 3 layers x 8 experts, top-2; mixtral-8x7b has 32 x 8, top-2" in err.lower()
+    assert not Path("place.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--devices", "3", "--equal-slots"), r"use --slots 9, or other --devices$"),  # 6 would be below 8 experts
+        (("--devices", "3", "--slots", "10", "--equal-slots"), r"use --slots 12 \(or 9\)"),
+        (("--devices", "10"), r"use --slots 10 or more, which copies experts, or at most 8 devices"),
+        (("--slots-per-device", "3,4"), r"8 experts need 8 slots, got 7"),
+        (("--slots-per-device", "3,x"), r"--slots-per-device 3,x: expected a whole number from 1 for each device"),
+        (("--slots-per-device", "3,0,9"), r"expected a whole number from 1"),
+        (("--slots-per-device", "3,5", "--devices", "4"), r"3,5 is for 2 devices, --devices says 4"),
+        (("--slots-per-device", "3,5", "--slots", "9"), r"3,5 are 8 slots, --slots says 9"),
+        (("--slots-per-device", "3,5", "--equal-slots"), r"does not go with --equal-slots"),
+    ],
+)
+def test_hints_can_be_followed(moeplan, options, words):
+    code, out, err = moeplan("--trace", "t.npz", *options)
+    assert code == 2
+    assert not out
+    assert re.search(words, err), err
+    assert not Path("place.json").exists()
+
+
+def test_uneven_slots_without_a_cluster(moeplan):
+    code, _, err = moeplan("--trace", "t.npz", "--slots-per-device", "3,5", "--hosts", "2", "--objective", "balance")
+    assert code == 0
+    assert "EPLB is not compared: EPLB gives every device 4 slots, and device 0 has 3" in err
+    placed = Placement.read("place.json")
+    assert [device.capacity for device in placed.devices] == [3, 5]
+    assert all([len(held) for held in layer.slots] == [3, 5] for layer in placed.layers)
+
+
+def test_slots_that_cannot_be_used_and_a_missing_eplb_are_told(moeplan):
+    code, _, err = moeplan("--trace", "t.npz", "--devices", "4", "--slots", "40", "--objective", "balance")
+    assert code == 0
+    assert "40 slots are asked for, 32 can be used" in err
+    code, _, err = moeplan("--trace", "t.npz", "--devices", "3", "--objective", "balance")
+    assert code == 0
+    assert "EPLB is not compared: EPLB needs slots % devices == 0: got 8 slots and 3 devices" in err
+
+
+def test_copies_that_eplb_puts_beside_each_other_are_told(moeplan):
+    Trace.of_counts(np.array([[100, 1, 1, 1]])).write("t.npz")
+    code, _, err = moeplan("--trace", "t.npz", "--devices", "2", "--slots", "8")
+    assert code == 0
+    assert re.search(r"EPLB puts \d+ copies, of 8, on a device that holds the same expert already", err), err

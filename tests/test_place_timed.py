@@ -86,7 +86,7 @@ def test_replicas_share_memory_as_evenly_as_it_allows():
 def test_too_little_memory_says_how_much_is_missing():
     model = big_model()
     timing = timing_of(model, memory=2**25)
-    with pytest.raises(MoeplanError, match=r"16 are wanted: \d+ slots, .* GiB are missing"):
+    with pytest.raises(MoeplanError, match=r"16 are wanted: \d+ slots, .* MiB are missing"):
         timing.devices(skewed_trace(3, model), 16, False)
 
 

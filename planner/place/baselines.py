@@ -25,17 +25,30 @@ def eplb_slots(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots
     Without expert groups each host is a group of consecutive experts, as in EPLB's hierarchical mode; where hosts do
     not divide the experts it is global. None where its rules refuse the counts, or a device has no room for it.
     """
+    found = _eplb(load, slots, groups, fleet)
+    return found if isinstance(found, Slots) else None
+
+
+def eplb_refuses(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> str:
+    """Why ``eplb_slots`` is None, in words."""
+    found = _eplb(load, slots, groups, fleet)
+    return found if isinstance(found, str) else ""
+
+
+def _eplb(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots | str:
+    """The placement, or why there is none."""
     hosts, devices = len(fleet.names), len(fleet.speed)
     groups = groups if groups > 1 else hosts
     if load.shape[1] % groups:
         groups = hosts = 1
     try:
         found = eplb(load, slots, groups, hosts, devices)
-    except Infeasible:
-        return None
+    except Infeasible as error:
+        return str(error)
     held = slots // devices
     if (fleet.capacity < held).any():
-        return None
+        device = int(fleet.capacity.argmin())
+        return f"EPLB gives every device {held} slots, and device {device} has {fleet.capacity[device]}"
     # EPLB's devices are numbered host by host.
     position = np.argsort(fleet.by_host, kind="stable")
     order = (position[:, None] * held + np.arange(held)).ravel()
@@ -45,6 +58,25 @@ def eplb_slots(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots
 def greedy(load: np.ndarray, fleet: Fleet) -> np.ndarray:
     """[L, E] devices by longest processing time first, with speeds and capacities; load: [L, E]."""
     return greedy_balance(load, fleet.speed, fleet.capacity).assignment
+
+
+def grouped_greedy(load: np.ndarray, fleet: Fleet, groups: int) -> np.ndarray:
+    """[L, E] devices: groups of experts, heaviest first, to the host that ends earliest; then greedy inside hosts."""
+    if groups == 1:
+        return greedy(load, fleet)
+    layers, experts = load.shape
+    speed = np.bincount(fleet.hosts, fleet.speed)
+    size, rooms = experts // groups, np.full(len(speed), groups // len(speed))
+    by_group = load.reshape(layers, groups, size).sum(axis=2)
+    host_of = greedy(by_group, Fleet(speed, rooms, np.arange(len(speed)), fleet.names))
+    placed = np.empty((layers, experts), np.int64)
+    for host in range(len(speed)):
+        devices = np.flatnonzero(fleet.hosts == host)
+        inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
+        here = np.nonzero(np.repeat(host_of == host, size, axis=1))[1].reshape(layers, -1)
+        mine = np.take_along_axis(load, here, axis=1)
+        np.put_along_axis(placed, here, devices[greedy(mine, inside)], axis=1)
+    return placed
 
 
 def widened(slots: Slots, capacity: np.ndarray) -> Slots:

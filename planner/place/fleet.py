@@ -43,26 +43,44 @@ class Fleet:
         return len(set(self.speed.tolist())) == 1 and len(set(np.bincount(self.hosts).tolist())) == 1
 
 
-def even_fleet(devices: int, hosts: int, slots: int, equal_slots: bool) -> tuple[PlacementDevice, ...]:
-    """``devices`` alike on ``hosts`` hosts, consecutive, with ``slots`` slots per layer in all.
+def even_fleet(
+    devices: int, hosts: int, slots: int, equal_slots: bool, experts: int = 1
+) -> tuple[PlacementDevice, ...]:
+    """``devices`` alike on ``hosts`` hosts, consecutive, with ``slots`` slots per layer in all for ``experts`` experts.
 
     Where the slots do not divide, the first devices have one more; ``equal_slots`` refuses that.
     """
-    if devices < 1 or not 1 <= hosts <= devices:
-        raise MoeplanError(f"need at least 1 device and 1 to {devices} hosts, got {devices} and {hosts}")
     if slots % devices and equal_slots:
-        more = devices - slots % devices
+        more, fewer = slots + devices - slots % devices, slots - slots % devices
+        hint = f"use --slots {more}" + (f" (or {fewer})" if fewer >= experts and fewer else "")
         raise InfeasibleError(
             f"{slots} slots do not divide over {devices} devices, and equal slots are asked for, as {ENGINES_RULE} "
-            f"demand: use --slots {slots + more} (or {slots - slots % devices}), or other --devices"
+            f"demand: {hint}, or other --devices"
         )
-    held = [len(part) for part in np.array_split(np.arange(slots), devices)]
-    if min(held) < 1:
+    if slots < devices:
         raise InfeasibleError(
-            f"{slots} slots on {devices} devices: every device needs one; use at most {slots} devices"
+            f"{slots} slots on {devices} devices: every device needs one; use --slots {devices} or more, which copies "
+            f"experts, or at most {slots} devices"
         )
+    return uneven_fleet([len(part) for part in np.array_split(np.arange(slots), devices)], hosts)
+
+
+def uneven_fleet(held: Sequence[int], hosts: int) -> tuple[PlacementDevice, ...]:
+    """Devices of one speed on ``hosts`` hosts, consecutive, with so many slots per layer each."""
+    devices = len(held)
+    if devices < 1 or not 1 <= hosts <= devices:
+        raise MoeplanError(f"need at least 1 device and 1 to {devices} hosts, got {devices} and {hosts}")
     of_host = np.repeat(np.arange(hosts), [len(part) for part in np.array_split(np.arange(devices), hosts)])
     width = len(str(hosts - 1))
     return tuple(
         PlacementDevice(host=f"host{host:0{width}d}", capacity=count) for host, count in zip(of_host, held, strict=True)
     )
+
+
+def check_groups(groups: int, experts: int, hosts: int) -> int:
+    """Experts per group, adjacent ones; raises where the rules of group-limited routing are broken."""
+    if experts % groups:
+        raise MoeplanError(f"experts % groups == 0 is broken: {experts} experts in {groups} groups")
+    if groups % hosts:
+        raise MoeplanError(f"groups % hosts == 0 is broken: {groups} groups on {hosts} hosts")
+    return experts // groups

@@ -13,12 +13,13 @@ recording of up to three is only halved, since the more parts there are of one s
 
 # T tokens, L layers, E experts, K top-k, V views
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from ...spec.trace import WHOLE_SEQUENCES, Trace
+from ..budget import OutOfTime
 
 POWERS = (1, 3, 6)  # of the gate weights: from nearly even shares to nearly the first choice alone
 ENOUGH = 50_000  # kinds of pairs, evenly picked, show how to mix a handful of views
@@ -34,22 +35,41 @@ def transitions(trace: Trace) -> np.ndarray:
     return np.array([np.bincount(row, minlength=experts**2) for row in pairs.T], float).reshape(-1, experts, experts)
 
 
-def interpolated(trace: Trace) -> np.ndarray:
-    """[L-1, E, E] traffic per token, each boundary summing to 1; of a single token, its own pairs."""
+def interpolated(trace: Trace, late: Callable[[], bool] = lambda: False) -> np.ndarray:
+    """[L-1, E, E] traffic per token, each boundary summing to 1; of a single token, its own pairs.
+
+    late: asked at every boundary; ``OutOfTime`` once it says so.
+    """
+    # Imported when it is needed: its compiled loop takes a second to load.
+    from ...solvers.traffic import add_pairs
+
     if trace.tokens < 2 or trace.layers < 2:
         return transitions(trace) / trace.tokens
     count = PARTS if len(trace.seq_len) > WHOLE_SEQUENCES else PARTS_OF_FEW
-    parts = [_views(part) for part in trace.parts(count)]
-    views = np.sum(parts, axis=0)
-    pairs = [np.nonzero(part[0]) for part in parts]
-    step = -(-sum(len(pair[0]) for pair in pairs) // ENOUGH)
-    pairs = [tuple(index[::step] for index in pair) for pair in pairs]
-    others = [np.maximum(views - part, 0.0) for part in parts]  # not below 0 by rounding
-    known = np.concatenate([_shares(other, *pair) for other, pair in zip(others, pairs, strict=True)], axis=1)
-    seen = np.concatenate([part[0][pair] for part, pair in zip(parts, pairs, strict=True)])
-    weights = mixture(known, seen)
+    cuts = np.cumsum([0, *(part.tokens for part in trace.parts(count))])
+    views = np.zeros((1 + len(POWERS), trace.layers - 1, trace.num_experts, trace.num_experts))
+    parts = np.empty((len(cuts) - 1, 1 + len(POWERS), *views.shape[2:]))
+    known, seen = [], []
+    picked, shares = _Picked(trace, cuts), _gate_shares(trace, 0)
+    for boundary in range(trace.layers - 1):
+        if late():
+            raise OutOfTime("traffic between layers")
+        before, shares = shares, _gate_shares(trace, boundary + 1)
+        ids, after = trace.expert_ids[:, boundary], trace.expert_ids[:, boundary + 1]
+        parts[:] = 0.0
+        for part, (low, high) in zip(parts, pairwise(cuts), strict=True):
+            add_pairs(ids[low:high], after[low:high], before[:, low:high], shares[:, low:high], part)
+        whole = parts.sum(axis=0)
+        views[:, boundary] = whole
+        for number, part in enumerate(parts):
+            pairs = picked.of(number, np.flatnonzero(part[0]))
+            known.append(_shares_of_others(whole, part, pairs, trace.tokens - int(cuts[number + 1] - cuts[number])))
+            seen.append(part[0].ravel()[pairs])
+    weights = mixture(np.concatenate(known, axis=1), np.concatenate(seen))
     mixed = np.tensordot(weights[:-1] / trace.tokens, views, axes=1)
-    return mixed + weights[-1] * np.einsum("la,lb->lab", *_margins(views))
+    even = views[1]
+    mixed += weights[-1] * even.sum(axis=2)[:, :, None] * even.sum(axis=1)[:, None, :] / trace.tokens**2
+    return mixed
 
 
 def mixture(likelihoods: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -70,33 +90,38 @@ def mixture(likelihoods: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _views(trace: Trace) -> np.ndarray:
-    """[V - 1, L-1, E, E] tokens per pair: counted, and shared out by each power."""
-    return np.stack([transitions(trace), *(_shared_out(trace, power) for power in POWERS)])
+class _Picked:
+    """Evenly every n-th kind of pair that a part of the trace has, boundary after boundary."""
+
+    def __init__(self, trace: Trace, cuts: Sequence[int] | np.ndarray) -> None:
+        experts, first = trace.num_experts, trace.expert_ids[:, :, 0].astype(np.int64)
+        codes = (first[:, :-1] * experts + first[:, 1:]).T
+        kinds = sum(len(np.unique(row[low:high])) for row in codes for low, high in pairwise(cuts))
+        self.step = -(-kinds // ENOUGH)
+        self.passed = [0] * (len(cuts) - 1)
+
+    def of(self, part: int, pairs: np.ndarray) -> np.ndarray:
+        """Those of the next boundary's ``pairs`` that are picked."""
+        first = -self.passed[part] % self.step
+        self.passed[part] += len(pairs)
+        return pairs[first :: self.step]
 
 
-def _margins(views: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[L-1, E] shares of the experts before and after each boundary, in the most even view."""
-    tokens = views[1].sum(axis=(1, 2))[:, None]
-    return views[1].sum(axis=2) / tokens, views[1].sum(axis=1) / tokens
+def _shares_of_others(whole: np.ndarray, part: np.ndarray, pairs: np.ndarray, tokens: int) -> np.ndarray:
+    """[V, N] shares of N pairs of experts, flat indices, under each view of all parts but one; then independent.
+
+    whole, part: [V - 1, E, E] views of a boundary; tokens: of the others, what each of their views sums to.
+    """
+    experts = whole.shape[1]
+    flat = whole.reshape(len(whole), -1)[:, pairs] - part.reshape(len(part), -1)[:, pairs]
+    before, after = (np.maximum(whole[1].sum(axis=axis) - part[1].sum(axis=axis), 0.0) / tokens for axis in (1, 0))
+    independent = before[pairs // experts] * after[pairs % experts]
+    return np.concatenate([np.maximum(flat, 0.0) / tokens, [independent]])  # not below 0 by rounding
 
 
-def _shares(views: np.ndarray, boundary: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[V, N] shares of N pairs of experts a and b under each view; the last is the independent one."""
-    before, after = _margins(views)
-    tokens = views[:, boundary[:1]].sum(axis=(1, 2, 3))[:, None]
-    return np.concatenate([views[:, boundary, a, b] / tokens, [before[boundary, a] * after[boundary, b]]])
-
-
-def _shared_out(trace: Trace, power: int) -> np.ndarray:
-    """[L-1, E, E] every token's unit spread over all pairs of its experts of two layers."""
-    weights = np.maximum(trace.expert_weights.astype(float), 0) ** power
-    total = weights.sum(axis=2, keepdims=True)
-    weights = np.divide(weights, total, out=np.full_like(weights, 1.0 / trace.top_k), where=total > 0)
-    rows = np.arange(trace.tokens + 1) * trace.top_k
-    shape = (trace.tokens, trace.num_experts)
-    chosen = [
-        csr_array((weights[:, layer].ravel(), trace.expert_ids[:, layer].ravel(), rows), shape)
-        for layer in range(trace.layers)
-    ]
-    return np.stack([(a.T @ b).toarray() for a, b in pairwise(chosen)])
+def _gate_shares(trace: Trace, layer: int) -> np.ndarray:
+    """[P, T, K] shares of each token's unit by each power of its gate weights in a layer; even where all are 0."""
+    gates = np.maximum(trace.expert_weights[:, layer].astype(float), 0)
+    found = np.stack([gates**power for power in POWERS])
+    total = found.sum(axis=2, keepdims=True)
+    return np.divide(found, total, out=np.full_like(found, 1.0 / trace.top_k), where=total > 0)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...solvers.affinity_bound import affinity_bounds
-from ...solvers.annealing import Affinity
+from ...solvers.affinity import Affinity
 from ...solvers.placement import crossings, host_weights
 from ...solvers.slots import Slots
 from ...spec.placement import PlacementDevice
 from ...spec.trace import Trace
+from ..budget import Budget
 from .layers import document_layers
 from .score import score
 from .single import Single
@@ -36,9 +36,12 @@ class Movement(NamedTuple):
 
 
 def moves_between_layers(
-    single: Single, affinity: Affinity, placed: np.ndarray, capped: Capped | None, time_limit: float
+    single: Single, affinity: Affinity, placed: np.ndarray, capped: Capped | None, budget: Budget
 ) -> Movement:
     """Of placed [L, E], in moves per boundary and token, as ``affinity`` has the traffic of tokens to come."""
+    # Imported when it is needed: its compiled loops take a second to load.
+    from ...solvers.affinity_bound import affinity_bounds
+
     inside, between = single.weights
     hosts, fleet = single.fleet.hosts, single.fleet
     counts = affinity.transitions / len(affinity.transitions)
@@ -51,7 +54,7 @@ def moves_between_layers(
         speed=fleet.speed,
         samples=None if capped is None else capped.load,
         balance_cap=math.inf if capped is None else capped.cap,
-        time_limit=time_limit,
+        time_limit=max(budget.left, 1e-9),
     )
     return Movement(*moved_between_layers(single, affinity, placed), bounds)
 

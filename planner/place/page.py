@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from ...spec.placement import Placement, Score
+from ..units import bytes_text
 from . import exact, proof
 
 COLUMNS = {
@@ -57,7 +58,7 @@ def verdict(placement: Placement) -> str:
     early = " The search was cut short; more time may help." if s.status == "time_limit" else ""
     moved = ""
     if placement.moves is not None:
-        size = "" if placement.moves.bytes is None else f" ({placement.moves.bytes / 2**30:.2f} GiB)"
+        size = "" if placement.moves.bytes is None else f" ({bytes_text(placement.moves.bytes)})"
         moved = f" Against {placement.moves.previous}, {placement.moves.copies} copies{size} are loaded."
     return f"{s.objective:.4g} = {s.minimised}: {proven}, found in {s.seconds:.1f} s.{cap}{early}{moved}"
 

@@ -15,22 +15,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.annealing import FOLLOWERS, Affinity, usual_steps
+from ...solvers.affinity import Affinity, usual_steps
 from ...solvers.balance import mean_balance
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Placement, Score, Scores
 from ...spec.trace import Trace
+from ..budget import ROOM, Budget
+from .compared import rest_of, scores
 from .fleet import Fleet
 from .layers import document_layers
+from .ready import solvers_ready
 from .request import Request
 from .sample import load_samples
-from .solve import scores, single_of
+from .solve import single_of
 
 POINTS = 7  # with both ends
 MARKED = ("placement", "linear", "eplb")
-LEAST_TIME = 0.2  # of a search, in seconds
+LEAST_TIME = 0.05  # of a search, in seconds
+AFFINITY_TIME = 0.15  # of the time, at most, for the traffic between experts
+CHAINS = 4  # of each search
 
 Part = Literal["fit", "held_out"]
 
@@ -95,58 +100,112 @@ def pareto(
     points: int = POINTS,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     stop: Event | None = None,
+    budget: Budget | None = None,
 ) -> Front:
     """The front around ``placement``, which ``place`` made of the same trace and request.
 
-    ``points`` searches share the steps and the time limit of the request once more: the front takes at most as long as
-    the placement. ``stop`` ends it with the points known. Raises what ``check_front`` does.
+    ``points`` searches share the steps and the budget, by default the time limit of the request once more. ``stop``
+    ends it with the points known, and so does the budget. Raises what ``check_front`` does.
     """
     check_front(trace, request)
     began, fleet = time.perf_counter(), Fleet.of(request.devices)
+    budget = budget or Budget.of(request.time_limit)
     fitted = trace.part(*request.fit)
-    single, load = single_of(request, fleet), load_samples(fitted)
-    affinity = single.affinity(fitted)
-    nothing = Affinity.of(np.zeros_like(affinity.transitions))
-    steps = max(1, (request.steps or usual_steps(load[0].size)) // points)
-
-    def search(done: int, what: Affinity, cap: float, price: float = 0.0) -> np.ndarray:
-        if on_event:
-            on_event({"done": done, "of": points, "what": "front: what balance buys"})
-        left = (request.time_limit - (time.perf_counter() - began)) / (points - done)
-        limit = max(left, LEAST_TIME)
-        return single.solve(
-            what, load, cap=cap, price=price, steps=steps, time_limit=limit, chains=FOLLOWERS, stop=stop
-        ).assignment
-
-    def point(name: str, placed: np.ndarray, cap: float | None = None) -> Point:
-        layers = document_layers(Slots.from_device_of(placed, fleet.capacity))
-        return Point(name, scores(layers, request, trace), cap)
-
-    try:
-        coolest = search(0, nothing, math.inf, price=1.0)
-        local = search(1, affinity, math.inf)
-        found = [point("coolest", coolest), point("locality", local)]
-        missed = []
-        least, most = (mean_balance(placed, load, fleet.speed) for placed in (coolest, local))
-        for i, cap in enumerate(caps(least, most, points - 2)):
-            if stop is not None and stop.is_set():
-                break
-            try:
-                found.append(point("cap", search(2 + i, affinity, cap), cap))
-            except NotFound:
-                missed.append(cap)
-    except SolverError as error:
-        raise InfeasibleError(str(error)) from None
-    found += [
+    # The placement itself comes first where points are equal.
+    found = [
         Point(name, both, placement.balance_cap if name == "placement" else None)
         for name, both in placement.scores.items()
     ]
+    missed: list[float] = []
+    searched: list[Point] = []
+    search = _Search(trace, fitted, request, fleet, points, on_event, stop, budget)
+    try:
+        if solvers_ready(budget, on_event):
+            searched, missed = search.points()
+    except SolverError as error:
+        raise InfeasibleError(str(error)) from None
+    found = searched + found
     part: Part = "fit" if found[0].scores.held_out is None else "held_out"
-    crossing = found[0].scores.fit.boundary_cross_host is not None and single.movement == "coherent"
+    crossing = found[0].scores.fit.boundary_cross_host is not None and request.movement == "coherent"
     host, device = ("boundary_cross_host", "boundary_cross_device") if crossing else ("fanout_host", "fanout_device")
-    front = Front(tuple(found), part, host, device, 0, tuple(missed), steps, 0.0)
-    kept = _undominated(front, single.weights)
+    front = Front(tuple(found), part, host, device, 0, tuple(missed), search.steps, 0.0)
+    kept = _undominated(front, search.single.weights)
     return replace(front, points=kept, dropped=len(found) - len(kept), seconds=time.perf_counter() - began)
+
+
+class _Search:
+    """The searches of a front, one after the other; steps: of each chain."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        fitted: Trace,
+        request: Request,
+        fleet: Fleet,
+        count: int,
+        on_event: Callable[[dict[str, Any]], None] | None,
+        stop: Event | None,
+        budget: Budget,
+    ) -> None:
+        self.fitted, self.rest = fitted, rest_of(trace, request.fit)
+        self.request, self.fleet, self.count = request, fleet, count
+        self.on_event, self.stop, self.budget = on_event, stop, budget
+        self.single = single_of(request, fleet)
+        self.steps = max(1, (request.steps or usual_steps(fitted.expert_counts.size)) // count)
+        self.done, self.scoring = 0, 0.0
+
+    def points(self) -> tuple[list[Point], list[float]]:
+        """Those found, from both ends inwards, and the caps that nothing was found for."""
+        load, speed = load_samples(self.fitted), self.fleet.speed
+        affinity = self.single.affinity(self.fitted, self.budget.part(AFFINITY_TIME))
+        nothing = Affinity.of(np.zeros_like(affinity.transitions))
+        found: list[Point] = []
+        missed: list[float] = []
+        ends: list[float] = []
+        for name, what, price in (("coolest", nothing, 1.0), ("locality", affinity, 0.0)):
+            if self._late():
+                return found, missed
+            placed = self._search(what, load, math.inf, price)
+            ends.append(mean_balance(placed, load, speed))
+            found.append(self._point(name, placed))
+        for cap in caps(ends[0], ends[1], self.count - 2):
+            if self._late():
+                break
+            try:
+                found.append(self._point("cap", self._search(affinity, load, cap, 0.0), cap))
+            except NotFound:
+                missed.append(cap)
+        return found, missed
+
+    def _late(self) -> bool:
+        """Whether the user or the clock ends it here: a point needs its score as well."""
+        if self.stop is not None and self.stop.is_set():
+            return True
+        left = f"{self.count - self.done} of {self.count} points of the front"
+        return not self.budget.affords(self.scoring + LEAST_TIME, left)
+
+    def _search(self, what: Affinity, load: np.ndarray, cap: float, price: float) -> np.ndarray:
+        if self.on_event:
+            self.on_event({"done": self.done, "of": self.count, "what": "front: what balance buys"})
+        limit = self.budget.left / (self.count - self.done) - ROOM * self.scoring
+        self.done += 1
+        return self.single.solve(
+            what,
+            load,
+            cap=cap,
+            price=price,
+            steps=self.steps,
+            time_limit=max(limit, LEAST_TIME),
+            chains=CHAINS,
+            stop=self.stop,
+        ).assignment
+
+    def _point(self, name: str, placed: np.ndarray, cap: float | None = None) -> Point:
+        began = time.perf_counter()
+        layers = document_layers(Slots.from_device_of(placed, self.fleet.capacity))
+        point = Point(name, scores(layers, self.request, self.fitted, self.rest), cap)
+        self.scoring = time.perf_counter() - began
+        return point
 
 
 def caps(least: float, most: float, count: int) -> list[float]:

@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.replication import replicate
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
+from ..budget import Budget
 from .cap import balance_range
-from .fleet import Fleet
+from .fleet import Fleet, check_groups
 from .proof import least_balance, reached_balance
 from .sample import load_samples, windows
-from .single import Single, check_groups
+from .single import Single
 
 HOST_STAGE = 0.6  # of the time
-CAP_TIME = 0.2  # of which at most for the coolest hosts
+AFFINITY_TIME = 0.3  # of which at most for the traffic between experts
+CAP_TIME = 0.2  # and, of the rest, for the coolest hosts
 ROOM = 0.25  # of the way from their balance to EPLB's may go into locality: with half, hosts run hotter than EPLB's
 
 
@@ -34,7 +35,7 @@ def place_copies(
     shares: Shares,
     full: bool,
     steps: int | None = None,
-    time_limit: float,
+    budget: Budget,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     stop: Event | None = None,
 ) -> Solution[Slots]:
@@ -45,13 +46,15 @@ def place_copies(
     shares for the balance of devices. Objective: mean balance over windows and layers; the bound is that of balance
     alone, without locality.
     """
+    # Imported when it is needed: its compiled loops take a second to load.
+    from ...solvers.replication import replicate
+
     began, fleet = time.perf_counter(), single.fleet
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
     host_of, late = np.zeros((trace.layers, experts), np.int64), False
     if hosts > 1:
-        onto = _hosts(single, trace, steps, HOST_STAGE * time_limit, on_event, stop)
+        onto = _hosts(single, trace, steps, budget.part(HOST_STAGE), on_event, stop)
         host_of, late = onto.assignment, onto.status == "time_limit"
-    share = max(1.0, (time_limit - (time.perf_counter() - began)) / hosts)
     expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
     share_of = np.zeros(expert_of.shape)
     owner = np.repeat(np.arange(len(fleet.speed)), fleet.capacity)
@@ -67,7 +70,7 @@ def place_copies(
             shares=shares,
             full=full,
             seed=single.seed,
-            time_limit=share,
+            time_limit=budget.left / (hosts - host),
         )
         late |= inside.status == "time_limit"
         held = inside.assignment.expert_of
@@ -91,7 +94,7 @@ def _hosts(
     single: Single,
     trace: Trace,
     steps: int | None,
-    time_limit: float,
+    budget: Budget,
     on_event: Callable[[dict[str, Any]], None] | None,
     stop: Event | None,
 ) -> Solution[np.ndarray]:
@@ -101,17 +104,15 @@ def _hosts(
     counts = _proportional(experts, room)
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
     stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
-    affinity, load = stage.affinity(trace), load_samples(trace)
+    affinity, load = stage.affinity(trace, budget.part(AFFINITY_TIME)), load_samples(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
-        return stage.solve(affinity, load, steps=steps, time_limit=time_limit, on_event=on_event, stop=stop)
-    began = time.perf_counter()
+        return stage.solve(affinity, load, steps=steps, time_limit=budget.left, on_event=on_event, stop=stop)
     # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
-    between = balance_range(stage, trace, CAP_TIME * time_limit)
-    left = time_limit - (time.perf_counter() - began)
+    between = balance_range(stage, trace, CAP_TIME * budget.left)
     try:
         found = stage.solve(
-            affinity, load, cap=between.at(ROOM), steps=steps, time_limit=left, on_event=on_event, stop=stop
+            affinity, load, cap=between.at(ROOM), steps=steps, time_limit=budget.left, on_event=on_event, stop=stop
         )
     except NotFound as error:
         if error.in_time:

@@ -1,13 +1,17 @@
 """What to place for, and what is wrong with it, in words."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Movement, Objective, Placement, PlacementDevice, Shares
 from ...spec.trace import Trace
-from .fleet import Fleet
-from .single import check_groups
-from .timed import Timing
+from .fleet import Fleet, check_groups
+
+if TYPE_CHECKING:
+    from .timed import Timing
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Request:
     steps: int | None = None
     time_limit: float = 20.0
     seed: int = 0
-    timing: Timing | None = None
+    timing: "Timing | None" = None
 
 
 def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
@@ -51,6 +55,13 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
     if request.balance_cap is not None and request.balance_cap < 1:
         raise MoeplanError(f"--balance-cap {request.balance_cap:g}: the hottest device over the mean is at least 1")
     notes = []
+    useful = _useful_slots(request, experts, fleet)
+    if useful < request.slots:
+        of = "its host's experts" if request.groups > 1 else f"{experts} experts"
+        notes.append(
+            f"{request.slots} slots are asked for, {useful} can be used: a device holds no expert twice, and so at "
+            f"most {of}; the others stay empty"
+        )
     if trace.counts_only:
         notes.append("the trace has counts only: balance is planned, affinity between layers is unknown")
         if request.objective != "balance":
@@ -67,6 +78,12 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
                 "held-out scores to be worse than the fitted ones"
             )
     return notes
+
+
+def _useful_slots(request: Request, experts: int, fleet: Fleet) -> int:
+    """Slots that can hold different experts of their device."""
+    each = experts // len(fleet.names) if request.groups > 1 else experts
+    return min(request.slots, int(np.minimum(fleet.capacity, each).sum()))
 
 
 def tokens_needed(experts: int) -> int:

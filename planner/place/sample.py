@@ -4,9 +4,10 @@
 
 import numpy as np
 
-from ...solvers.annealing import Affinity, pairs
+from ...solvers.affinity import Affinity, pairs
 from ...spec.trace import WHOLE_SEQUENCES, Trace
-from .interpolation import interpolated
+from ..budget import Budget
+from .interpolation import interpolated, transitions
 
 WINDOWS = 16
 SAMPLES, DRAWN_FROM = 32, 48  # load samples, and windows that they are drawn from
@@ -37,9 +38,18 @@ def load_samples(trace: Trace) -> np.ndarray:
     return np.stack([parts[windows_of].sum(axis=0) for windows_of in drawn])
 
 
-def coherent_affinity(trace: Trace) -> Affinity:
-    """Moves of the first expert between layers as tokens to come will bring them, then partial sums; per token."""
-    return Affinity.of(interpolated(trace), PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
+def coherent_affinity(trace: Trace, budget: Budget | None = None) -> Affinity:
+    """Moves of the first expert between layers as tokens to come will bring them, then partial sums; per token.
+
+    Raises ``OutOfTime`` where the budget ends first.
+    """
+    shares = interpolated(trace) if budget is None else interpolated(trace, lambda: budget.late)
+    return Affinity.of(shares, PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
+
+
+def counted_affinity(trace: Trace) -> Affinity:
+    """The same as counted on the trace, which takes no time worth speaking of."""
+    return Affinity.of(transitions(trace) / trace.tokens, PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
 
 
 def fan_out_affinity(trace: Trace) -> Affinity:

@@ -53,17 +53,29 @@ def _copies(trace: Trace, shares: Sequence[np.ndarray], single: bool) -> np.ndar
         ids = trace.expert_ids[:, layer]
         if single:
             chosen[:, layer] = (matrix > 0).argmax(axis=1)[ids]
-        else:
-            draw = rng.random(ids.shape)
-            chosen[:, layer] = (matrix.cumsum(axis=1)[ids] > draw[..., None]).argmax(axis=-1)
+            continue
+        # Column by column of the copies that an expert has at most, not of all devices.
+        draw, most = rng.random(ids.shape), int((matrix > 0).sum(axis=1).max())
+        holders = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most]
+        upto = np.take_along_axis(np.where(matrix > 0, matrix.cumsum(axis=1), np.inf), holders, axis=1)
+        copy = np.zeros(ids.shape, np.int64)
+        for column in range(most - 1):
+            copy += upto[:, column][ids] <= draw
+        chosen[:, layer] = holders[ids, copy]
     return chosen
 
 
 def _distinct(places: np.ndarray, count: int) -> float:
-    """Mean number of distinct places in the rows of [T, K]."""
-    hit = np.zeros((len(places), count), bool)
-    np.put_along_axis(hit, places, True, axis=1)
-    return float(hit.sum(axis=1).mean())
+    """Mean number of distinct places in the rows of [T, K]: bits of words that hold 64 places each."""
+    found = np.zeros(len(places), np.int64)
+    for first in range(0, count, 64):
+        here = (np.arange(count) >= first) & (np.arange(count) < first + 64)
+        bit = np.where(here, np.left_shift(np.uint64(1), (np.arange(count) % 64).astype(np.uint64)), np.uint64(0))
+        held = np.zeros(len(places), np.uint64)
+        for column in places.T:
+            held |= bit[column]
+        found += np.bitwise_count(held)
+    return float(found.mean())
 
 
 def _crossed(place: np.ndarray) -> float:

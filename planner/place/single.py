@@ -11,17 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.annealing import Affinity, anneal
+from ...solvers.affinity import Affinity
 from ...solvers.result import Solution
 from ...spec.errors import MoeplanError
 from ...spec.placement import Movement
 from ...spec.trace import Trace
+from ..budget import Budget, OutOfTime
 from . import baselines
-from .fleet import Fleet
-from .sample import coherent_affinity, fan_out_affinity, load_samples
+from .fleet import Fleet, check_groups
+from .sample import coherent_affinity, counted_affinity, fan_out_affinity
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
+
+
+def anneal(*problem: Any, **options: Any) -> Solution[np.ndarray]:
+    """``solvers.annealing.anneal``, imported when it is needed: its compiled loops take a second to load."""
+    from ...solvers import annealing
+
+    return annealing.anneal(*problem, **options)
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,14 @@ class Single:
     weights: tuple[float, float] = (DEVICE_WEIGHT, HOST_WEIGHT)
     seed: int = 0
 
-    def affinity(self, trace: Trace) -> Affinity:
-        return coherent_affinity(trace) if self.movement == "coherent" else fan_out_affinity(trace)
+    def affinity(self, trace: Trace, budget: Budget | None = None) -> Affinity:
+        """What tokens to come will exchange; as counted, where the budget ends before that is known."""
+        if self.movement != "coherent":
+            return fan_out_affinity(trace)
+        try:
+            return coherent_affinity(trace, budget)
+        except OutOfTime:
+            return counted_affinity(trace)
 
     def solve(
         self,
@@ -85,9 +99,7 @@ class Single:
         """[L, E] devices where a search begins: the previous placement, or a greedy one that keeps groups together."""
         if self.previous is not None:
             return self.previous
-        if self.groups > 1:
-            return self._by_group(self.affinity(trace), load_samples(trace), True, 1, 1, math.inf, None)
-        return baselines.greedy(trace.expert_counts, self.fleet)
+        return baselines.grouped_greedy(trace.expert_counts, self.fleet, self.groups)
 
     def _by_group(
         self,
@@ -134,15 +146,6 @@ class Single:
             mine = np.take_along_axis(load.sum(axis=0), here, axis=1)
             np.put_along_axis(placed, here, devices[baselines.greedy(mine, inside)], axis=1)
         return placed
-
-
-def check_groups(groups: int, experts: int, hosts: int) -> int:
-    """Experts per group, adjacent ones; raises where the rules of group-limited routing are broken."""
-    if experts % groups:
-        raise MoeplanError(f"experts % groups == 0 is broken: {experts} experts in {groups} groups")
-    if groups % hosts:
-        raise MoeplanError(f"groups % hosts == 0 is broken: {groups} groups on {hosts} hosts")
-    return experts // groups
 
 
 def device_of(slots: Any) -> np.ndarray:

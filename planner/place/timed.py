@@ -12,7 +12,7 @@ placements for several prices of balance are predicted in full, beside EPLB and 
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Event
 from typing import Any
@@ -30,17 +30,20 @@ from ...spec.plan import LayerPlan
 from ...spec.routing import check_shape, traced_routing
 from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ...spec.workload import Workload
+from ..budget import ROOM, Budget
 from ..costs import Costs
 from ..layout import Layout
 from ..splits import even, expert_speeds
 from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
+from ..units import bytes_text
 from .fleet import even_fleet
 from .layers import document_layers
 from .sample import load_samples, windows
 from .single import Single
 
 PROBE_BYTES = 1 << 20  # message at which links are compared
+AFFINITY_TIME = 0.3  # of the time, at most, for the traffic between experts
 PRICES = (0.3, 1.0, 3.0)  # times the ideal time of a layer's experts
 USED_MEMORY = 0.9  # of a device's memory may be weights; the rest is for activations and keys and values
 
@@ -76,7 +79,9 @@ class Timing:
         room = [int((USED_MEMORY * d.memory_bytes - rest) // expert) for d in self.cluster.devices]
         capacity = np.clip(room, 0, trace.num_experts)
         if equal_slots:
-            even_fleet(len(room), 1, slots, equal_slots)  # names the engines' rule where it is broken
+            even_fleet(
+                len(room), 1, slots, equal_slots, trace.num_experts
+            )  # names the engines' rule where it is broken
             capacity = np.where(capacity >= slots // len(room), slots // len(room), 0)
         elif slots > trace.num_experts:
             capacity = _as_even_as_possible(capacity, slots)
@@ -84,12 +89,17 @@ class Timing:
             lacking = max(0, slots - int(capacity.sum()))
             raise InfeasibleError(
                 f"the memory of the devices holds {capacity.tolist()} experts of every layer, {slots} are wanted"
-                + (f": {lacking} slots, {lacking * expert / 2**30:.1f} GiB are missing" if lacking else "")
+                + (f": {lacking} slots, {bytes_text(lacking * expert)} are missing" if lacking else "")
             )
         return tuple(
             PlacementDevice(host=d.host, speed=float(s), capacity=int(c))
             for d, s, c in zip(self.cluster.devices, speed, capacity, strict=True)
         )
+
+    @property
+    def words(self) -> str:
+        """What is minimised."""
+        return f"predicted seconds of dispatch, experts and combine of a step {self.workload}"
 
     def seconds(self, layers: Sequence[PlacementLayer], trace: Trace) -> float:
         """Predicted seconds of dispatch, experts and combine over all layers of a step drawn from ``trace``."""
@@ -163,7 +173,7 @@ def place_for_time(
     candidates: Sequence[Slots],
     *,
     steps: int | None = None,
-    time_limit: float,
+    budget: Budget,
     on_event: Callable[[dict[str, Any]], None] | None = None,
     stop: Event | None = None,
 ) -> Solution[Slots]:
@@ -172,24 +182,33 @@ def place_for_time(
     single: carries the weights of ``Timing.weights``. Objective and bound in seconds.
     """
     began = time.perf_counter()
-    affinity, load = single.affinity(trace), load_samples(trace)
+    predicting = time.perf_counter()
+    seconds = [timing.seconds(document_layers(slots), trace) for slots in candidates]
+    each = (time.perf_counter() - predicting) / max(len(candidates), 1)
+    searching = budget.before(ROOM * each * len(PRICES))
+    affinity, load = single.affinity(trace, searching.part(AFFINITY_TIME)), load_samples(trace)
     if len(trace.seq_len) <= WHOLE_SEQUENCES:
         load = windows(trace)  # samples of few sequences are rough: trials fit a cap to them, but nothing fits a price
     ideal = timing.bound(trace) / trace.layers
-    tried = list(candidates)
+    tried, late = list(candidates), False
     for i, price in enumerate(PRICES):
-        left = (time_limit - (time.perf_counter() - began)) / (len(PRICES) - i)
+        if tried and searching.late:
+            late = True
+            budget.skip(f"{len(PRICES) - i} of {len(PRICES)} prices of balance")
+            break
         found = single.solve(
             affinity,
             load,
             price=price * ideal,
             steps=steps,
-            time_limit=max(left, 0.5),
+            time_limit=max(searching.left / (len(PRICES) - i), 0.01),
             on_event=on_event,
             stop=stop,
         )
+        late |= found.status == "time_limit"
         tried.append(Slots.from_device_of(found.assignment, single.fleet.capacity))
-    seconds = [timing.seconds(document_layers(slots), trace) for slots in tried]
+        seconds.append(timing.seconds(document_layers(tried[-1]), trace))
     best = int(np.argmin(seconds))
     bound = min(timing.bound(trace), seconds[best])
-    return Solution.from_heuristic(tried[best], seconds[best], bound, time.perf_counter() - began)
+    solution = Solution.from_heuristic(tried[best], seconds[best], bound, time.perf_counter() - began)
+    return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution

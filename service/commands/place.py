@@ -1,11 +1,16 @@
 """``moeplan place``: from recorded routing to an expert placement."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...planner.place.fleet import even_fleet
+from ...planner.budget import ROOM, Budget
+from ...planner.place.fleet import even_fleet, uneven_fleet
+from ...planner.place.moves_front import check_moves_front
+from ...planner.place.moves_front import moves_front as moves_front_of
+from ...planner.place.moves_page import draw_moves, moves_page
 from ...planner.place.page import scores_table, verdict
 from ...planner.place.pareto import check_front
 from ...planner.place.pareto import pareto as front_of
@@ -13,22 +18,29 @@ from ...planner.place.pareto_page import draw
 from ...planner.place.pareto_page import page as front_page
 from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
-from ...planner.place.timed import Timing
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
 from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
+from ...spec.routing import check_shape
 from ...spec.trace import Trace
 from ...spec.workload import Workload
+from ..clock import began
 from ..console import err, out, print_json, progress, stop_on_interrupt
 from ..options import output_option, picture_option
+
+DEVICES = 8  # by default
+PLACE_TIME = 0.5  # of the time limit, where a front is asked for too
+DRAW_TIME = 1.2  # seconds of a processor to load what draws, and to draw
 
 
 def place(
     trace: Annotated[Path, typer.Option(help="Recorded routing (.npz); `moeplan trace import` makes one.")],
     fit: Annotated[str, typer.Option(help="Part of the trace to fit, FROM:TO; the rest scores it.")] = "0:1",
-    devices: Annotated[int, typer.Option(min=1, help="Equal devices, where no cluster is given.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="Equal devices, where no cluster is given; by default 8.")
+    ] = None,
     hosts: Annotated[int, typer.Option(min=1, help="Hosts that the devices stand on, consecutively.")] = 1,
     cluster: Annotated[
         Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
@@ -39,6 +51,9 @@ def place(
     dtype: Annotated[DType | None, typer.Option(help="With --cluster: by default the model's own.")] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, help="Copies per layer in all; by default one per expert.")
+    ] = None,
+    slots_per_device: Annotated[
+        str | None, typer.Option(help="Without a cluster: the slots of each device, such as 44,84.")
     ] = None,
     equal_slots: Annotated[
         bool, typer.Option("--equal-slots", help="As many experts on every device, as serving engines demand.")
@@ -62,10 +77,15 @@ def place(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Proposals of each search chain; by default in proportion to the experts.")
     ] = None,
-    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 20.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, help="Ceiling in seconds, from start to end; work is counted in steps.")
+    ] = 20.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
-        Path | None, picture_option("Up to the time limit once more: show what balance buys and draw it")
+        Path | None, picture_option("In half of the time limit: show what balance buys and draw it")
+    ] = None,
+    moves_front: Annotated[
+        Path | None, picture_option("With --previous, in half of the time limit: show what each number of moves buys")
     ] = None,
     output: Annotated[Path, output_option("The placement.")] = Path("place.json"),
     as_json: Annotated[
@@ -76,19 +96,32 @@ def place(
 
     Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
     """
+    budget = Budget.of(time_limit, began())
     recorded = Trace.read(trace)
-    count = slots or recorded.num_experts
     named = load_model(model) if model else None
+    if named is not None:
+        check_shape(recorded, named, str(trace))
+    held = parse_slots(slots_per_device, slots, devices, equal_slots) if slots_per_device else None
+    count = slots or (sum(held) if held else recorded.num_experts)
     timing = None
     if cluster is not None:
+        if held:
+            raise MoeplanError("--slots-per-device does not go with --cluster: its devices' memory says how many fit")
         if named is None:
             raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
+        # Imported when it is needed: predictions need much that other placements do not.
+        from ...planner.place.timed import Timing
+
         timing = Timing(
             Cluster.read(cluster), named, Workload.from_text(workload), dtype or named.dtype, seed, model or ""
         )
         fleet = timing.devices(recorded, count, equal_slots)
     else:
-        fleet = even_fleet(devices, hosts, count, equal_slots)
+        fleet = (
+            uneven_fleet(held, hosts)
+            if held
+            else even_fleet(devices or DEVICES, hosts, count, equal_slots, recorded.num_experts)
+        )
     request = Request(
         fleet,
         count,
@@ -108,7 +141,10 @@ def place(
     )
     if pareto is not None:
         check_front(recorded, request)
-    front = None
+    if moves_front is not None:
+        check_moves_front(request)
+    fronts = (pareto is not None) + (moves_front is not None)
+    front, moved, drawn = None, None, []
     with progress("placing") as show, stop_on_interrupt() as stop:
         placement = solve(
             recorded,
@@ -118,22 +154,35 @@ def place(
             model=named,
             on_event=show,
             stop=stop,
+            budget=budget if not fronts else budget.part(PLACE_TIME),
         )
         placement.write(output)
+        drawing = DRAW_TIME * budget.slowdown
         if pareto is not None:
-            front = front_of(recorded, request, placement, on_event=show, stop=stop)
-            draw(front, pareto)
+            free = budget.before(fronts * drawing).part(1 / fronts)
+            front = front_of(recorded, request, placement, on_event=show, stop=stop, budget=free)
+            drawn += _drawn(lambda: draw(front, pareto), pareto, drawing, budget)
+        if moves_front is not None:
+            free = budget.before(drawing)
+            moved = moves_front_of(recorded, request, placement, on_event=show, stop=stop, budget=free)
+            drawn += _drawn(lambda: draw_moves(moved, moves_front), moves_front, drawing, budget)
     if as_json:
         shown = placement.model_dump(mode="json")
-        print_json(shown if front is None else shown | {"pareto": front.to_dict()})
+        shown |= {} if front is None else {"pareto": front.to_dict()}
+        print_json(shown if moved is None else shown | {"moves_front": moved.to_dict()})
         return
     out.print(scores_table(placement))
+    if fronts and budget.skipped:
+        placement = placement.model_copy(update={"notes": (*placement.notes, *unsaid(placement, budget))})
     for note in placement.notes:
         err.print(f"[yellow]note:[/] {note}", highlight=False)
     out.print(verdict(placement), highlight=False)
     if front is not None:
         out.print(front_page(front))
-        out.print(f"drew {pareto}", markup=False, highlight=False, soft_wrap=True)
+    if moved is not None:
+        out.print(moves_page(moved))
+    for path in drawn:
+        out.print(f"drew {path}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
 
 
@@ -144,3 +193,33 @@ def parse_part(text: str) -> tuple[float, float]:
     except ValueError:
         raise MoeplanError(f"--fit {text}: expected FROM:TO as fractions of the trace, such as 0:0.5") from None
     return low, high
+
+
+def parse_slots(text: str, slots: int | None, devices: int | None, equal_slots: bool) -> list[int]:
+    """``44,84`` as the slots of two devices; what else was given must agree."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and len(part) < 8 and int(part) > 0 for part in parts):
+        raise MoeplanError(f"--slots-per-device {text}: expected a whole number from 1 for each device, such as 44,84")
+    held = [int(part) for part in parts]
+    if devices is not None and devices != len(held):
+        raise MoeplanError(f"--slots-per-device {text} is for {len(held)} devices, --devices says {devices}")
+    if slots is not None and slots != sum(held):
+        raise MoeplanError(f"--slots-per-device {text} are {sum(held)} slots, --slots says {slots}")
+    if equal_slots and len(set(held)) > 1:
+        raise MoeplanError(f"--slots-per-device {text} does not go with --equal-slots: they differ")
+    return held
+
+
+def _drawn(drawing: Callable[[], None], path: Path, seconds: float, budget: Budget) -> list[Path]:
+    """The picture, where there is time to load what draws."""
+    if not budget.affords(seconds / 2 / ROOM, f"the picture {path}"):
+        return []
+    drawing()
+    return [path]
+
+
+def unsaid(placement: Placement, budget: Budget) -> list[str]:
+    """What there was no time for after the placement was written."""
+    said = " ".join(placement.notes)
+    left = [words for words in budget.skipped if words not in said]
+    return [f"no time for {', '.join(left)}: raise --time-limit"] if left else []

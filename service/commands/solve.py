@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from ...planner.budget import Budget
 from ...planner.explain import breakdown_table, candidates_table, memory_table, verdict
 from ...planner.search import solve as search
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.trace import Trace
 from ...spec.workload import Workload
+from ..clock import began
 from ..console import err, out, parse_bytes, print_json, progress
 from ..options import output_option
 
@@ -29,7 +31,7 @@ def solve(
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
-    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds; work is counted in steps.")] = 60.0,
+    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds, from start to end.")] = 60.0,
     output: Annotated[Path, output_option("The plan document.")] = Path("plan.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan instead of tables.")] = False,
 ) -> None:
@@ -37,6 +39,7 @@ def solve(
 
     Example: `moeplan solve --model mixtral --workload prefill:512 --memory 12GiB`
     """
+    budget = Budget.of(time_limit, began())
     with progress("solving") as show:
         plan = search(
             load_model(model),
@@ -52,6 +55,7 @@ def solve(
             seed=seed,
             time_limit=time_limit,
             on_event=show,
+            budget=budget,
         )
     plan.write(output)
     if as_json:
