@@ -38,5 +38,5 @@ def test_hostile_inputs_end_in_one_line() -> None:
     assert refused + done == CASES
     # The inputs are hostile, but not so much that nothing behind the readers is ever reached.
     assert refused > CASES / 2
-    assert done > CASES / 20
+    assert done > CASES / 50
     assert sum(total["reached"] for total in totals) > CASES / 100

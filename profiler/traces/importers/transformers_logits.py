@@ -142,7 +142,8 @@ def _choose(logits: np.ndarray, top_k: int, where: str) -> tuple[np.ndarray, np.
     """Ids [T, K] and weights [T, K] of the highest logits; of equal ones the lower expert."""
     if not 1 <= top_k <= logits.shape[1]:
         raise DocumentError(f"{where}: top-{top_k} of {logits.shape[1]} experts")
-    logits = logits.astype(np.float32)
+    with np.errstate(over="ignore"):
+        logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
         raise DocumentError(f"{where}: logits must be finite")
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
