@@ -39,7 +39,7 @@ CASES = (
     (*DEEPSEEK, "--slots", "320"),
     DEEPSEEK,
     (*DEEPSEEK, "--slots", "320", "--movement", "ep", "--shares", "optimal"),
-    (*TIMED, "--slots", "12"),
+    (*TIMED, "--slots", "20"),
     (*DEEPSEEK, "--pareto", "front.png"),
     SOLVE,
     (*QWEN, "--movement", "ep"),

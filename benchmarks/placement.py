@@ -31,9 +31,11 @@ from rich.console import Console
 
 from moeplan.benchmarks.hardware import processor
 from moeplan.planner.memory import replicated_weights
+from moeplan.planner.place.compared import baseline_slots
 from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.layers import document_layers
 from moeplan.planner.place.score import score
-from moeplan.planner.place.solve import Request, baseline_layers
+from moeplan.planner.place.solve import Request
 from moeplan.spec import Placement, Trace
 from moeplan.spec.catalogue import load_model
 
@@ -206,7 +208,7 @@ class Report:
         read = Trace.read(trace)
         count = slots or read.num_experts
         request = Request(even_fleet(devices, hosts, count, False), count, fit=(0.0, 0.5))
-        layers = baseline_layers(read.part(0, 0.5), request, Fleet.of(request.devices))[which]
+        layers = document_layers(baseline_slots(read.part(0, 0.5), request, Fleet.of(request.devices))[which])
         return score(layers, request.devices, read.part(0.5, 1)).model_dump()
 
     def _head(self, title: str, columns: str) -> None:

@@ -50,6 +50,7 @@ def even_fleet(
 
     Where the slots do not divide, the first devices have one more; ``equal_slots`` refuses that.
     """
+    _check_counts(devices, hosts)
     if slots % devices and equal_slots:
         more, fewer = slots + devices - slots % devices, slots - slots % devices
         hint = f"use --slots {more}" + (f" (or {fewer})" if fewer >= experts and fewer else "")
@@ -65,11 +66,15 @@ def even_fleet(
     return uneven_fleet([len(part) for part in np.array_split(np.arange(slots), devices)], hosts)
 
 
+def _check_counts(devices: int, hosts: int) -> None:
+    if devices < 1 or not 1 <= hosts <= devices:
+        raise MoeplanError(f"need at least 1 device and 1 to {devices} hosts, got {devices} and {hosts}")
+
+
 def uneven_fleet(held: Sequence[int], hosts: int) -> tuple[PlacementDevice, ...]:
     """Devices of one speed on ``hosts`` hosts, consecutive, with so many slots per layer each."""
     devices = len(held)
-    if devices < 1 or not 1 <= hosts <= devices:
-        raise MoeplanError(f"need at least 1 device and 1 to {devices} hosts, got {devices} and {hosts}")
+    _check_counts(devices, hosts)
     of_host = np.repeat(np.arange(hosts), [len(part) for part in np.array_split(np.arange(devices), hosts)])
     width = len(str(hosts - 1))
     return tuple(
