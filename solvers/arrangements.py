@@ -80,14 +80,14 @@ def classes(
             alike = members[[i for i, own in enumerate(kind) if own == pair]]
             rank = lowest[:, alike].argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
             name[:, alike] = alike[rank]
-    for alike in kinds.values():
+    for hosts_alike in kinds.values():
         seat = np.full(count, -1)
-        for members in alike:
+        for members in hosts_alike:
             seat[members] = np.arange(len(members))
-        first = np.stack([lowest[:, members].min(axis=1) for members in alike], axis=1)
+        first = np.stack([lowest[:, members].min(axis=1) for members in hosts_alike], axis=1)
         rank = first.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-        table = np.stack(alike)  # [hosts, devices]
-        for i, members in enumerate(alike):
+        table = np.stack(hosts_alike)  # [hosts, devices]
+        for i, members in enumerate(hosts_alike):
             name[:, members] = table[rank[:, i, None], seat[name[:, members]]]
     common = np.take_along_axis(name, at, axis=1)
     code = common @ (count ** np.arange(experts, dtype=object)).astype(np.int64) if count**experts < 2**62 else None

@@ -229,7 +229,7 @@ def _peak(load: np.ndarray, relief: np.ndarray, slots: int, speed: float, held: 
     for e in range(len(load)):
         worst[e] = _alone(load[e], 1, rank[e], relief, lightest, held, fast, most)
     for _ in range(slots - len(load)):
-        e = worst.argmax()
+        e = int(worst.argmax())
         if worst[e] <= mean or copies[e] == len(relief):
             break
         copies[e] += 1

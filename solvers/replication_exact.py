@@ -18,6 +18,7 @@ next. Otherwise "just below" is ``TOLERANCE`` below, and that is the gap that an
 
 import math
 import time
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -64,19 +65,10 @@ def replicate_exactly(
         raise ValueError(f"load must be one layer's [experts], or windows of it, got {list(rows.shape)}")
     rows = np.atleast_2d(rows)
     problem = checked(rows[:, None], speed, capacity, hosts, groups, shares, full)
-    best = known
-    if best is None:
-        best = replicate(
-            rows[:, None],
-            speed,
-            capacity,
-            hosts,
-            groups=groups,
-            shares=shares,
-            full=full,
-            seed=seed,
-            time_limit=time_limit,
-        ).assignment
+    if known is None:
+        search = partial(replicate, rows[:, None], speed, capacity, hosts, groups=groups, shares=shares, full=full)
+        known = search(seed=seed, time_limit=time_limit).assignment
+    best: Slots = known
     floor = np.array(
         [
             hottest_bound(row[None], problem.speed, problem.capacity, problem.hosts, groups, shares, full)[0]
