@@ -87,7 +87,9 @@ def _run_all() -> None:
             for groups in (1, 2):
                 replicate(load, np.ones(2), np.full(2, 3), np.arange(2), groups=groups, shares=shares)
     ids, gates = np.zeros((2, 1), np.int32), np.ones((1, 2, 1))
-    add_pairs(ids, ids, gates, gates, np.zeros((2, 1, 1)))
+    part, part_gates = np.zeros((2, 1, 2), np.int32)[:, :, 1], np.ones((1, 2, 1, 2))[..., 1]
+    for chosen, weights in ((ids, gates), (part, part_gates)):  # whole arrays, and one layer's part of them
+        add_pairs(chosen, chosen, weights, weights, np.zeros((2, 1, 1)))
 
 
 if __name__ == "__main__":

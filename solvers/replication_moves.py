@@ -4,7 +4,8 @@
     minimise mean_w max_g finish[w, g]        as in ``replication``, copies taking even shares
     (1) loads:  #{(g, e): g holds e in at, not held[g, e]} <= limit
 
-Each limit is annealed (``replication_search``) from the best of the smaller ones, so that more loads are never worse.
+Each limit is annealed (``replication_search``) from the best of the smaller ones, so that more loads are never worse;
+where a layer has few ``arrangements`` of single copies, the best of all of these is taken where it is cooler.
 """
 
 # W windows, E experts, G devices, R slots
@@ -14,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrangements import arrangements
+from .arrangements import hottest as hottest_of_all
 from .replication_bound import hottest_bound
 from .replication_search import anneal
 from .slots import EMPTY
@@ -74,6 +77,7 @@ def options(
     found, capacity = [old], np.diff(first)
     bound = hottest_bound(load, speed, capacity, zone_of_device, 1, "even")
     least = np.maximum(bound, 1e-300)
+    known = _single_copies(old.at, held, load, speed, first, zone_of_device, full)
     for limit in limits:
         best = found[-1]
         for squarings in SQUARINGS:
@@ -85,10 +89,47 @@ def options(
                 best.at, load, speed, first, zone_of_device, target, full, squarings, STEPS, seed, halt, held, limit
             )
             best = min(best, option(at), key=lambda o: (o.value, o.loads))
+        within = [at for loads, at in known if loads <= limit]
+        best = min([best, *map(option, within[-1:])], key=lambda o: (o.value, o.loads))
         if best.value < found[-1].value * (1 - 1e-12):
             found.append(best)
     kept = [found[0], *(o for o in found[1:] if o.loads < new.loads or o.value <= new.value)]
     return [*kept, new] if new.value < kept[-1].value * (1 - 1e-12) else kept
+
+
+def _single_copies(
+    old: np.ndarray,
+    held: np.ndarray,
+    load: np.ndarray,
+    speed: np.ndarray,
+    first: np.ndarray,
+    zone_of_device: np.ndarray,
+    full: bool,
+) -> list[tuple[int, np.ndarray]]:
+    """(loads, experts [R]) of the coolest arrangements of single copies, by rising loads and falling value.
+
+    None where there are too many to look at all of them, or slots must be filled that they leave empty.
+    """
+    devices, experts = held.shape
+    capacity, slots = np.diff(first), int(first[-1])
+    at = None if full and slots > experts else arrangements(experts, capacity, np.zeros(devices, np.int64))
+    if at is None:
+        return []
+    lies_in = np.zeros((int(zone_of_device.max()) + 1, experts), np.bool_)
+    np.logical_or.at(lies_in, zone_of_device, held)
+    at = at[lies_in[zone_of_device[at], np.arange(experts)].all(axis=1)]
+    loads, value = (~held[at, np.arange(experts)]).sum(axis=1), hottest_of_all(at, load, speed)
+    kept: list[tuple[int, np.ndarray]] = []
+    coolest = np.inf
+    for n in np.lexsort((value, loads)).tolist():
+        if value[n] < coolest * (1 - 1e-12):
+            coolest = float(value[n])
+            row = np.full(slots, EMPTY, old.dtype)
+            for g in range(devices):
+                here = np.flatnonzero(at[n] == g)
+                row[first[g] : first[g] + len(here)] = here
+            kept.append((int(loads[n]), row))
+    return kept
 
 
 def choose(layers: Sequence[Sequence[Option]], budget: int) -> list[int]:
