@@ -20,8 +20,10 @@ from .request import Request
 from .single import Single
 
 METHOD = "exact program (HiGHS)"
-MOST_PLACES = 256  # experts x devices of a layer that is asked about at all
-MOST_VARIABLES = 400  # of the program over copies and devices
+# Sizes that the program answers within seconds: whether it is asked depends on them alone, not on the clock.
+MOST_PLACES = {"even": 128, "optimal": 64}  # experts x devices that belong together, where one load is to be balanced
+MOST_SINGLE = 128  # the same, where every expert has one copy, also with windows of load
+MOST_VARIABLES = 60  # of the program over copies and devices
 ROUNDING = 1e-9  # relative
 LEAST_TIME = 0.05  # for a layer, in seconds
 
@@ -62,6 +64,7 @@ def prove(
     """
     fleet, deadline = single.fleet, time.perf_counter() + time_limit
     windows, experts = len(load), load.shape[2]
+    room = int(np.minimum(fleet.capacity, experts).sum())
     least = least_balance(load, single, shares, full)
     best = least.copy()
     value = reached_balance(slots, load, fleet.speed)
@@ -70,8 +73,7 @@ def prove(
     relative = load if windows == 1 else over_ideal(load, fleet.speed)
     unit = 1.0 if windows > 1 else np.maximum(load[0].sum(axis=1), 1e-300) / fleet.speed.sum()
     open_layers = np.flatnonzero(least < value * (1 - ROUNDING))
-    small = experts * len(fleet.speed) <= MOST_PLACES
-    for done, layer in enumerate(open_layers.tolist() if small else []):
+    for done, layer in enumerate(open_layers.tolist() if _small(load, single, shares) else []):
         left = deadline - time.perf_counter()
         if left < LEAST_TIME or (stop is not None and stop.is_set()):
             late = True
@@ -89,7 +91,7 @@ def prove(
                 seed=single.seed,
                 time_limit=left / (len(open_layers) - done),
                 known=own,
-                most_variables=MOST_VARIABLES,
+                most_variables=MOST_SINGLE if room == experts else MOST_VARIABLES,
             )
         except SolverError:  # no back end, or no answer: what is known stays
             continue
@@ -104,6 +106,17 @@ def prove(
     if asked:
         bounds[METHOD] = float(np.minimum(best, value).mean())
     return Proof(slots, float(value.mean()), bounds, late)
+
+
+def _small(load: np.ndarray, single: Single, shares: Shares) -> bool:
+    """Whether a layer is small enough to be asked about; under groups every host is a question of its own."""
+    fleet, experts, apart = single.fleet, load.shape[2], 1
+    if single.groups > 1 and len(load) == 1:
+        apart = len(fleet.names)
+    places = experts // apart * int(np.bincount(fleet.hosts).max() if apart > 1 else len(fleet.speed))
+    if int(np.minimum(fleet.capacity, experts).sum()) == experts:
+        return places <= MOST_SINGLE
+    return places <= (MOST_PLACES[shares] if len(load) == 1 else MOST_VARIABLES)
 
 
 def least_balance(load: np.ndarray, single: Single, shares: Shares, full: bool) -> np.ndarray:
