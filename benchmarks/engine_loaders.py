@@ -169,7 +169,7 @@ class SglangRefused(Sglang):
                 network.config = SimpleNamespace(intermediate_size=32, num_local_experts=experts)
                 part = SimpleNamespace(moe_tp_rank=0, moe_tp_size=1, moe_ep_rank=rank, moe_ep_size=self.ranks)
                 network.get_submodule = lambda name, _part=part: _part
-                parameter = torch.nn.Parameter(torch.zeros(1))
+                parameter: Any = torch.nn.Parameter(torch.zeros(1))
                 parameter.weight_loader = lambda p, weight, _held=held, **rest: _held.extend(map(int, weight[:, 0]))
                 network.named_parameters = lambda _n=name, _p=parameter: [
                     (_n.replace("down_proj_bias", "w2_weight_bias"), _p)

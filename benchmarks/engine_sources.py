@@ -78,7 +78,8 @@ class Source:
         """The class with only these methods, each from itself or from the bases of the same file; others are absent."""
         found = [method for wanted in methods if (method := self._method(name, wanted))]
         node = ast.ClassDef(name=name, bases=[ast.Name("_base", ast.Load())], keywords=[], body=[], decorator_list=[])
-        node.body = list(found) or [ast.Pass()]
+        body: list[Any] = [*found] or [ast.Pass()]
+        node.body = body
         ast.fix_missing_locations(ast.copy_location(node, self.tree.body[0]))
         return self._run([node], {"_base": base} | given)[name]
 
@@ -93,7 +94,8 @@ class Source:
 
     def fields(self, name: str) -> set[str]:
         """Annotated fields of a class."""
-        return {n.target.id for n in self._named(self.tree.body, name).body if isinstance(n, ast.AnnAssign)}
+        body = self._named(self.tree.body, name).body
+        return {n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
 
     def _method(self, name: str, wanted: str) -> ast.AST | None:
         for owner in (name, *self.bases(name)):

@@ -168,7 +168,8 @@ def vllm_ascend(case: Case, roots: dict[str, Path]) -> tuple[str, str, bool] | N
 
 
 def megatron(case: Case, roots: dict[str, Path]) -> tuple[str, str, bool]:
-    placement = linear_placement(case.model, RANKS) if case.model.moe_block().moe.gate.groups > 1 else case.single
+    moe = case.model.moe_block().moe
+    placement = linear_placement(case.model, RANKS) if moe and moe.gate.groups > 1 else case.single
     made = case.exported("megatron", placement)
     found = loaders.megatron(roots["megatron"], made.files["expert-permutation.json"], RANKS)
     planned = [[sorted(rank) for rank in layer] for layer in case.planned(placement)]

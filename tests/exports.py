@@ -1,5 +1,8 @@
 """Placements and small models for the exporters' tests."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from moeplan.spec.model import Attention, Block, Dense, Gate, Model, Moe
@@ -16,7 +19,7 @@ def small_model(experts: int, layers: int, dense: int = 1, groups: int = 1, fami
     return Model(name="small", family=family, vocab_size=192, blocks=tuple(blocks))
 
 
-def placement_of(slots: object, experts: int, hosts: int = 1, **fields: object) -> Placement:
+def placement_of(slots: Iterable[Any], experts: int, hosts: int = 1, **fields: object) -> Placement:
     """slots: [layers][devices][slots] experts; or PlacementLayers."""
     layers = [s if isinstance(s, PlacementLayer) else PlacementLayer(slots=tuple(map(tuple, s))) for s in slots]
     devices = len(layers[0].slots)

@@ -104,7 +104,7 @@ def operators(
 
             columns = tuple(m.ffn_size * i // 8 for i in (1, 2, 4, 8))
             actives = tuple(sorted({1, min(2, m.num_experts), m.num_experts}))
-            axes = {"ffn": columns, "experts": actives, "tokens": TOKENS}
+            axes: dict[str, Sequence[float]] = {"ffn": columns, "experts": actives, "tokens": TOKENS}
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:

@@ -73,7 +73,7 @@ def prove(
     relative = load if windows == 1 else over_ideal(load, fleet.speed)
     unit = 1.0 if windows > 1 else np.maximum(load[0].sum(axis=1), 1e-300) / fleet.speed.sum()
     open_layers = np.flatnonzero(least < value * (1 - ROUNDING))
-    for done, layer in enumerate(open_layers.tolist() if _small(load, single, shares) else []):
+    for done, layer in enumerate(open_layers.tolist() if small(load, single, shares) else []):
         left = deadline - time.perf_counter()
         if left < LEAST_TIME or (stop is not None and stop.is_set()):
             late = True
@@ -108,7 +108,7 @@ def prove(
     return Proof(slots, float(value.mean()), bounds, late)
 
 
-def _small(load: np.ndarray, single: Single, shares: Shares) -> bool:
+def small(load: np.ndarray, single: Single, shares: Shares) -> bool:
     """Whether a layer is small enough to be asked about; under groups every host is a question of its own."""
     fleet, experts, apart = single.fleet, load.shape[2], 1
     if single.groups > 1 and len(load) == 1:

@@ -34,7 +34,7 @@ from .first import first_answer
 from .fleet import Fleet
 from .layers import document_layers
 from .movement import Capped, fan_out, moves_between_layers
-from .proof import MOST_PLACES, Rules, prove, within_cap
+from .proof import Rules, prove, small, within_cap
 from .ready import LARGE, solvers_ready
 from .replan import Replan, copies_by_layer, renamed, slots_of
 from .replicated import balance_and_bound, place_copies
@@ -267,8 +267,8 @@ def _with_copies(
     fleet, load = single.fleet, windows(fitted)
     began = time.perf_counter()
     # Where layers are small enough to be proven, the proof gets a part of the time too.
-    small = fitted.num_experts * len(fleet.speed) <= MOST_PLACES
-    parts = (1.0 if request.max_moves is None else 0.6) * (1 - PROOF_TIME if small else 1.0)
+    provable = small(load, single, request.shares)
+    parts = (1.0 if request.max_moves is None else 0.6) * (1 - PROOF_TIME if provable else 1.0)
     found = newly_placed(fitted, request, fleet, objective, budget.part(parts), on_event, stop)
     # Where hosts were chosen for locality, better balance alone is no better placement.
     free = objective == "balance" or len(fleet.names) == 1
