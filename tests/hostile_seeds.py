@@ -55,7 +55,7 @@ def make_seeds(folder: Path) -> None:
     lab = "name: two\nhosts:\n  - {name: a, ranks: 1, cpu_share: 0.5}\n  - {name: b, ranks: 1, cpu_share: 0.2}\n"
     (folder / "lab.yaml").write_text(lab + "uplink_gbit: 1.0\n")
     for engine in ENGINES:
-        target = load_model("deepseek-v2-lite") if engine in ("sglang", "tensorrt-llm") else model
+        target = load_model("qwen3-30b-a3b") if engine in ("sglang", "tensorrt-llm") else model
         for name, text in make(linear_placement(target, 2), engine, target).files.items():
             (folder / f"{engine}-{name}").write_text(text)
     _recordings(folder)
@@ -115,7 +115,7 @@ def _checkpoint(folder: Path, model: Model) -> None:
 
 def _engine_check(folder: Path, file: str) -> list[str]:
     engine = next(name for name in sorted(ENGINES, key=len, reverse=True) if file.startswith(f"{name}-"))
-    model = "deepseek-v2-lite" if engine in ("sglang", "tensorrt-llm") else "config.json"
+    model = "qwen3-30b-a3b" if engine in ("sglang", "tensorrt-llm") else "config.json"
     return ["export", "--check", file, "--to", engine, "--model", model, "--devices", "2"]
 
 

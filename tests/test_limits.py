@@ -22,12 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.alone
 def test_ten_limits_hold_on_a_busy_machine(folder: Path) -> None:
     with busy_processors():
         outcomes = [run(case, limit, folder) for case, limit in zip(QUICK_CASES, QUICK, strict=True)]
     assert all(outcome.kept for outcome in outcomes), table(outcomes)
 
 
+@pytest.mark.alone
 def test_a_first_answer_is_valid_scored_bounded_and_says_what_was_left_out(folder: Path) -> None:
     """A limit that is over before a search could begin."""
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cold")}

@@ -190,10 +190,10 @@ def test_traces_of_others_are_read(tmp_path: Path) -> None:
     assert Trace.read(bare).seq_len.tolist() == [600]
     np.testing.assert_array_equal(trace_stats(Trace.read(full)).expert_counts, trace.expert_counts)
     np.savez(foreign, expert_ids=np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(MoeplanError, match="not a readable npz trace"):
+    with pytest.raises(MoeplanError, match="not a readable npz"):
         Trace.read(foreign)
     foreign.write_bytes(full.read_bytes()[:500])
-    with pytest.raises(MoeplanError, match="not a readable npz trace"):
+    with pytest.raises(MoeplanError, match="not a readable npz"):
         Trace.read(foreign)
     np.savez(foreign, expert_ids=trace.expert_ids, num_experts=7)
     with pytest.raises(MoeplanError, match=r"must lie in 0\.\.6, found 0\.\.7"):

@@ -104,7 +104,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     file_size(path)
     with readable(path, "npz"):
         _members(path)  # their list is measured
-    return arrays.read_npz(path, MAX_UNPACKED_BYTES)
+    return arrays.read_npz(path, min(MAX_UNPACKED_BYTES, MAX_TRACE_BYTES))
 
 
 def _members(path: Path) -> list[zipfile.ZipInfo]:
