@@ -6,6 +6,7 @@ written. A fork starts in milliseconds where a fresh process would import for se
 """
 
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -30,12 +31,14 @@ def prepare() -> None:
     import moeplan.profiler
     import moeplan.profiler.traces
     import moeplan.runtime.run
-    import moeplan.service.app  # noqa: F401
+    import moeplan.service.app
     from moeplan.runtime.launch import choose
     from moeplan.solvers.compiled import load_all
     from moeplan.spec.errors import MoeplanError
 
     load_all()
+    for name in moeplan.service.app.COMMANDS:  # else each case would import its own
+        importlib.import_module(f"moeplan.service.commands.{name}")
 
     class Launcher:
         def run(self, entry: str, job: dict[str, Any], **_: object) -> list[dict[str, Any]]:

@@ -253,7 +253,10 @@ def test_no_tools(monkeypatch, tmp_path):
         ("[]", "document: Input should be a valid dictionary"),
         ("name: x", "hosts: Field required"),
         ("name: x\nhosts: []\nuplink_gbit: 1", "hosts: Tuple should have at least 1 item"),
-        ("name: x\nhosts: [{name: a, ranks: 0, cpu_share: 1}]", r"hosts\[0\].ranks: .*greater than 0 \(got 0\)"),
+        (
+            "name: x\nhosts: [{name: a, ranks: 0, cpu_share: 1}]",
+            r"hosts\[0\].ranks: .*greater than or equal to 1 \(got 0\)",
+        ),
         ("name: x\nhosts: [{name: a, ranks: 1, cpu_share: -1}]", r"hosts\[0\].cpu_share: .*greater than 0"),
         ("name: x\nhosts: [{name: a, ranks: 1, cpu_share: .nan}]", r"hosts\[0\].cpu_share: .*"),
         ("name: x\nhosts: [{name: a, ranks: 1, cpu_share: 1.5}]", r"cpu_share 1.5 is more than 1 thread\(s\) x 0.95"),

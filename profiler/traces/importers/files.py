@@ -19,6 +19,7 @@ from torch import Tensor
 from ....spec import arrays
 from ....spec.document import show
 from ....spec.errors import DocumentError
+from ....spec.files import open_regular
 from ....spec.trace import MAX_TRACE_BYTES
 
 MAX_UNPACKED_BYTES = 512 * 2**20  # of a compressed archive; a plain file's bytes are on the disk, one for one
@@ -69,6 +70,13 @@ def file_size(path: Path) -> int:
     if size is None:
         raise DocumentError(f"{path}: {'not a regular file' if path.exists() else 'no such file or folder'}")
     _limit(path, size)
+    with open_regular(path, MAX_TRACE_BYTES) as file:  # some of /proc are regular, and would be waited for
+        try:
+            waits = file.read(1) is None
+        except OSError as error:
+            raise DocumentError(f"{str(path)!r}: cannot be read ({error.strerror})") from None
+    if waits:
+        raise DocumentError(f"{path}: not a regular file: it waits for what is to come")
     return size
 
 
