@@ -70,13 +70,14 @@ def file_size(path: Path) -> int:
     if size is None:
         raise DocumentError(f"{path}: {'not a regular file' if path.exists() else 'no such file or folder'}")
     _limit(path, size)
-    with open_regular(path, MAX_TRACE_BYTES) as file:  # some of /proc are regular, and would be waited for
-        try:
-            waits = file.read(1) is None
-        except OSError as error:
-            raise DocumentError(f"{str(path)!r}: cannot be read ({error.strerror})") from None
-    if waits:
-        raise DocumentError(f"{path}: not a regular file: it waits for what is to come")
+    if size == 0:
+        with open_regular(path, MAX_TRACE_BYTES) as file:
+            try:
+                made = file.read(1) != b""  # None where it waits for what is to come, as some of /proc do
+            except OSError as error:
+                raise DocumentError(f"{str(path)!r}: cannot be read ({error.strerror})") from None
+        if made:
+            raise DocumentError(f"{path}: not a regular file: the system makes it up while it is read")
     return size
 
 
