@@ -10,6 +10,9 @@ from ..spec.errors import DocumentError
 from ..spec.output import check_output
 from ..spec.picture import picture_kind
 
+MAX_SECONDS = 1e7
+"""Of a time limit: four months."""
+
 
 def output_option(words: str) -> Any:
     """The document to write, ``--output``; a path that cannot be written is refused before any work."""

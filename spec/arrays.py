@@ -45,7 +45,7 @@ def read_npz(
         except MemoryError:
             raise DocumentError(f"{path}: needs more memory than there is: record or import a part of it") from None
         except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged or hostile bytes
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            reason = " ".join(f"{type(error).__name__}: {error}".removeprefix("error: ").split())[:200]
             raise DocumentError(f"{path}: not a readable npz ({reason})") from None
 
 

@@ -28,9 +28,10 @@ from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
 from ..console import err, out, print_json, progress, stop_on_interrupt
-from ..options import output_option, picture_option
+from ..options import MAX_SECONDS, output_option, picture_option
 
 DEVICES = 8  # by default
+MAX_SLOTS = 2**20
 PLACE_TIME = 0.5  # of the time limit, where a front is asked for too
 DRAW_TIME = 1.2  # seconds of a processor to load what draws, and to draw
 
@@ -50,7 +51,7 @@ def place(
     ] = "prefill:2048",
     dtype: Annotated[DType | None, typer.Option(help="With --cluster: by default the model's own.")] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Copies per layer in all; by default one per expert.")
+        int | None, typer.Option(min=1, max=MAX_SLOTS, help="Copies per layer in all; by default one per expert.")
     ] = None,
     slots_per_device: Annotated[
         str | None, typer.Option(help="Without a cluster: the slots of each device, such as 44,84.")
@@ -78,7 +79,8 @@ def place(
         int | None, typer.Option(min=1, help="Proposals of each search chain; by default in proportion to the experts.")
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1, help="Ceiling in seconds, from start to end; work is counted in steps.")
+        float,
+        typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end; work is counted in steps."),
     ] = 20.0,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
     pareto: Annotated[

@@ -14,7 +14,7 @@ from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
 from ..console import err, out, parse_bytes, print_json, progress
-from ..options import output_option
+from ..options import MAX_SECONDS, output_option
 
 
 def solve(
@@ -31,7 +31,9 @@ def solve(
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
-    time_limit: Annotated[float, typer.Option(min=1, help="Ceiling in seconds, from start to end.")] = 60.0,
+    time_limit: Annotated[
+        float, typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end.")
+    ] = 60.0,
     output: Annotated[Path, output_option("The plan document.")] = Path("plan.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan instead of tables.")] = False,
 ) -> None:

@@ -38,7 +38,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
     except DocumentError:
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = " ".join(f"{type(error).__name__}: {error}".removeprefix("error: ").split())[:200]
         raise DocumentError(f"{path}: not a readable {what} ({reason})") from None
 
 
