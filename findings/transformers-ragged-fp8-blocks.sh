@@ -16,13 +16,12 @@
 #
 # Exits 1 if Transformers' behaviour has changed.
 set -euo pipefail
+# PYTHON: an interpreter with torch and what Transformers depends on; packages are installed beside it, not into it.
+PYTHON=${PYTHON:-$(dirname "$0")/../.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-python3 -m venv "$work/venv"
-pip=("$work/venv/bin/pip" --quiet --disable-pip-version-check)
-# torch first and by itself: a CPU build (PyPI's has CUDA, PyTorch's own index has the small one).
-"${pip[@]}" install "${TORCH:-torch==2.13.0}" ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
-"${pip[@]}" install transformers==5.23.0 accelerate==1.15.0 safetensors==0.8.0 numpy==2.4.6
+"$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --target "$work/site" \
+    transformers==5.23.0 accelerate==1.15.0 psutil==7.2.2
 
 cat > "$work/seen.py" <<'PYTHON_END'
 import json, pathlib, sys
@@ -63,4 +62,4 @@ wrong = (ratio != 1).nonzero().flatten().tolist()
 print(f"Transformers {transformers.__version__}: wrong rows {wrong[:1]} to {wrong[-1:]}, factor {ratio.max().item()}")
 sys.exit(0 if wrong == list(range(96, 128)) and ratio.max() == 16 else 1)
 PYTHON_END
-"$work/venv/bin/python" -W ignore "$work/seen.py" "$work/model"
+PYTHONPATH="$work/site" "$PYTHON" -W ignore "$work/seen.py" "$work/model"
