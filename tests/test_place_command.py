@@ -104,7 +104,7 @@ def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, i
         return anneal(*arguments, **options)
 
     monkeypatch.setattr("moeplan.planner.place.single.anneal", nothing)
-    code, _, err = moeplan(*USUAL, "--slots", "12")
+    code, _, err = moeplan(*USUAL, "--slots", "12", "--time-limit", "60")  # a search begins on a busy machine too
     if in_time:  # more time would not help
         assert code == 2
         assert "found no placement with a balance of 1.1" in err
