@@ -37,12 +37,15 @@ class Family(NamedTuple):
 
 
 def group_families(hosts: Sequence[str], degrees: Sequence[int]) -> list[Groups]:
-    """All devices; each host's devices; consecutive devices for each degree of tensor parallelism."""
+    """All devices; each host's devices; consecutive devices for each degree of tensor parallelism.
+
+    None of a single device.
+    """
     world = len(hosts)
     by_host = tuple(tuple(r for r, h in enumerate(hosts) if h == name) for name in dict.fromkeys(hosts))
     families: list[Groups] = [(tuple(range(world)),), tuple(g for g in by_host if len(g) > 1)]
     families += [tuple(tuple(range(i, i + t)) for i in range(0, world, t)) for t in degrees if t > 1]
-    return [groups for groups in dict.fromkeys(families) if groups]
+    return [groups for groups in dict.fromkeys(families) if groups and len(groups[0]) > 1]
 
 
 def open_family(groups: Groups, rank: int, world: int) -> Family:

@@ -50,13 +50,15 @@ PREFILL = Grid(
     quadratic=("length",),
 )
 DECODE = Grid(
-    {"sequences": 1, "context": 128},
+    {"sequences": 1, "context": 1},
     (
         *steps("sequences", 8),
         *steps("context", 2048),
+        *steps("sequences", 64),
+        *steps("context", 128),
         *steps("sequences", 16, 4, 32),
         *steps("context", 512, 1024, 4096),
-        *steps("sequences", 2, 64),
+        *steps("sequences", 2),
     ),
     needed=2,
 )
@@ -167,20 +169,26 @@ class Task(NamedTuple):
             width += 4 * at.get("ffn", int(self.shape.get("ffn", 0)))
         return 2 * self.weight_bytes(at) + 2 * rows * width * DTYPE_BYTES[self.dtype]
 
-    @property
-    def between(self) -> int:
-        """Bytes of weights that a device reads in a layer, up to MOST_BETWEEN: what its small operators stand among."""
-        block, values = self.block, 0
+    def between(self, at: Coordinates) -> int:
+        """Bytes that a device goes through in a layer, up to MOST_BETWEEN: what its operators stand among.
+
+        The layer's weights, and what its tokens leave behind. ``expert_ffn`` goes through experts of its own.
+        """
+        block, values = self.block, self.tokens(at) * activations(self.block)
         if block.attention is not None:
             values += block.attention.parameters(block.hidden_size) // self.tensor
+        if block.moe is not None and self.operator != "expert_ffn":
+            values += block.moe.expert_parameters(block.hidden_size) * block.moe.num_experts // self.devices
         if block.moe is not None:
-            moe = block.moe
-            matrices = 3 if moe.gated else 2
-            values += matrices * block.hidden_size * (moe.num_experts * moe.ffn_size // self.devices)
-            values += 3 * block.hidden_size * moe.shared_ffn_size
+            values += 3 * block.hidden_size * block.moe.shared_ffn_size
         if block.dense is not None:
             values += (3 if block.dense.gated else 2) * block.hidden_size * block.dense.ffn_size
         return min(values * DTYPE_BYTES[self.dtype], MOST_BETWEEN)
+
+    def tokens(self, at: Coordinates) -> int:
+        """Of a device whose step makes such a call."""
+        rows = at.get("tokens", 1) * at.get("sequences", 1) * at.get("length", 1) * at.get("experts", 1)
+        return rows // self.block.moe.top_k if self.block.moe and "experts" in at else rows
 
     def copies(self, at: Coordinates) -> int:
         """Calls to rotate over, each with weights of its own: as many as the model has layers, or leave all caches.
@@ -193,6 +201,20 @@ class Task(NamedTuple):
         part = "attention" if self.operator.startswith("attention") else "moe" if self.block.moe else "dense"
         layers = sum(getattr(block, part) == getattr(self.block, part) for block in self.model.layers)
         return max(1, min(layers, MOST_COPIES, ceil(COLD_BYTES / weights)))
+
+
+def activations(block: Block) -> int:
+    """Values per token that one layer writes or reads for the first time: attention, experts, norms, residuals."""
+    hidden, values = block.hidden_size, 0
+    if block.attention is not None:
+        a = block.attention
+        values += 4 * hidden + 2 * (a.heads + 2 * a.kv_heads) * a.head_dim  # as projected, and as attended to
+    if block.moe is not None:
+        matrices = 3 if block.moe.gated else 2
+        values += 6 * hidden + block.moe.top_k * (matrices * block.moe.ffn_size + hidden)
+    if block.dense is not None:
+        values += 3 * hidden + (3 if block.dense.gated else 2) * block.dense.ffn_size
+    return values
 
 
 def tensor_degrees(model: Model, hosts: Sequence[str]) -> list[int]:
@@ -256,16 +278,16 @@ def growth(task: Task, bench: Bench) -> Growth:
             **at,
         )
 
-    def timed(calls: Sequence[Callable[[], None]]) -> Timing:
-        if bench.device.type == "cuda" or task.operator == "expert_ffn":  # it rotates over a model's weights by itself
+    def timed(calls: Sequence[Callable[[], None]], between: int) -> Timing:
+        if bench.device.type == "cuda":
             return measure(timer(calls, bench.device, bench.clock), bench.agree, bench.pace)
-        run = ColdTimer(calls, task.between, bench.clock)
+        run = ColdTimer(calls, between, bench.clock)
         run(1)
         return measure(run, bench.agree, bench.pace, other=bench.agree(run.outside))
 
     def visit(at: Coordinates) -> Point:
         begin = time.perf_counter()
-        timing = timed([call(at) for _ in range(task.copies(at))])
+        timing = timed([call(at) for _ in range(task.copies(at))], task.between(at))
         return measured(timing, time.perf_counter() - begin, bench)
 
     def fits(at: Coordinates) -> bool:

@@ -41,8 +41,9 @@ def run(
     trace: the file that the plan was made from, if it lies elsewhere now. weights_folder: a Hugging Face checkpoint;
     random weights without it. own_routing: the model's routers choose, instead of the routing that the plan was made
     for. tolerance: largest |predicted - measured| / measured of the step that passes.
-    repetitions: timed steps (default: as many as fit ``step_budget`` seconds, 1 to 30). check_budget: seconds that the
-    reference may take; it computes fewer layers of large models. timeout: seconds without a sign of life.
+    repetitions: timed steps (default: 30, or 6 seconds of them, as far as they fit ``step_budget`` seconds).
+    check_budget: seconds that the reference may take; it computes fewer layers of large models.
+    timeout: seconds without a sign of life.
     probe: the entry that times the plan's probes before and after the steps (``profiler.PROBE``); none: left out.
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
     """

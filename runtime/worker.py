@@ -28,7 +28,9 @@ from .weights import WeightSource
 from .weights_check import check_weights
 
 SHARE_TOLERANCE = 0.01
-MAX_REPETITIONS = 30
+LEAST_REPETITIONS, LEAST_TIME = 30, 6.0  # steps, or seconds of them: processors that others share vary over seconds
+MOST_REPETITIONS = 300
+SAY_EVERY = 1.0  # seconds: whoever listens does so on the processors that are measured
 WARM_UP_SHARE = 0.25  # of the budget: a second warm-up step if the first took less
 
 
@@ -197,16 +199,25 @@ def measure(
     if seconds < WARM_UP_SHARE * task.step_budget:  # the first step also pays for what is made once
         seconds = agree(step(), rank.device)
     meter = LoadMeter()
-    count = task.repetitions or max(1, min(MAX_REPETITIONS, int(task.step_budget / seconds)))
+    count = task.repetitions or repetitions(seconds, task.step_budget)
+    said = 0.0
     for i in range(count):
         steps.append(step())
         parts.append(timers.seconds())
-        rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
+        if i + 1 == count or perf_counter() - said > SAY_EVERY:
+            said = perf_counter()
+            rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
     return {
         "steps": steps,
         "load": meter.since(meter.begin).model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
     }
+
+
+def repetitions(seconds: float, budget: float) -> int:
+    """How many steps of so many seconds are timed within the budget: enough of them, for long enough."""
+    wanted = min(max(LEAST_REPETITIONS, int(LEAST_TIME / seconds)), MOST_REPETITIONS)
+    return max(1, min(wanted, int(budget / seconds)))
 
 
 def synchronize(device: torch.device) -> None:

@@ -35,6 +35,13 @@ def measured() -> tuple[Cluster, float, list[dict]]:
     return cluster, time.monotonic() - start, events
 
 
+def test_a_single_device_has_operators_and_nothing_to_exchange():
+    cluster = profile(LocalLauncher(1), [tiny()], budget_seconds=5.0, accept_noise=True)
+    assert len(cluster.devices) == 1
+    assert cluster.links == cluster.collectives == ()
+    assert {entry.operator for entry in cluster.devices[0].operators} == set(OPERATORS)
+
+
 @pytest.fixture
 def cluster(measured) -> Cluster:
     return measured[0]
