@@ -1,11 +1,12 @@
 """Scores of a placement on a trace: balance, crossings between layers, fan-out."""
 
-# T tokens, L layers, E experts, K top-k, G devices
+# W windows, T tokens, L layers, E experts, K top-k, G devices
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ...solvers.slots import Slots
 from ...spec.balance import balance as balance_of
 from ...spec.placement import PlacementDevice, PlacementLayer, Score
 from ...spec.trace import Trace
@@ -43,6 +44,11 @@ def score(layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], 
         fanout_device=float(np.mean(fan_device)),
         fanout_host=float(np.mean(fan_host)),
     )
+
+
+def reached_balance(slots: Slots, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """[L] mean balance over windows."""
+    return balance_of([slots.finish(window, speed) * speed for window in load], speed).mean(axis=0)
 
 
 def _copies(trace: Trace, shares: Sequence[np.ndarray], single: bool) -> np.ndarray:
