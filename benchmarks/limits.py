@@ -4,6 +4,7 @@
     python -m moeplan.benchmarks.limits --quick          # small shapes and limits, about a minute
 
 Printed per command: its limit, what it took from start to end, the most that is allowed (1.2 x + 1 s), how it ended.
+For information, what a command that does nothing takes meanwhile (``start_up``) stands above.
 """
 
 import argparse
@@ -115,6 +116,14 @@ def run(arguments: Sequence[str], limit: float, folder: Path) -> Outcome:
     return Outcome(limit, seconds, json.loads(output.read_text())["solver"]["status"], " ".join(command))
 
 
+def start_up(folder: Path) -> float:
+    """Seconds of a command that only says what it could do: what no limit can go below, on this machine as it is."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "moeplan", "place", "--help"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    return time.perf_counter() - began
+
+
 def write_inputs(folder: Path, shapes: Sequence[tuple[int, int, int, int]]) -> None:
     """Traces of (layers, experts, tokens, top-k) with affinity between layers; a cluster and its model."""
     for layers, experts, tokens, top_k in shapes:
@@ -148,6 +157,7 @@ def main() -> None:
         cases = QUICK_CASES if quick else CASES
         outcomes = []
         with busy_processors():
+            print(f"start-up: {start_up(folder):.2f} s", flush=True)
             for case, limit in zip(cases, QUICK if quick else LIMITS, strict=True):
                 outcomes.append(run(case, limit, folder))
                 print(table(outcomes).splitlines()[-1], flush=True)

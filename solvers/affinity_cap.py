@@ -18,7 +18,8 @@ takes away per price is how much hottest exceeds least, and mu rises while that 
 # B windows (boundaries), E experts of a layer with fillers, L layers, P places, S samples
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 STEP = 0.9  # of the gradient step at which rows that all share their entries would just not overshoot
 FIRST_PRICE = 0.15  # of the cap, per expert and sample, for costs scaled to 1 per expert

@@ -12,7 +12,8 @@ much may be off the diagonal before a matrix is decomposed anew.
 # B matrices, N rows
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 OFF = 0.05  # of the norm of V'AV
 CALLS = 10  # that vectors serve at most: what they leave out must vanish once A no longer changes

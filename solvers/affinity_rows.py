@@ -16,7 +16,8 @@ damped by how many rows share an entry) and enters the cost of the entries. Any 
 from typing import Protocol
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 STEP = 0.3  # of the gradient step at which rows that all share their entries would just not overshoot
 TOLERANCE = 0.02  # violation from which a triangle is worth a row

@@ -14,23 +14,23 @@ are explained in ``annealing_tables``.
 
 import math
 
-import numba
 import numpy as np
 
 from .annealing_tables import FREE, LANES, PART, PARTNERS, UNIT, random_bits
+from .jit import njit
 
 FOLLOW = 0.5  # of the proposals begin with a partner
 HOPELESS = 37.0  # times the temperature: no random number of 53 bits accepts more
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _slot_on(first_slot, device, bits):
     """A random slot of the device, by 21 bits that no other choice of the proposal uses."""
     room = np.uint64(first_slot[device + 1] - first_slot[device])
     return first_slot[device] + np.int64((bits >> np.uint64(8) & PART) * room >> np.uint64(21))
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _lost(near, between, layer, a, b, here, there):
     """Tokens that no longer stay on one device (or host) when expert a goes there from here, and b back or FREE."""
     lost = near[layer, here, a] - near[layer, there, a]
@@ -39,7 +39,7 @@ def _lost(near, between, layer, a, b, here, there):
     return lost
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _both(between, layer, a, b, other, f, d):
     """What the sum of two ``_lost`` of different layers counts wrong: the pairs of which both experts change places."""
     side = other - layer + 1
@@ -53,7 +53,7 @@ def _both(between, layer, a, b, other, f, d):
     return extra
 
 
-@numba.njit(cache=True, nogil=True, inline="always", fastmath={"reassoc", "nsz", "nnan"})
+@njit(cache=True, nogil=True, inline="always", fastmath={"reassoc", "nsz", "nnan"})
 def _hottest(load, finish, inverse_speed, counted, after, layer, a, b, here, there):
     """Mean over samples of the layer's hottest finish, once a is there and b here; after: [LANES] scratch."""
     partner, kept = (b, np.float32(1.0)) if b != FREE else (a, np.float32(0.0))
@@ -75,7 +75,7 @@ def _hottest(load, finish, inverse_speed, counted, after, layer, a, b, here, the
     return now / counted
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, inline="always")
 def _changes(placed, previous, layer, a, b, here, there):
     """How many more experts are elsewhere than before, once a is there and b here."""
     more = int(here == previous[layer, a]) - int(there == previous[layer, a])
@@ -84,7 +84,7 @@ def _changes(placed, previous, layer, a, b, here, there):
     return more
 
 
-@numba.njit(cache=True, nogil=True, inline="always", fastmath={"reassoc", "nsz", "nnan"})
+@njit(cache=True, nogil=True, inline="always", fastmath={"reassoc", "nsz", "nnan"})
 def _exchange(tables, layer, a, b, here, there, target):
     """Expert a goes to slot ``target`` there, and b, or nothing, to its old one; all tables follow."""
     between, near, near_host = tables.between, tables.near, tables.near_host
@@ -120,7 +120,7 @@ def _exchange(tables, layer, a, b, here, there, target):
 
 # Without ``_nrt``, numba's memory management, references to arrays are not counted at every step, which takes time; so
 # nothing here may allocate an array.
-@numba.njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "nsz", "nnan"})  # type: ignore[call-overload]
+@njit(cache=True, nogil=True, _nrt=False, fastmath={"reassoc", "nsz", "nnan"})  # type: ignore[call-overload]
 def walk(tables, rules, moved, warm, cold, steps, state):
     """``steps`` proposals while the temperature falls from ``warm`` to ``cold``; the tables are changed in place.
 

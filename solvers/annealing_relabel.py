@@ -11,10 +11,10 @@ Only the boundaries at both ends of the run count, because inside everything mov
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from .annealing_tables import UNIT, random_bits
+from .jit import njit
 
 HOSTS = np.uint64(4)  # one proposal in so many is of hosts
 FIELD = np.uint64(2**20 - 1)
@@ -46,7 +46,7 @@ class Groups(NamedTuple):
         return cls(members, host_of, kind, host_kind)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _more(flows, layer, right, new, host_of, device_cost, host_cost):
     """Energy gained when on one side of a boundary every device g becomes new[g]; flows: [L-1, G, G]; new: [G]."""
     more = 0.0
@@ -61,7 +61,7 @@ def _more(flows, layer, right, new, host_of, device_cost, host_cost):
     return more
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def _swap(flows, label, layer, new):
     """Layer by new devices: label [L, G] and both boundaries of flows follow."""
     layers, devices = label.shape
@@ -77,7 +77,7 @@ def _swap(flows, label, layer, new):
                     flows[layer - 1, o, g], flows[layer - 1, o, k] = flows[layer - 1, o, k], flows[layer - 1, o, g]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def relabel(flows, label, groups, rules, temperature, proposals, state):
     """``proposals`` of whole devices or hosts; label [L, G], at first the devices themselves, says what each became.
 

@@ -25,10 +25,10 @@ import time
 from itertools import pairwise
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from .annealing_relabel import Groups
+from .jit import njit
 
 PRICES = 40  # halvings of the range of prices
 HIGHEST = 1e3  # price over the mean cost of a layer: nothing but balance counts
@@ -158,7 +158,7 @@ def _boundaries(costs: Costs, candidates: np.ndarray, deadline: float) -> tuple[
     return across, names
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def fill_boundary(transitions, before, after, flows):
     """flows: [G, G] out, tokens from devices ``before`` [E] to devices ``after`` [E]."""
     flows[:] = 0

@@ -13,8 +13,9 @@ Counts are whole numbers below 2**24, exact in float32, so that tables that foll
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from .jit import njit
 
 FREE = -1  # a slot without expert
 PARTNERS = 64  # drawn for every expert; a power of two
@@ -69,7 +70,7 @@ class Rules(NamedTuple):
     fixed_hosts: bool
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def random_bits(state):
     """The next 64 bits of xorshift64*; state: [1] uint64, never 0."""
     x = state[0]
@@ -80,7 +81,7 @@ def random_bits(state):
     return x * np.uint64(2685821657736338717)
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def fill_near(between, placed, near, stale):
     """near: [L, G, E] out, for the layers that are stale [L]; between: [L, 3, E, E] tokens that expert e exchanges with
     experts of layer l - 1, l, l + 1; placed: [L, E] devices (or hosts)."""
@@ -99,7 +100,7 @@ def fill_near(between, placed, near, stale):
                         there[e] += row[e]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def fill_finish(load, placed, inverse_speed, finish):
     """finish: [L, G, S] out, load over speed of each device; load: [L, E, S]; placed: [L, E]; inverse_speed: [G]."""
     finish[:] = 0
@@ -111,7 +112,7 @@ def fill_finish(load, placed, inverse_speed, finish):
                 finish[layer, g, s] += load[layer, e, s] * inverse_speed[g]
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def fill_partners(between, partners):
     """partners: [L, E, PARTNERS] out, side * E + f for expert f of layer l - 1 + side; -1 where there is no traffic."""
     layers, experts = partners.shape[:2]
@@ -130,7 +131,7 @@ def fill_partners(between, partners):
                         drawn += 1
 
 
-@numba.njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True)
 def fill_flows(between, placed, flows):
     """flows: [L-1, G, G] out."""
     layers, experts = placed.shape

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
-import numba
 import numpy as np
 
-from . import NO_CACHE
 from .affinity_bound import affinity_bounds
 from .annealing_chain import load_kernels
+from .jit import NO_CACHE, numba
 from .replication import replicate
 from .replication_bound import Shares
 from .traffic import add_pairs

@@ -26,7 +26,8 @@ from math import comb, factorial
 from typing import Literal
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 Shares = Literal["even", "optimal"]
 MAX_DIVISIONS = 20_000

@@ -6,8 +6,8 @@ Experts and devices belong to zones: a host each where groups of experts must st
 # E experts, G devices, R slots, Z zones
 
 import numpy as np
-from numba import njit
 
+from .jit import njit
 from .slots import EMPTY
 
 

@@ -16,8 +16,8 @@ hottest device.
 # W windows, E experts, G devices, R slots
 
 import numpy as np
-from numba import njit
 
+from .jit import njit
 from .shares import layer_shares
 from .slots import EMPTY
 

@@ -22,9 +22,9 @@ Over several windows of load the shares minimise the mean over windows of the ho
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike
 
+from .jit import njit
 from .slots import EMPTY, Slots
 
 ROUNDING = 1e-12  # relative to the level: what counts as above it

@@ -4,7 +4,7 @@ Units are whatever is divided: tokens, sequences, granules of FFN columns. A dev
 units: measured curves are neither linear nor always increasing.
 
     n[g] in 0..N        units of device g
-    x[g, n] in {0, 1}   the same as a choice: n[g] = n   (integer program only)
+    x[g, n] in {0, 1}   the same as a choice: n[g] = n   (``split_program`` only)
     minimise t = max_g cost[g][n[g]], then, among the splits with that t, sum_g cost[g][n[g]] ** 2
 
     (1) every device takes one count:    sum_n x[g, n] = 1               ``_one_count_each``
@@ -15,8 +15,8 @@ The second goal breaks ties: squares spread what is left evenly over the other d
 soon leave one of them idle (9 units on 4 equal devices are 3+2+2+2, not 3+3+3+0).
 
 ``split`` is exact and fast: the makespan by binary search over the costs that occur, each threshold tested on bit
-sets of reachable totals; the tie by a (min, +) dynamic program over the counts that the makespan allows. ``split_mip``
-solves the program above: it is slower and exists to check the other.
+sets of reachable totals; the tie by a (min, +) dynamic program over the counts that the makespan allows.
+``split_program`` solves the program above: it is slower and exists to check this.
 """
 
 # G devices, N units
@@ -24,11 +24,9 @@ solves the program above: it is slower and exists to check the other.
 import time
 
 import numpy as np
-import pulp
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
-from . import mip
 from .result import Infeasible, Solution
 
 BLOCK = 2**19  # table entries that one step of the dynamic program handles at once: stays in the cache
@@ -42,13 +40,13 @@ def split(cost: ArrayLike, units: int) -> Solution[tuple[int, ...]]:
     and so on. Raises ``Infeasible`` with the units that do not fit.
     """
     started = time.perf_counter()
-    table = _checked(cost, units)
+    table = checked(cost, units)
     makespan = _least_makespan(table, units)
     counts = _least_sum(np.where(table <= makespan, table, np.inf) ** 2, units)
     return Solution(counts, makespan, makespan, "optimal", time.perf_counter() - started)
 
 
-def _checked(cost: ArrayLike, units: int) -> np.ndarray:
+def checked(cost: ArrayLike, units: int) -> np.ndarray:
     table = np.asarray(cost, dtype=float)
     if units < 0:
         raise ValueError(f"units must be at least 0, got {units}")
@@ -62,23 +60,23 @@ def _checked(cost: ArrayLike, units: int) -> np.ndarray:
 
 def _least_makespan(table: np.ndarray, units: int) -> float:
     """Binary search for the smallest cost T such that counts of cost <= T can sum to ``units``."""
-    everything = _reachable(np.isfinite(table), units)
+    everything = reachable(np.isfinite(table), units)
     if not everything >> units & 1:
-        raise _infeasible(table, units, everything)
+        raise infeasible(table, units, everything)
     # No device can end before its cheapest count.
     floor = table.min(axis=1).max()
     candidates = np.unique(table[np.isfinite(table) & (table >= floor)])
     low, high = 0, len(candidates) - 1
     while low < high:
         middle = (low + high) // 2
-        if _reachable(table <= candidates[middle], units) >> units & 1:
+        if reachable(table <= candidates[middle], units) >> units & 1:
             high = middle
         else:
             low = middle + 1
     return float(candidates[low])
 
 
-def _reachable(allowed: np.ndarray, units: int) -> int:
+def reachable(allowed: np.ndarray, units: int) -> int:
     """Bit n is set where the devices can together take exactly n units; allowed: [G, N + 1] bool."""
     mask = (1 << (units + 1)) - 1
     totals = 1
@@ -101,7 +99,7 @@ def _smear(bits: int, width: int) -> int:
     return bits
 
 
-def _infeasible(table: np.ndarray, units: int, reachable: int) -> Infeasible:
+def infeasible(table: np.ndarray, units: int, reachable: int) -> Infeasible:
     usable = np.isfinite(table)
     if not usable.any(axis=1).all():
         device = int(np.flatnonzero(~usable.any(axis=1))[0])
@@ -149,74 +147,3 @@ def _least_sum(table: np.ndarray, units: int) -> tuple[int, ...]:
         result.append(int(chosen[g, left]))
         left -= result[-1]
     return tuple(reversed(result))
-
-
-def split_mip(
-    cost: ArrayLike,
-    units: int,
-    *,
-    solver: str = mip.DEFAULT_SOLVER,
-    time_limit: float = mip.TIME_LIMIT,
-    seed: int = 0,
-) -> Solution[tuple[int, ...]]:
-    """The same split by mixed-integer programming, to the back end's tolerance; for checking, at small sizes.
-
-    Two solves: the makespan, then the sum of squares with every costlier count removed. ``cp_sat`` does not fit
-    (seconds are not whole numbers); ties beyond the squares fall as the back end has them.
-    """
-    started = time.perf_counter()
-    table = _checked(cost, units)
-    everything = _reachable(np.isfinite(table), units)
-    if not everything >> units & 1:
-        raise _infeasible(table, units, everything)
-    problem, choice = _choices(table)
-    _one_count_each(problem, choice)
-    _all_units(problem, choice, units)
-    unit = float(table[np.isfinite(table)].max()) or 1.0
-    _makespan(problem, choice, table / unit)
-    outcome = mip.solve(problem, solver=solver, time_limit=time_limit, seed=seed)
-    counts = _extract(choice)
-    makespan = _longest(table, counts)
-    if outcome.status == "optimal":
-        problem, choice = _choices(np.where(table <= makespan, table, np.inf))
-        _one_count_each(problem, choice)
-        _all_units(problem, choice, units)
-        problem.setObjective(pulp.lpSum(table[g, n] ** 2 * x for (g, n), x in choice.items()))
-        mip.solve(problem, solver=solver, time_limit=time_limit, seed=seed)
-        counts = _extract(choice)
-    bound = max(outcome.bound * unit, float(table.min(axis=1).max()))
-    return Solution(counts, _longest(table, counts), bound, outcome.status, time.perf_counter() - started)  # type: ignore[arg-type]
-
-
-Choice = dict[tuple[int, int], pulp.LpVariable]
-
-
-def _choices(table: np.ndarray) -> tuple[pulp.LpProblem, Choice]:
-    problem = pulp.LpProblem("split", pulp.LpMinimize)
-    pairs = [(int(g), int(n)) for g, n in np.argwhere(np.isfinite(table))]
-    return problem, {(g, n): problem.add_variable(f"x_{g}_{n}", 0, 1, cat="Binary") for g, n in pairs}
-
-
-def _one_count_each(problem: pulp.LpProblem, choice: Choice) -> None:
-    for g in {g for g, _ in choice}:
-        problem += pulp.lpSum(x for (device, _), x in choice.items() if device == g) == 1
-
-
-def _all_units(problem: pulp.LpProblem, choice: Choice, units: int) -> None:
-    problem += pulp.lpSum(n * x for (_, n), x in choice.items()) == units
-
-
-def _makespan(problem: pulp.LpProblem, choice: Choice, table: np.ndarray) -> None:
-    t = problem.add_variable("t", 0, float(table[np.isfinite(table)].max()))
-    problem.setObjective(t + 0)
-    for g in {g for g, _ in choice}:
-        problem += pulp.lpSum(table[g, n] * x for (device, n), x in choice.items() if device == g) <= t
-
-
-def _extract(choice: Choice) -> tuple[int, ...]:
-    taken = {g: n for (g, n), x in choice.items() if x.varValue is not None and x.varValue > 0.5}
-    return tuple(taken[g] for g in sorted(taken))
-
-
-def _longest(table: np.ndarray, counts: tuple[int, ...]) -> float:
-    return float(max(table[g, n] for g, n in enumerate(counts)))

@@ -3,7 +3,8 @@
 # T tokens, E experts, K top-k, P powers of the gate weights
 
 import numpy as np
-from numba import njit
+
+from .jit import njit
 
 
 @njit(cache=True, nogil=True)

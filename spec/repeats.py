@@ -16,6 +16,9 @@ def repeated_rows(trace: Trace) -> str:
     """
     if trace.counts_only or trace.tokens < 2 or trace.top_k == trace.num_experts:
         return ""
+    # Rows that are equal are equal in the first layer too: most traces need no look at the others.
+    if _commonest(np.sort(trace.expert_ids[:, 0], axis=1)) < MANY:
+        return ""
     ids = np.sort(trace.expert_ids, axis=2)
     flat = np.ascontiguousarray(ids.reshape(len(ids), -1))
     whole = flat.view(np.dtype((np.void, flat.shape[1] * flat.itemsize))).ravel()  # compared as bytes
@@ -30,3 +33,9 @@ def repeated_rows(trace: Trace) -> str:
     if trace.layers < 2 or share < MANY or share < UNLIKELY * chance:
         return ""
     return f"{share:.0%} of the tokens choose the same experts in every layer: {why}"
+
+
+def _commonest(rows: np.ndarray) -> float:
+    """Share of the commonest of rows [T, K]."""
+    _, count = np.unique(rows, axis=0, return_counts=True)
+    return float(count.max() / len(rows))

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _FIELDS = {
     **dict.fromkeys(("num_experts", "model", "source"), 2**20),
     "expert_counts": 8 * MAX_COUNTS,
 }
+FEW_CHOICES = 16
 _PIECE = 2**20  # choices that are looked at at a time
 
 
@@ -107,14 +108,10 @@ class Trace:
 
     def _between(self, first: int, end: int) -> "Trace":
         lengths = np.diff(np.clip(np.concatenate([[0], np.cumsum(self.seq_len)]), first, end))
-        return Trace.of(
-            self.expert_ids[first:end],
-            self.num_experts,
-            expert_weights=self.expert_weights[first:end],
-            seq_len=lengths[lengths > 0],
-            model=self.model,
-            source=self.source,
-        )
+        ids, lengths = self.expert_ids[first:end], lengths[lengths > 0]  # checked as the whole was
+        counts = _counted(ids, self.num_experts)
+        weights = self.expert_weights[first:end]
+        return Trace(ids, weights, lengths, self.num_experts, counts, self.model, self.source)
 
     @classmethod
     def of(
@@ -149,7 +146,7 @@ class Trace:
             raise DocumentError(
                 f"{where}: expert_ids: must lie in 0..{num_experts - 1}, found {int(ids.min())}..{int(ids.max())}"
             )
-        if top_k > 1 and any((np.diff(np.sort(piece, axis=2), axis=2) == 0).any() for piece in _pieces(ids)):
+        if any(_twice(piece) for piece in _pieces(ids)):
             raise DocumentError(f"{where}: expert_ids: a token names one expert twice in a layer")
         even = np.broadcast_to(np.float32(1.0 / top_k), ids.shape)  # of all choices, in the memory of one
         weights = even if expert_weights is None else np.asarray(expert_weights)
@@ -167,8 +164,8 @@ class Trace:
         if not fits or lengths.sum() != tokens:
             raise DocumentError(f"{where}: seq_len: expected positive integers that sum to {tokens} tokens")
         ids = ids.astype(np.int32, copy=False)
-        counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
-        return cls(ids, weights, lengths.astype(np.int64), num_experts, counts.astype(float), model, source)
+        counts = _counted(ids, num_experts)
+        return cls(ids, weights, lengths.astype(np.int64), num_experts, counts, model, source)
 
     @classmethod
     def of_counts(cls, counts: np.ndarray, *, model: str = "", source: str = "", where: str = "trace") -> "Trace":
@@ -254,6 +251,21 @@ def _pieces(ids: np.ndarray) -> Iterator[np.ndarray]:
     """Consecutive tokens, of about ``_PIECE`` choices each."""
     step = max(1, _PIECE // max(1, ids[:1].size))
     return (ids[first : first + step] for first in range(0, len(ids), step))
+
+
+def _twice(ids: np.ndarray) -> bool:
+    """Whether a token names one expert twice in a layer; ids: [tokens, layers, top_k]."""
+    columns = np.ascontiguousarray(ids.reshape(-1, ids.shape[2]).T)
+    if len(columns) <= FEW_CHOICES:  # all pairs take less than sorting many short rows
+        return any((a == b).any() for a, b in combinations(columns, 2))
+    columns.sort(axis=0)
+    return bool((columns[1:] == columns[:-1]).any())
+
+
+def _counted(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    """[layers, experts] choices of each expert; ids: [tokens, layers, top_k]."""
+    counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
+    return counts.astype(float)
 
 
 def _check_counts(layers: int, experts: int, where: str) -> None:

@@ -40,6 +40,7 @@ def moeplan(capfd: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 USUAL = ("--trace", "t.npz", "--devices", "4", "--hosts", "2", "--time-limit", "1")
+ENOUGH = ("--steps", "2000", "--time-limit", "60")  # for all the steps, and a picture, on a slow machine too
 
 
 def test_it_writes_a_placement_and_says_how_good_it_is(moeplan):
@@ -104,7 +105,7 @@ def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, i
         return anneal(*arguments, **options)
 
     monkeypatch.setattr("moeplan.planner.place.single.anneal", nothing)
-    code, _, err = moeplan(*USUAL, "--slots", "12", "--time-limit", "60")  # a search begins on a busy machine too
+    code, _, err = moeplan(*USUAL, *ENOUGH, "--slots", "12")
     if in_time:  # more time would not help
         assert code == 2
         assert "found no placement with a balance of 1.1" in err
@@ -122,7 +123,7 @@ def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, i
         ),
         (("--slots", "6"), "8 experts need 8 slots, got 6: raise --slots"),
         (("--slots", "2"), "2 slots on 4 devices: every device needs one"),
-        (("--balance-cap", "1.000001", "--devices", "3"), r"it is proven to be at least 1\.\d+"),
+        ((*ENOUGH, "--balance-cap", "1.000001", "--devices", "3"), r"it is proven to be at least 1\.\d+"),
         (("--balance-cap", "0.5"), "the hottest device over the mean is at least 1"),
         (("--max-moves", "3"), "--max-moves needs --previous"),
         (("--previous", "missing.json"), "missing.json: no such file; make one with `moeplan place`"),
@@ -160,7 +161,7 @@ def test_a_previous_placement_of_another_shape_is_refused(moeplan):
 
 
 def test_pareto_draws_and_joins_the_json_but_not_the_file(moeplan):
-    code, out, _ = moeplan(*USUAL, "--fit", "0:0.5", "--pareto", "front.png", "--json")
+    code, out, _ = moeplan(*USUAL, *ENOUGH, "--fit", "0:0.5", "--pareto", "front.png", "--json")
     assert code == 0
     shown: dict[str, Any] = json.loads(out)
     front = shown.pop("pareto")

@@ -23,7 +23,7 @@ Case = tuple[Trace, Request, Placement, Front]
 
 
 def front_for(trace: Trace, hosts: int = 2, **options) -> Case:
-    request = Request(even_fleet(4, hosts, 16, False), 16, time_limit=4.0, **({"steps": 40_000} | options))
+    request = Request(even_fleet(4, hosts, 16, False), 16, time_limit=60.0, **({"steps": 40_000} | options))
     placement = place(trace, request)
     return trace, request, placement, pareto(trace, request, placement)
 

@@ -129,3 +129,13 @@ def test_large_continuous_variables_keep_their_meaning(solver, size):
 def test_time_limit_must_be_positive(limit):
     with pytest.raises(ValueError, match="time_limit"):
         mip.solve(knapsack([1], [1], 1)[0], time_limit=limit)
+
+
+def test_highs_needs_no_folder(monkeypatch):
+    """What is not made is not left behind by a kill."""
+
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a temporary folder was made")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    assert mip.solve(knapsack([5, 4], [2, 3], 7)[0], solver="highs").status == "optimal"

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.split import split, split_mip
+from moeplan.solvers.split import split
+from moeplan.solvers.split_program import split_mip
 
 
 def brute_force(cost, units):

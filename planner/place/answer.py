@@ -6,6 +6,10 @@ from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.placement import PlacementSolver
 
+ALL_ARRANGEMENTS = "dynamic programming over all arrangements of a layer"
+EXACT_PROGRAM = "exact program (HiGHS)"
+"""Names of the bounds that exact programs prove."""
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -13,7 +13,7 @@ from . import baselines
 from .fleet import Fleet
 from .layers import document_layers
 from .request import Request
-from .score import score
+from .score import Scorer
 
 FINISH = 1.5  # times what scoring took: room for a machine that got busier
 DOCUMENT_TIME = 0.15  # seconds of a processor to check, write and print the answer, and to end
@@ -30,8 +30,10 @@ def baseline_slots(fitted: Trace, request: Request, fleet: Fleet) -> dict[str, S
 def scores(layers: tuple[PlacementLayer, ...], request: Request, fitted: Trace, rest: Trace | None) -> Scores:
     """On the fitted part, and on the rest where there is one."""
 
+    scorer = Scorer(layers, request.devices, fitted.num_experts)
+
     def on(part: Trace) -> Score:
-        found = score(layers, request.devices, part)
+        found = scorer.on(part)
         timing = request.timing
         return found if timing is None else found.model_copy(update={"step_seconds": timing.seconds(layers, part)})
 

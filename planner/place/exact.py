@@ -7,17 +7,17 @@ from threading import Event
 
 import numpy as np
 
+from ...solvers.affinity import Affinity
 from ...solvers.affinity_fanout import expert_sets
 from ...solvers.affinity_layers import MOST_PAIRS, Layers, shortest
-from ...solvers.annealing import Affinity
 from ...solvers.arrangements import arrangements, classes, hottest
 from ...solvers.balance import over_ideal
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
+from .answer import ALL_ARRANGEMENTS
 from .movement import Movement, fan_out, moved_between_layers
 from .single import Single
 
-METHOD = "dynamic programming over all arrangements of a layer"
 EXACT_TIME = 0.3  # of the time limit, at most
 MOST_CELLS = 3e8  # of layers x arrangements x (samples or sets of experts) x devices
 
@@ -91,7 +91,7 @@ def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray,
         words, value = moved_between_layers(single, affinity, placed)
     else:
         words, value, _ = fan_out(trace, single, placed)
-    return Movement(words, value, {METHOD: min(bound, value)})
+    return Movement(words, value, {ALL_ARRANGEMENTS: min(bound, value)})
 
 
 def _fan_out(at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]) -> np.ndarray:

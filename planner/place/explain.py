@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers import compiled
 from ...solvers.balance import idle
-from ...solvers.replication import replicate
-from ...solvers.replication_bound import hottest_bound
 from ...solvers.result import SolverError
 from ...spec import balance
 from ...spec.catalogue import load_model
@@ -283,6 +280,9 @@ def _torn_groups(placement: Placement) -> int:
 
 def _balance_bound(placement: Placement, counts: np.ndarray, groups: int) -> float:
     """No placement in these slots has a better balance, as a mean over layers. counts: [L, E]."""
+    # Imported when it is needed: the solvers take a second to load.
+    from ...solvers.replication_bound import hottest_bound
+
     capacity = np.array([device.capacity for device in placement.devices])
     load, speed = _normalised(placement, counts), _speed(placement)
     return float(hottest_bound(load, speed, capacity, placement.hosts, groups, placement.share_rule).mean()) + idle(
@@ -298,6 +298,10 @@ def one_more_slot(
     Placed anew for balance alone, twice: in the placement's own slots, and with the further ones, so that what the
     slots buy is told from what giving up locality buys. counts: [L, E]; sizes: [L] bytes of an expert.
     """
+    # Imported when it is needed: the solvers take a second to load.
+    from ...solvers import compiled
+    from ...solvers.replication import replicate
+
     capacity = np.array([device.capacity for device in placement.devices])
     if (capacity >= placement.num_experts).all():
         return None, "one more slot: every device has room for every expert already"

@@ -17,10 +17,9 @@ from .answer import Answer, record
 from .fleet import Fleet
 from .layers import document_layers
 from .movement import fan_out
-from .proof import reached_balance
 from .request import Request
 from .sample import windows
-from .score import score
+from .score import reached_balance, score
 from .single import Single
 
 WORDS = "as counted on the fitted part"

@@ -26,7 +26,7 @@ from .ready import solvers_ready
 from .replan import copies_to_load, slots_of
 from .request import Request
 from .sample import load_samples, windows
-from .solve import newly_placed, replan, single_of
+from .single import single_of
 
 POINTS = 10  # at most, between the previous placement and the one that moves at will
 CHAINS, LEAST_TIME = 4, 0.05  # of each search, and seconds
@@ -121,6 +121,9 @@ def _layer_by_layer(
     on_event: Callable[[dict[str, Any]], None] | None,
     stop: Event | None,
 ) -> None:
+    # Imported when it is needed: the solvers take a second to load.
+    from .searched import newly_placed, replan
+
     objective = placement.objective
     searching = budget.before(ROOM * each * POINTS)
     new = newly_placed(fitted, request, fleet, objective, searching.part(0.5), on_event, stop).assignment

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from ...spec.placement import Placement, Score
 from ..units import bytes_text
-from . import exact, proof
+from .answer import ALL_ARRANGEMENTS, EXACT_PROGRAM
 
 COLUMNS = {
     "balance": "balance_mean",
@@ -19,7 +19,7 @@ LEGEND = (
     "balance: hottest device over ideal, mean and worst layer; x: share of tokens that cross at a boundary of layers; "
     "hosts, devices: that hold a token's experts; ms: predicted"
 )
-PROGRAMS = (exact.METHOD, proof.METHOD)
+PROGRAMS = (ALL_ARRANGEMENTS, EXACT_PROGRAM)
 NAMES = {"placement": "this", "linear": "linear", "eplb": "EPLB"}
 
 

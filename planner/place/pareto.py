@@ -29,7 +29,7 @@ from .layers import document_layers
 from .ready import solvers_ready
 from .request import Request
 from .sample import load_samples
-from .solve import single_of
+from .single import single_of
 
 POINTS = 7  # with both ends
 MARKED = ("placement", "linear", "eplb")

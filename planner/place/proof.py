@@ -13,13 +13,13 @@ from ...solvers.replication_bound import hottest_bound
 from ...solvers.replication_exact import replicate_exactly
 from ...solvers.result import SolverError
 from ...solvers.slots import Slots
-from ...spec.balance import balance
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
+from .answer import EXACT_PROGRAM
 from .request import Request
+from .score import reached_balance
 from .single import Single
 
-METHOD = "exact program (HiGHS)"
 # Sizes that the program answers within seconds: whether it is asked depends on them alone, not on the clock.
 MOST_PLACES = {"even": 128, "optimal": 64}  # experts x devices that belong together, where one load is to be balanced
 MOST_SINGLE = 128  # the same, where every expert has one copy, also with windows of load
@@ -104,7 +104,7 @@ def prove(
             value[layer] = found.objective / scale
     bounds = {"balance": float(least.mean())}
     if asked:
-        bounds[METHOD] = float(np.minimum(best, value).mean())
+        bounds[EXACT_PROGRAM] = float(np.minimum(best, value).mean())
     return Proof(slots, float(value.mean()), bounds, late)
 
 
@@ -125,11 +125,6 @@ def least_balance(load: np.ndarray, single: Single, shares: Shares, full: bool) 
     ideal = load.sum(axis=2) / fleet.speed.sum()
     bound = [hottest_bound(w, fleet.speed, fleet.capacity, fleet.hosts, single.groups, shares, full) for w in load]
     return np.where(ideal > 0, np.array(bound) / np.where(ideal > 0, ideal, 1.0), 1.0).mean(axis=0)
-
-
-def reached_balance(slots: Slots, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
-    """[L] mean balance over windows."""
-    return balance([slots.finish(window, speed) * speed for window in load], speed).mean(axis=0)
 
 
 def _with_layer(slots: Slots, layer: int, other: Slots) -> Slots:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..budget import Budget
 
-LOAD_TIME = 1.0  # seconds of a processor that importing the solvers and loading what is compiled takes
+LOAD_TIME = 1.3  # seconds of a processor that importing the solvers and loading what is compiled of them takes
 LOAD_PART = 0.85  # of the time that is left may go to that
 TABLES_TIME, LARGE = 2.0, 14_848  # seconds of a processor for the tables of 58 layers x 256 experts
 SOLVERS = "moeplan.solvers.compiled"

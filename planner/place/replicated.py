@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...solvers.replication import replicate
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
@@ -18,8 +19,9 @@ from ...spec.trace import Trace
 from ..budget import Budget
 from .cap import balance_range
 from .fleet import Fleet, check_groups
-from .proof import least_balance, reached_balance
+from .proof import least_balance
 from .sample import load_samples, windows
+from .score import reached_balance
 from .single import Single
 
 HOST_STAGE = 0.6  # of the time
@@ -46,9 +48,6 @@ def place_copies(
     shares for the balance of devices. Objective: mean balance over windows and layers; the bound is that of balance
     alone, without locality.
     """
-    # Imported when it is needed: its compiled loops take a second to load.
-    from ...solvers.replication import replicate
-
     began, fleet = time.perf_counter(), single.fleet
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
     host_of, late = np.zeros((trace.layers, experts), np.int64), False

@@ -1,11 +1,12 @@
 """Scores of a placement on a trace: balance, crossings between layers, fan-out."""
 
-# T tokens, L layers, E experts, K top-k, G devices
+# W windows, T tokens, L layers, E experts, K top-k, G devices
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ...solvers.slots import Slots
 from ...spec.balance import balance as balance_of
 from ...spec.placement import PlacementDevice, PlacementLayer, Score
 from ...spec.trace import Trace
@@ -19,65 +20,91 @@ def score(layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], 
     Devices count with their speeds in the balance. Which copy of a replicated expert serves a token is drawn by the
     shares, each choice by itself (seeded); boundaries are scored only where every expert has one copy.
     """
-    speed = np.array([device.speed for device in devices])
-    names = sorted({device.host for device in devices})
-    host_of = np.array([names.index(device.host) for device in devices])
-    shares = [layer.share_matrix(trace.num_experts) for layer in layers]
-    balance = np.array([balance_of(counts @ s, speed) for counts, s in zip(trace.expert_counts, shares, strict=True)])
-    mean, largest = float(balance.mean()), float(balance.max())
-    if trace.counts_only:
-        return Score(tokens=float(trace.expert_counts[0].sum()), balance_mean=mean, balance_max=largest)
-
-    single = all((s > 0).sum() == trace.num_experts for s in shares)
-    chosen = _copies(trace, shares, single)
-    fan_device = [_distinct(chosen[:, layer], len(devices)) for layer in range(trace.layers)]
-    fan_host = [_distinct(host_of[chosen[:, layer]], len(names)) for layer in range(trace.layers)]
-    first = chosen[:, :, 0]
-    crossed = single and trace.layers > 1
-    return Score(
-        tokens=trace.tokens,
-        balance_mean=mean,
-        balance_max=largest,
-        boundary_cross_device=_crossed(first) if crossed else None,
-        boundary_cross_host=_crossed(host_of[first]) if crossed else None,
-        fanout_device=float(np.mean(fan_device)),
-        fanout_host=float(np.mean(fan_host)),
-    )
+    return Scorer(layers, devices, trace.num_experts).on(trace)
 
 
-def _copies(trace: Trace, shares: Sequence[np.ndarray], single: bool) -> np.ndarray:
-    """[T, L, K] device that serves each choice."""
-    rng = np.random.default_rng(SEED)
-    chosen = np.empty(trace.expert_ids.shape, np.int64)
-    for layer, matrix in enumerate(shares):
-        ids = trace.expert_ids[:, layer]
-        if single:
-            chosen[:, layer] = (matrix > 0).argmax(axis=1)[ids]
-            continue
-        # Column by column of the copies that an expert has at most, not of all devices.
-        draw, most = rng.random(ids.shape), int((matrix > 0).sum(axis=1).max())
-        holders = np.argsort(matrix == 0, axis=1, kind="stable")[:, :most]
-        upto = np.take_along_axis(np.where(matrix > 0, matrix.cumsum(axis=1), np.inf), holders, axis=1)
-        copy = np.zeros(ids.shape, np.int64)
-        for column in range(most - 1):
-            copy += upto[:, column][ids] <= draw
-        chosen[:, layer] = holders[ids, copy]
-    return chosen
+class Scorer:
+    """A placement, ready to be scored on several traces of ``num_experts`` experts; see ``score``."""
+
+    def __init__(self, layers: Sequence[PlacementLayer], devices: Sequence[PlacementDevice], num_experts: int) -> None:
+        names = sorted({device.host for device in devices})
+        self.speed = np.array([device.speed for device in devices])
+        self.host_of = np.array([names.index(device.host) for device in devices])
+        self.shares = [layer.share_matrix(num_experts) for layer in layers]
+        self.single = all((s > 0).sum() == num_experts for s in self.shares)
+
+    def on(self, trace: Trace) -> Score:
+        """Its score there."""
+        loads = zip(trace.expert_counts, self.shares, strict=True)
+        balance = np.array([balance_of(counts @ shares, self.speed) for counts, shares in loads])
+        mean, largest = float(balance.mean()), float(balance.max())
+        if trace.counts_only:
+            return Score(tokens=float(trace.expert_counts[0].sum()), balance_mean=mean, balance_max=largest)
+
+        rng = np.random.default_rng(SEED)
+        by_device, by_host = _Places(len(self.speed)), _Places(int(self.host_of.max()) + 1)
+        for layer, shares in enumerate(self.shares):
+            # A row for each choice: what follows goes through whole rows.
+            ids = np.ascontiguousarray(trace.expert_ids[:, layer].T, np.intp)
+            chosen = (shares > 0).argmax(axis=1)[ids] if self.single else _drawn(ids, shares, rng)
+            by_device.add(chosen)
+            by_host.add(self.host_of[chosen])
+        crossed = self.single and trace.layers > 1
+        return Score(
+            tokens=trace.tokens,
+            balance_mean=mean,
+            balance_max=largest,
+            boundary_cross_device=by_device.crossed if crossed else None,
+            boundary_cross_host=by_host.crossed if crossed else None,
+            fanout_device=float(np.mean(by_device.distinct)),
+            fanout_host=float(np.mean(by_host.distinct)),
+        )
 
 
-def _distinct(places: np.ndarray, count: int) -> float:
-    """Mean number of distinct places in the rows of [T, K]: bits of words that hold 64 places each."""
-    found = np.zeros(len(places), np.int64)
-    for first in range(0, count, 64):
-        here = (np.arange(count) >= first) & (np.arange(count) < first + 64)
-        bit = np.where(here, np.left_shift(np.uint64(1), (np.arange(count) % 64).astype(np.uint64)), np.uint64(0))
-        held = np.zeros(len(places), np.uint64)
-        for column in places.T:
-            held |= bit[column]
-        found += np.bitwise_count(held)
-    return float(found.mean())
+def reached_balance(slots: Slots, load: np.ndarray, speed: np.ndarray) -> np.ndarray:
+    """[L] mean balance over windows."""
+    return balance_of([slots.finish(window, speed) * speed for window in load], speed).mean(axis=0)
 
 
-def _crossed(place: np.ndarray) -> float:
-    """Share of (token, boundary) whose places [T, L] differ."""
-    return float((place[:, 1:] != place[:, :-1]).mean())
+def _drawn(ids: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[K, T] device that serves each choice; ids: [K, T], shares: [E, G]."""
+    # Column by column of the copies that an expert has at most, not of all devices.
+    draw, most = rng.random(ids.shape[::-1]).T, int((shares > 0).sum(axis=1).max())
+    holders = np.argsort(shares == 0, axis=1, kind="stable")[:, :most]
+    upto = np.take_along_axis(np.where(shares > 0, shares.cumsum(axis=1), np.inf), holders, axis=1)
+    copy = np.zeros(ids.shape, np.int64)
+    for column in range(most - 1):
+        copy += upto[:, column][ids] <= draw
+    return holders[ids, copy]
+
+
+class _Places:
+    """What tokens need of ``count`` places, layer after layer.
+
+    distinct: mean number of places of a token, of each layer.
+    """
+
+    def __init__(self, count: int) -> None:
+        # Words that hold 64 places each.
+        number = np.arange(count)
+        bit = np.left_shift(np.uint64(1), (number % 64).astype(np.uint64))
+        self.words = [np.where(number // 64 == word, bit, np.uint64(0)) for word in range(-(-count // 64))]
+        self.distinct: list[float] = []
+        self.moved = self.seen = 0
+        self.before: np.ndarray | None = None
+
+    def add(self, places: np.ndarray) -> None:
+        """The next layer's places [K, T]."""
+        found = np.zeros(places.shape[1], np.int64)
+        for word in self.words:
+            found += np.bitwise_count(np.bitwise_or.reduce(word[places], axis=0))
+        self.distinct.append(float(found.mean()))
+        if self.before is not None:
+            self.moved += int((places[0] != self.before).sum())
+            self.seen += places.shape[1]
+        self.before = places[0]
+
+    @property
+    def crossed(self) -> float:
+        """Share of (token, boundary) whose first choices are in different places."""
+        return self.moved / self.seen

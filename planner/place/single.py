@@ -13,12 +13,14 @@ import numpy as np
 
 from ...solvers.affinity import Affinity
 from ...solvers.result import Solution
+from ...solvers.slots import Slots
 from ...spec.errors import MoeplanError
 from ...spec.placement import Movement
 from ...spec.trace import Trace
 from ..budget import Budget, OutOfTime
 from . import baselines
 from .fleet import Fleet, check_groups
+from .request import Request
 from .sample import coherent_affinity, counted_affinity, fan_out_affinity
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
@@ -146,6 +148,21 @@ class Single:
             mine = np.take_along_axis(load.sum(axis=0), here, axis=1)
             np.put_along_axis(placed, here, devices[baselines.greedy(mine, inside)], axis=1)
         return placed
+
+
+def single_of(request: Request, fleet: Fleet) -> Single:
+    """The request for single copies, from its previous placement where it has one."""
+    old = previous_devices(request, fleet)
+    return Single(fleet, request.movement, request.groups, old, request.max_moves, seed=request.seed)
+
+
+def previous_devices(request: Request, fleet: Fleet) -> np.ndarray | None:
+    """[L, E] devices of the previous placement."""
+    if request.previous is None:
+        return None
+    if not request.previous.single_copy:
+        raise MoeplanError("--previous has replicas: give as many --slots as it has")
+    return device_of(Slots.from_lists([layer.slots for layer in request.previous.layers], None, fleet.capacity))
 
 
 def device_of(slots: Any) -> np.ndarray:

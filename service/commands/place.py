@@ -1,39 +1,31 @@
 """``moeplan place``: from recorded routing to an expert placement."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...planner.budget import ROOM, Budget
+from ...planner.budget import Budget
 from ...planner.place.fleet import even_fleet, uneven_fleet
-from ...planner.place.moves_front import check_moves_front
-from ...planner.place.moves_front import moves_front as moves_front_of
-from ...planner.place.moves_page import draw_moves, moves_page
 from ...planner.place.page import scores_table, verdict
-from ...planner.place.pareto import check_front
-from ...planner.place.pareto import pareto as front_of
-from ...planner.place.pareto_page import draw
-from ...planner.place.pareto_page import page as front_page
 from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
-from ...spec.catalogue import load_model
-from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
-from ...spec.model import DType
+from ...spec.model import DType, Model
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.routing import check_shape
 from ...spec.trace import Trace
-from ...spec.workload import Workload
 from ..clock import began
 from ..console import err, out, print_json, progress, stop_on_interrupt
+from ..fronts import Fronts, Shown
 from ..options import MAX_SECONDS, output_option, picture_option
+
+if TYPE_CHECKING:
+    from ...planner.place.timed import Timing
 
 DEVICES = 8  # by default
 MAX_SLOTS = 2**20
 PLACE_TIME = 0.5  # of the time limit, where a front is asked for too
-DRAW_TIME = 1.2  # seconds of a processor to load what draws, and to draw
 
 
 def place(
@@ -100,9 +92,7 @@ def place(
     """
     budget = Budget.of(time_limit, began())
     recorded = Trace.read(trace)
-    named = load_model(model) if model else None
-    if named is not None:
-        check_shape(recorded, named, str(trace))
+    named = _named(model, recorded, trace)
     held = parse_slots(slots_per_device, slots, devices, equal_slots) if slots_per_device else None
     count = slots or (sum(held) if held else recorded.num_experts)
     timing = None
@@ -111,12 +101,7 @@ def place(
             raise MoeplanError("--slots-per-device does not go with --cluster: its devices' memory says how many fit")
         if named is None:
             raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
-        # Imported when it is needed: predictions need much that other placements do not.
-        from ...planner.place.timed import Timing
-
-        timing = Timing(
-            Cluster.read(cluster), named, Workload.from_text(workload), dtype or named.dtype, seed, model or ""
-        )
+        timing = _timing(cluster, named, workload, dtype, seed, model or "")
         fleet = timing.devices(recorded, count, equal_slots)
     else:
         fleet = (
@@ -141,12 +126,10 @@ def place(
         seed=seed,
         timing=timing,
     )
-    if pareto is not None:
-        check_front(recorded, request)
-    if moves_front is not None:
-        check_moves_front(request)
-    fronts = (pareto is not None) + (moves_front is not None)
-    front, moved, drawn = None, None, []
+    fronts = Fronts(pareto, moves_front)
+    fronts.check(recorded, request)
+    shown: list[Shown] = []
+    drawn: list[Path] = []
     with progress("placing") as show, stop_on_interrupt() as stop:
         placement = solve(
             recorded,
@@ -156,33 +139,22 @@ def place(
             model=named,
             on_event=show,
             stop=stop,
-            budget=budget if not fronts else budget.part(PLACE_TIME),
+            budget=budget if not fronts.count else budget.part(PLACE_TIME),
         )
         placement.write(output)
-        drawing = DRAW_TIME * budget.slowdown
-        if pareto is not None:
-            free = budget.before(fronts * drawing).part(1 / fronts)
-            front = front_of(recorded, request, placement, on_event=show, stop=stop, budget=free)
-            drawn += _drawn(lambda: draw(front, pareto), pareto, drawing, budget)
-        if moves_front is not None:
-            free = budget.before(drawing)
-            moved = moves_front_of(recorded, request, placement, on_event=show, stop=stop, budget=free)
-            drawn += _drawn(lambda: draw_moves(moved, moves_front), moves_front, drawing, budget)
+        if fronts.count:
+            shown, drawn = fronts.search(recorded, request, placement, on_event=show, stop=stop, budget=budget)
     if as_json:
-        shown = placement.model_dump(mode="json")
-        shown |= {} if front is None else {"pareto": front.to_dict()}
-        print_json(shown if moved is None else shown | {"moves_front": moved.to_dict()})
+        print_json(placement.model_dump(mode="json") | {front.name: front.content for front in shown})
         return
     out.print(scores_table(placement))
-    if fronts and budget.skipped:
+    if shown and budget.skipped:
         placement = placement.model_copy(update={"notes": (*placement.notes, *unsaid(placement, budget))})
     for note in placement.notes:
         err.print(f"[yellow]note:[/] {note}", highlight=False)
     out.print(verdict(placement), highlight=False)
-    if front is not None:
-        out.print(front_page(front))
-    if moved is not None:
-        out.print(moves_page(moved))
+    for front in shown:
+        out.print(front.page)
     for path in drawn:
         out.print(f"drew {path}", markup=False, highlight=False, soft_wrap=True)
     out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
@@ -212,12 +184,24 @@ def parse_slots(text: str, slots: int | None, devices: int | None, equal_slots: 
     return held
 
 
-def _drawn(drawing: Callable[[], None], path: Path, seconds: float, budget: Budget) -> list[Path]:
-    """The picture, where there is time to load what draws."""
-    if not budget.affords(seconds / 2 / ROOM, f"the picture {path}"):
-        return []
-    drawing()
-    return [path]
+def _named(name: str | None, trace: Trace, path: Path) -> Model | None:
+    """The model, which must be of the trace's shape."""
+    if not name:
+        return None
+    from ...spec.catalogue import load_model
+
+    model = load_model(name)
+    check_shape(trace, model, str(path))
+    return model
+
+
+def _timing(cluster: Path, model: Model, workload: str, dtype: DType | None, seed: int, asked: str) -> "Timing":
+    """What predicts; imported when it is needed: predictions need much that other placements do not."""
+    from ...planner.place.timed import Timing
+    from ...spec.cluster import Cluster
+    from ...spec.workload import Workload
+
+    return Timing(Cluster.read(cluster), model, Workload.from_text(workload), dtype or model.dtype, seed, asked)
 
 
 def unsaid(placement: Placement, budget: Budget) -> list[str]:

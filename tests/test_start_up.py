@@ -1,0 +1,51 @@
+"""What a command loads: time limits count from its start, so nothing heavy is imported before it is needed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moeplan.service.app import COMMANDS
+from moeplan.tests.routings import chained_trace
+
+HEAVY = {"numba", "scipy", "pulp", "highspy", "ortools", "torch", "matplotlib", "plotly", "networkx", "pandas"}
+HEAVY |= {"transformers", "huggingface_hub"}
+PROGRAMS = {"solve": {"pulp", "highspy"}}  # it always solves one
+LOADED = "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+PLACE = ["moeplan", "place", "--trace", "trace.npz", "--fit", "0:0.5", "--devices", "4", "--hosts", "2"]
+
+
+def loaded(program: str, folder: Path) -> set[str]:
+    """The packages that a new process has after ``program``."""
+    source = f"import sys\n{program}\nsys.stdout.flush()\n{LOADED}"
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
+    found = loaded(f"import moeplan.service.commands.{name}", tmp_path)
+    assert "typer" in found
+    assert found & HEAVY <= PROGRAMS.get(name, set())
+
+
+@pytest.mark.parametrize("options", [[], ["--slots", "20"], ["--movement", "ep"], ["--pareto", "front.png"]])
+def test_a_first_answer_needs_no_solver(options: list[str], tmp_path: Path) -> None:
+    """One second never allows a search: the solvers alone take longer to load."""
+    chained_trace(0, 4, 16, 512, 2).write(tmp_path / "trace.npz")
+    argv = [*PLACE, *options, "--time-limit", "1"]
+    found = loaded(f"sys.argv = {argv}\nfrom moeplan.service.cli import _guarded\nassert _guarded() == 0", tmp_path)
+    assert (tmp_path / "place.json").exists()
+    assert "numpy" in found
+    assert not found & HEAVY
+
+
+def test_only_one_file_imports_numba() -> None:
+    """Its cache must be chosen first: what it finds there is run."""
+    root = Path(__file__).parents[1]
+    files = [path for path in (root / "solvers").glob("*.py") if path.name != "jit.py"]
+    assert len(files) > 30
+    assert [path.name for path in files if "import numba" in path.read_text() or "from numba" in path.read_text()] == []
