@@ -51,7 +51,7 @@ def outcome_of(case: tuple[str, ...], limit: float, folder: Path) -> tuple[Outco
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize(("case", "limit"), zip(QUICK_CASES, QUICK, strict=True), ids=[f"{x:g}s" for x in QUICK])
+@pytest.mark.parametrize(("case", "limit"), list(zip(QUICK_CASES, QUICK, strict=True)), ids=[f"{x:g}s" for x in QUICK])
 def test_limits_hold_on_a_busy_machine(case: tuple[str, ...], limit: float, folder: Path) -> None:
     with busy_processors():
         found, kept = outcome_of(case, limit, folder)
