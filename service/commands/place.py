@@ -19,7 +19,8 @@ from ...planner.place.pareto_page import page as front_page
 from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
 from ...spec.catalogue import load_model
-from ...spec.cluster import Cluster
+from ...spec.claims import replacing
+from ...spec.cluster import MAX_DEVICES, Cluster
 from ...spec.errors import MoeplanError
 from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
@@ -27,7 +28,7 @@ from ...spec.routing import check_shape
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
-from ..console import err, out, print_json, progress, stop_on_interrupt
+from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..options import MAX_SECONDS, output_option, picture_option
 
 DEVICES = 8  # by default
@@ -40,9 +41,11 @@ def place(
     trace: Annotated[Path, typer.Option(help="Recorded routing (.npz); `moeplan trace import` makes one.")],
     fit: Annotated[str, typer.Option(help="Part of the trace to fit, FROM:TO; the rest scores it.")] = "0:1",
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Equal devices, where no cluster is given; by default 8.")
+        int | None, typer.Option(min=1, max=MAX_DEVICES, help="Equal devices, where no cluster is given; by default 8.")
     ] = None,
-    hosts: Annotated[int, typer.Option(min=1, help="Hosts that the devices stand on, consecutively.")] = 1,
+    hosts: Annotated[
+        int, typer.Option(min=1, max=MAX_DEVICES, help="Hosts that the devices stand on, consecutively.")
+    ] = 1,
     cluster: Annotated[
         Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
     ] = None,
@@ -70,7 +73,9 @@ def place(
     balance_cap: Annotated[
         float | None, typer.Option(help="Largest mean balance of the fitted part; by default EPLB's, made safe.")
     ] = None,
-    previous: Annotated[Path | None, typer.Option(help="Start from this placement.")] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="Start from this placement; --output may be the same file.")
+    ] = None,
     max_moves: Annotated[int | None, typer.Option(min=0, help="Experts that may change device against it.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Names the model; moves are then in bytes.")
@@ -134,7 +139,7 @@ def place(
         equal_slots=equal_slots,
         groups=groups,
         balance_cap=balance_cap,
-        previous=Placement.read(previous) if previous else None,
+        previous=read_previous(previous) if previous else None,
         max_moves=max_moves,
         steps=steps,
         time_limit=time_limit,
@@ -176,16 +181,22 @@ def place(
     out.print(scores_table(placement))
     if fronts and budget.skipped:
         placement = placement.model_copy(update={"notes": (*placement.notes, *unsaid(placement, budget))})
-    for note in placement.notes:
-        err.print(f"[yellow]note:[/] {note}", highlight=False)
-    out.print(verdict(placement), highlight=False)
+    for known in placement.notes:
+        note(known)
+    out.print(verdict(placement))
     if front is not None:
         out.print(front_page(front))
     if moved is not None:
         out.print(moves_page(moved))
     for path in drawn:
-        out.print(f"drew {path}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
+        say(f"drew {path}")
+    say(f"wrote {output}; `moeplan explain {output}` says why")
+
+
+def read_previous(path: Path) -> Placement:
+    """The placement to start from. The new one may take its place: what serves today is replaced every day."""
+    with replacing(path):
+        return Placement.read(path)
 
 
 def parse_part(text: str) -> tuple[float, float]:
