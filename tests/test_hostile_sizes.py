@@ -222,6 +222,8 @@ LARGE = [
     ["trace", "stats", "small.npz", "--devices", "1000000000"],
     ["place", "--trace", "wide.npz", "--devices", "1024", "--slots", "131072"],
     ["export", "--check", "place.json", "--to", "vllm", "-m", "mixtral", "--devices", "1000000000"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "prefill:9999872"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "decode:9999999"],
     ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "prefill:100000000000"],
     ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", f"decode:{'9' * 5000}"],
 ]
