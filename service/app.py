@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import __version__
+from ..spec.claims import release
 
 COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "trace")
 
@@ -67,3 +68,4 @@ def moeplan(
     Exit codes: 0 done; 1 beyond the tolerance; 2 bad input or an infeasible limit; 3 a rank failed; 130 Ctrl-C;
     141 nobody reads the output.
     """
+    release()

@@ -113,11 +113,11 @@ def _one_line(text: str) -> str:
 
 def _say(text: str) -> None:
     try:
-        from rich.markup import escape
+        from rich.text import Text
 
         from .console import err
 
-        err.print(f"[bold red]error:[/] {escape(text)}", highlight=False, soft_wrap=True)
+        err.print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
     except KeyboardInterrupt:
         pass
 

@@ -1,4 +1,4 @@
-"""What every command shares: consoles, progress, JSON output, sizes, the launcher that its options name."""
+"""What every command shares: consoles, progress, JSON output, sizes."""
 
 import json
 import re
@@ -10,17 +10,59 @@ from threading import Event as Flag
 from time import monotonic
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from ..spec.errors import MoeplanError
-
-out = Console()
-err = Console(stderr=True)
 
 Event = dict[str, Any]
 SECONDS_A_LINE = 10.0
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+class _Printable:
+    """What a renderable prints, without characters that steer a terminal, which a name in a file may hold."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            text = segment.text
+            if not segment.control and not text.isprintable():
+                text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+            yield Segment(text, segment.style, segment.control)
+
+
+class _Names(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Printable(renderable) for renderable in renderables]
+
+
+def literal_console(**options: Any) -> Console:
+    """A console that prints every text as it is, whatever brackets, colons or numbers it holds; style comes by Text.
+
+    Names of models, devices, hosts and files are part of nearly every text. What a terminal would obey becomes ``?``.
+    """
+    console = Console(markup=False, emoji=False, highlight=False, **options)
+    console.push_render_hook(_Names())
+    return console
+
+
+out = literal_console()
+err = literal_console(stderr=True)
+
+
+def say(text: str) -> None:
+    """One line on standard output, as wide as it is: paths and commands are copied from it."""
+    out.print(text, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """Something to know beside the result, on standard error."""
+    err.print(Text.assemble(("note:", "yellow"), " ", text), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -37,7 +79,7 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
     if not err.is_terminal:
         yield _Lines(title)
         return
-    what = TextColumn("[dim]{task.fields[what]}")
+    what = TextColumn("{task.fields[what]}", style="dim", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(title, total=None, what="")
@@ -62,7 +104,7 @@ class _Lines:
         self.last = now
         share = [f"{event['done'] / event['of']:.0%}"] if event.get("of") else []
         parts = [*share, *filter(None, [str(event.get("what", ""))])]
-        err.print(f"{self.title}, {now - self.start:.0f} s: {', '.join(parts)}", markup=False, highlight=False)
+        err.print(f"{self.title}, {now - self.start:.0f} s: {', '.join(parts)}")
 
 
 @contextmanager

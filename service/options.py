@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from ..spec.claims import claim
 from ..spec.errors import DocumentError
 from ..spec.output import check_output
 from ..spec.picture import picture_kind
@@ -27,10 +28,13 @@ def picture_option(words: str) -> Any:
 def checked_output(context: typer.Context, path: Path | None) -> Path | None:
     """The path, if it can be written to and no other output of this command goes there. Raises DocumentError.
 
-    Of several ranks that torchrun or Slurm started only the first writes.
+    From then on this command does not read that file. Of several ranks that torchrun or Slurm started only the first
+    writes.
     """
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    if path is None or rank != "0" or context.resilient_parsing:
+    if path is None or context.resilient_parsing:
+        return path
+    claim(path)
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0":
         return path
     check_output(path)
     others = context.meta.setdefault("moeplan.outputs", set())

@@ -4,9 +4,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from rich.table import Table
+from rich.text import Text
 
 from ..spec.operators import PARTS
-from ..spec.picture import save_picture
+from ..spec.picture import plain, save_picture
 from ..spec.report import Report, WeightsCheck
 
 BUSIER = 0.1  # of the processors' time, more than during the profile: worth a word
@@ -35,10 +36,10 @@ def report_table(report: Report) -> Table:
     step = report.step
     table.add_section()
     table.add_row(
-        f"[bold]step[/] (median of {report.repetitions}, spread {step.spread:.0%})",
+        Text.assemble(("step", "bold"), f" (median of {report.repetitions}, spread {step.spread:.0%})"),
         f"{step.predicted * 1e3:.2f}",
         f"{step.measured * 1e3:.2f}",
-        f"[bold]{step.error:+.1%}[/]",
+        Text(f"{step.error:+.1%}", style="bold"),
     )
     if (machine := report.machine) and (rescaled := machine.rescaled):
         table.add_row(
@@ -53,31 +54,35 @@ def report_table(report: Report) -> Table:
             f"output against the reference ({check.layers} layers, {check.tokens} tokens)",
             f"<= {check.tolerance:.0e}",
             f"{check.relative_error:.1e}",
-            "ok" if check.passed else "[bold red]differs[/]",
+            _result(check.passed),
         )
     if report.weights:
         add_weights_rows(table, report.weights)
-    table.caption = "[green]within tolerance[/]" if report.passed else "[red]beyond tolerance[/]"
+    table.caption = Text("within tolerance", "green") if report.passed else Text("beyond tolerance", "red")
     table.caption_justify = "left"
     return table
 
 
 def add_weights_rows(table: Table, weights: WeightsCheck) -> None:
     """How the weights were checked: recomputed from the files, and against Transformers where it can load them."""
-    result = "ok" if not weights.differing else "[bold red]differs[/]"
+    result = _result(not weights.differing)
     table.add_row(
         f"weights ({weights.stored}) computed again ({weights.values} values)", "0", str(weights.differing), result
     )
     if weights.relative_error is None:
         table.add_row("logits against Transformers' own loading", "", "", "not compared")
         return
-    result = "ok" if weights.relative_error <= weights.tolerance else "[bold red]differs[/]"
+    result = _result(weights.relative_error <= weights.tolerance)
     table.add_row(
         f"logits against Transformers {weights.transformers} ({weights.layers} layers, {weights.tokens} tokens)",
         f"<= {weights.tolerance:.0e}",
         f"{weights.relative_error:.1e}",
         result,
     )
+
+
+def _result(passed: bool) -> Text:
+    return Text("ok") if passed else Text("differs", "bold red")
 
 
 def machine_notes(report: Report) -> list[str]:
@@ -114,7 +119,7 @@ def draw_report(report: Report, path: Path) -> None:
         left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds of one step (mean over devices)")
-    axes.set_title(f"{report.model}, {report.workload}: step error {report.step.error:+.1%}")
+    axes.set_title(plain(f"{report.model}, {report.workload}: step error {report.step.error:+.1%}"))
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     save_picture(figure, path)

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from .claims import check_unclaimed
 from .errors import DocumentError
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
@@ -38,6 +39,11 @@ def open_regular(path: str | Path, limit: int, hint: str = "") -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise _unreadable(path, error) from None
     found = os.fstat(descriptor)
+    try:
+        check_unclaimed(path, found)
+    except DocumentError:
+        os.close(descriptor)
+        raise
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise DocumentError(f"{path}: {kind_of(found.st_mode)}, not a regular file")

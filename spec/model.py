@@ -19,7 +19,8 @@ from .storage import Shape, Storage, stored_bytes
 DType = Literal["f32", "bf16", "f16"]
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
 Activation = Literal["silu", "gelu", "relu", "swiglu_clamped"]
-MAX_LAYERS = 4096
+MAX_LAYERS = 512
+"""Of a model, placement or trace: four times the deepest published one; each takes time and memory everywhere."""
 MAX_EXPERTS = 65536
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 

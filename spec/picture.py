@@ -1,5 +1,6 @@
 """Pictures: the kinds that are written, and how."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,17 @@ def picture_kind(path: str | Path) -> str:
     return kind
 
 
+def plain(text: str) -> str:
+    """A text for Matplotlib to draw as it is: a name between dollar signs is no formula."""
+    return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+
+
 def save_picture(figure: "Figure", path: str | Path) -> Path:
     """Write it whole or not at all. Raises DocumentError for a kind that is not written, or a path that cannot be."""
     from matplotlib import rc_context
 
     kind = picture_kind(path)
-    with rc_context({"svg.hashsalt": "moeplan"}):  # or the names of an SVG's parts are drawn at random
+    # Without the salt the names of an SVG's parts are drawn at random; signs that no font has are drawn as boxes.
+    with rc_context({"svg.hashsalt": "moeplan"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         return write_atomically(path, lambda f: figure.savefig(f, format=kind, dpi=140, metadata=UNDATED[kind]))

@@ -5,9 +5,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from .cluster import MAX_DEVICES
 from .document import Document, Part
-from .model import MAX_EXPERTS
+from .model import MAX_EXPERTS, MAX_LAYERS
 
+MAX_CELLS = 2**26
+"""Layers x experts x devices: tables of so many numbers are held (DeepSeek-V3 on 320 devices has 4.8 million)."""
 Objective = Literal["latency", "locality", "balance"]
 Movement = Literal["coherent", "ep"]
 Shares = Literal["even", "optimal"]
@@ -128,8 +131,10 @@ class Placement(Document):
         default=None, description="of one expert of each layer as the model stores it, scales included; none: not known"
     )
     num_experts: int = Field(gt=0, le=MAX_EXPERTS)
-    devices: tuple[PlacementDevice, ...] = Field(min_length=1)
-    layers: tuple[PlacementLayer, ...] = Field(min_length=1, description="one per mixture-of-experts layer")
+    devices: tuple[PlacementDevice, ...] = Field(min_length=1, max_length=MAX_DEVICES)
+    layers: tuple[PlacementLayer, ...] = Field(
+        min_length=1, max_length=MAX_LAYERS, description="one per mixture-of-experts layer"
+    )
     objective: Objective
     movement: Movement
     share_rule: Shares = "even"
@@ -148,6 +153,9 @@ class Placement(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Placement":
+        cells = len(self.layers) * self.num_experts * len(self.devices)
+        if cells > MAX_CELLS:
+            raise ValueError(f"layers x num_experts x devices are {cells:,}, at most {MAX_CELLS:,} are read")
         everything = set(range(self.num_experts))
         for i, layer in enumerate(self.layers):
             if len(layer.slots) != len(self.devices):

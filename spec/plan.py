@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
 from .load import Load
-from .model import DType, Model
+from .model import MAX_LAYERS, DType, Model
 from .placement import check_copies
 from .workload import Workload
 
@@ -164,7 +164,7 @@ class Plan(Document):
     degrees: Degrees
     sequences: tuple[int, ...] = Field(description="sequences of each data-parallel group")
     tokens: tuple[int, ...] = Field(description="tokens of the residual stream on each device")
-    layers: tuple[LayerPlan, ...] = Field(description="one per mixture-of-experts layer")
+    layers: tuple[LayerPlan, ...] = Field(max_length=MAX_LAYERS, description="one per mixture-of-experts layer")
     stored_layers: PositiveInt = Field(description="layers with storage of their own; fewer than all: storage repeats")
     routing: RoutingSource
     predicted: Prediction

@@ -14,6 +14,9 @@ from .trace import Trace
 from .workload import Workload
 
 ASSUMED_EXPONENT = 0.5
+MAX_STEP_CHOICES = 2**25
+"""Tokens x layers x top-k of one step: 72,000 tokens of DeepSeek-V3. Each choice takes some 20 bytes in a prediction."""
+_DRAWS = 2**22  # at a time
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ def check_shape(trace: Trace, model: Model, where: str = "trace") -> None:
         )
 
 
+def check_size(workload: Workload, layers: int, top_k: int) -> None:
+    """Raise MoeplanError where a step chooses more often than is planned for."""
+    choices = workload.tokens * layers * top_k
+    if choices > MAX_STEP_CHOICES:
+        raise MoeplanError(
+            f"workload {workload}: {workload.tokens:,} tokens x {layers:,} layers x top-{top_k:,} are {choices:,} "
+            f"choices, at most {MAX_STEP_CHOICES:,} are planned for: give a step of fewer tokens"
+        )
+
+
 def draw_routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -> Routing:
     """The step's routing: rows of the trace, or ``assumed_routing`` when there is none."""
     if trace is None or trace.counts_only:
@@ -57,6 +70,7 @@ def traced_routing(trace: Trace, workload: Workload, seed: int) -> Routing:
     the trace is one long sequence; decode takes one random row of each. Sequences are drawn without replacement until
     the trace is used up.
     """
+    check_size(workload, trace.layers, trace.top_k)
     rng = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum(trace.seq_len)[:-1]])
     rows = []
@@ -83,11 +97,14 @@ def assumed_routing(model: Model, workload: Workload, seed: int, counts: np.ndar
     assert moe is not None
     rng = np.random.default_rng(seed)
     layers, experts, top_k = len(model.moe_layers), moe.num_experts, moe.top_k
+    check_size(workload, layers, top_k)
     ids = np.empty((workload.tokens, layers, top_k), np.int32)
+    rows = max(1, _DRAWS // experts)
     for j in range(layers):
         popularity = (1.0 + rng.permutation(experts)) ** -ASSUMED_EXPONENT if counts is None else counts[j] + 1e-9
-        scores = np.log(popularity) + rng.gumbel(size=(workload.tokens, experts))
-        ids[:, j] = np.argsort(-scores, axis=1)[:, :top_k]
+        for first in range(0, workload.tokens, rows):
+            scores = np.log(popularity) + rng.gumbel(size=(min(rows, workload.tokens - first), experts))
+            ids[first : first + rows, j] = np.argsort(-scores, axis=1)[:, :top_k]
     weights = 0.5 ** np.arange(top_k)
     return Routing(ids, np.broadcast_to((weights / weights.sum()).astype(np.float32), ids.shape).copy())
 

@@ -12,7 +12,7 @@ import numpy as np
 from .arrays import read_npz
 from .document import write_atomically
 from .errors import DocumentError
-from .model import MAX_EXPERTS
+from .model import MAX_EXPERTS, MAX_LAYERS
 
 MAX_TRACE_BYTES = 2 * 2**30
 MAX_CHOICES = 2**26
@@ -269,5 +269,7 @@ def _counted(ids: np.ndarray, num_experts: int) -> np.ndarray:
 
 
 def _check_counts(layers: int, experts: int, where: str) -> None:
+    if layers > MAX_LAYERS:
+        raise DocumentError(f"{where}: {layers:,} layers, at most {MAX_LAYERS:,} are read")
     if layers * experts > MAX_COUNTS:
         raise DocumentError(f"{where}: {layers:,} layers x {experts:,} experts, at most {MAX_COUNTS:,} are read")

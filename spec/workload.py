@@ -5,13 +5,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from .document import Document
+from .document import Document, show
 from .errors import MoeplanError
 
 DEFAULT_PROMPT = 128
 DEFAULT_CONTEXT = 512
-MAX_TOKENS = 9_999_999  # seven digits, as the text form
-_FORM = re.compile(r"(prefill|decode):(\d{1,7})(?:@(\d{1,7}))?")
+MAX_TOKENS = 9_999_999
+_FORM = re.compile(r"(prefill|decode):([0-9]+)(?:@([0-9]+))?")
 
 
 class Workload(Document):
@@ -48,7 +48,9 @@ class Workload(Document):
         """
         match = _FORM.fullmatch(text.strip())
         if not match:
-            raise MoeplanError(f"workload {text!r}: expected prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]")
+            raise MoeplanError(f"workload {show(text)}: expected prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]")
+        if any(len(number.lstrip("0")) > len(str(MAX_TOKENS)) for number in match.groups("")[1:]):
+            raise MoeplanError(f"workload {show(text)}: at most {MAX_TOKENS:,} tokens, sequences or context")
         phase, count, detail = match[1], int(match[2]), int(match[3]) if match[3] else None
         if count == 0 or (detail == 0 and phase == "prefill"):
             raise MoeplanError(f"workload {text!r}: tokens, sequences and length must be at least 1")

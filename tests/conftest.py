@@ -1,7 +1,7 @@
 """Hypothesis: no deadlines, as machines are noisy; in CI the same examples every time, elsewhere new ones.
 
-Files that start ranks of their own, build, or measure time are marked ``alone``: `make unit` runs all others side by
-side first.
+Files that start ranks of their own or measure time are marked ``alone``, but for their tests marked ``beside``, which
+do neither: `make unit` runs all others side by side first.
 """
 
 import os
@@ -13,11 +13,9 @@ ALONE = {
     "test_cli",
     "test_collectives",
     "test_executor",
-    "test_kernels_cpp_build",
     "test_lab",
     "test_launch",
     "test_profiler",
-    "test_profiler_measure",
     "test_run",
     "test_run_weights",
     "test_strategies",
@@ -30,5 +28,5 @@ settings.load_profile("moeplan")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem in ALONE:
+        if item.path.stem in ALONE and not item.get_closest_marker("beside"):
             item.add_marker("alone")

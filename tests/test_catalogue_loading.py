@@ -129,7 +129,7 @@ def test_folder_without_configuration(tmp_path: Path) -> None:
         ({"hidden_size": True}, ["hidden_size", "True"]),
         ({"hidden_size": 64.5}, ["hidden_size", "64.5"]),
         ({"hidden_size": 0}, ["hidden_size", "got 0"]),
-        ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "at most 4096"]),
+        ({"num_hidden_layers": 10**9}, ["num_hidden_layers", "at most 512 layers"]),
         ({"vocab_size": 10**400}, ["vocab_size", "whole number"]),
         ({"num_local_experts": 10**8}, ["num_experts", "65536"]),
         ({"num_experts_per_tok": 5}, ["top_k (5) exceeds num_experts (4)"]),

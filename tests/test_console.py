@@ -2,15 +2,13 @@
 
 import io
 
-from rich.console import Console
-
 from moeplan.service import console
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch):
     """The first after ten seconds, none within ten of the last."""
     written, now = io.StringIO(), [100.0]
-    monkeypatch.setattr(console, "err", Console(file=written))
+    monkeypatch.setattr(console, "err", console.literal_console(file=written))
     monkeypatch.setattr(console, "monotonic", lambda: now[0])
     with console.progress("profiling") as show:
         for seconds, event in [
@@ -31,7 +29,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch):
 
 def test_a_terminal_gets_a_bar(monkeypatch):
     written = io.StringIO()
-    monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=80))
+    monkeypatch.setattr(console, "err", console.literal_console(file=written, force_terminal=True, width=80))
     with console.progress("placing") as show:
         show({"done": 1, "of": 2, "what": "epoch"})
     assert "placing" in written.getvalue()

@@ -1,8 +1,12 @@
 """Limits on what files unfold to, one reader for YAML, and folders of compiled code that are only ours."""
 
 import io
+import json
 import os
+import resource
 import stat
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -12,8 +16,16 @@ import pytest
 from moeplan import Cluster, MoeplanError, Trace
 from moeplan.caches import ExposedError, check_private, private_folder
 from moeplan.runtime.launch.lab import LabSpec
+from moeplan.service import cli
+from moeplan.spec.catalogue import load_model
 from moeplan.spec.errors import DocumentError
+from moeplan.spec.model import MAX_LAYERS
+from moeplan.spec.plan import LayerPlan
 from moeplan.spec.texts import MAX_FIELDS, MAX_VALUES, parse_json, parse_yaml
+from moeplan.tests.exports import linear_placement
+from moeplan.tests.hostile_seeds import CONFIG
+from moeplan.tests.plans import even_slots, hand_made_plan
+from moeplan.tests.routings import random_trace
 from moeplan.tests.synthetic import cluster, tiny_model
 
 LAB = "name: two\nuplink_gbit: 1\nhosts:\n  - {name: a, ranks: RANKS, cpu_share: 0.5, threads: THREADS}\n"
@@ -91,7 +103,7 @@ def test_traces_that_unfold_to_too_much(tmp_path: Path) -> None:
         ({"expert_ids_npy": npy((2**40, 8, 1), b"")}, "needs"),
         ({"expert_ids_npy": npy((2**62, 2**62), b"", "<i8")}, "needs"),
         (
-            {"expert_ids_npy": npy((1, 2000, 1), bytes(2000)), "num_experts_npy": npy((), b"\xff\xff", "<u2")},
+            {"expert_ids_npy": npy((1, 100, 1), bytes(100)), "num_experts_npy": npy((), b"\xff\xff", "<u2")},
             "layers x",
         ),
         ({"expert_ids": b"text"}, "'expert_ids': expected an array, named 'expert_ids.npy'"),
@@ -167,3 +179,81 @@ def test_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", classmethod(none))
     with pytest.raises(OSError, match="set HOME or XDG_CACHE_HOME"):
         private_folder("kernels")
+
+
+# Too many layers, devices, tokens
+
+MANY = MAX_LAYERS + 1
+
+
+def many_layers(folder: Path) -> None:
+    """A configuration, a model of as many blocks, a placement, a plan and traces of one layer too many."""
+    (folder / "config").mkdir()
+    (folder / "config" / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 100_000}))
+    model = load_model("mixtral").model_dump(mode="json")
+    block = model["blocks"][0] | {"count": 1}
+    body = {"kind": "moeplan.model", "version": 1} | model | {"blocks": [block] * 5_000}
+    (folder / "model.json").write_text(json.dumps(body))
+    small = tiny_model(layers=1, experts=4)
+    place = json.loads(linear_placement(small, 2).to_json())
+    (folder / "place.json").write_text(json.dumps(place | {"layers": place["layers"] * MANY}))
+    layer = LayerPlan(strategy="ep", slots=even_slots(4, 2))
+    plan = json.loads(hand_made_plan(small, "decode:4@8", [layer], tokens=[2, 2]).to_json())
+    (folder / "plan.json").write_text(json.dumps(plan | {"layers": plan["layers"] * MANY}))
+    np.savez(folder / "trace.npz", expert_ids=np.zeros((4, MANY, 1), np.uint8), num_experts=np.int64(4))
+    np.savez(folder / "counts.npz", expert_counts=np.ones((100_000, 4)))
+
+
+LARGE = [
+    ["models", "config"],
+    ["models", "model.json"],
+    ["solve", "-m", "config"],
+    ["profile", "-m", "model.json"],
+    ["place", "--trace", "trace.npz"],
+    ["place", "--trace", "counts.npz"],
+    ["trace", "stats", "counts.npz"],
+    ["trace", "import", "counts.npz", "-o", "new.npz"],
+    ["explain", "place.json"],
+    ["compare", "place.json", "place.json"],
+    ["export", "place.json", "--to", "vllm", "-m", "mixtral"],
+    ["run", "plan.json"],
+    ["place", "--trace", "small.npz", "--devices", "1000000000"],
+    ["place", "--trace", "small.npz", "--hosts", "1000000000"],
+    ["trace", "stats", "small.npz", "--devices", "1000000000"],
+    ["place", "--trace", "wide.npz", "--devices", "1024", "--slots", "131072"],
+    ["export", "--check", "place.json", "--to", "vllm", "-m", "mixtral", "--devices", "1000000000"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "prefill:9999872"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "decode:9999999"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", "prefill:100000000000"],
+    ["solve", "-m", "mixtral", "--cluster", "cluster.json", "--workload", f"decode:{'9' * 5000}"],
+]
+
+
+@pytest.mark.parametrize("argv", LARGE, ids=" ".join)
+def test_sizes_beyond_any_model_are_refused_at_once(
+    argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["moeplan", *argv])
+    many_layers(tmp_path)
+    random_trace(0, 2, 4).write("small.npz")
+    np.savez(tmp_path / "wide.npz", expert_counts=np.ones((3, 65536)))
+    cluster(tiny_model()).write("cluster.json")
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    err = capfd.readouterr().err
+    assert stopped.value.code == 2
+    assert "Traceback" not in err
+    if not err.lstrip().startswith("Usage:"):
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+    assert time.process_time() - began < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20
+
+
+def test_as_many_layers_as_may_be_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": MAX_LAYERS}))
+    assert len(load_model(str(tmp_path / "config.json")).layers) == MAX_LAYERS
+    trace = Trace.of(np.zeros((2, MAX_LAYERS, 1), np.uint8), 4)
+    assert Trace.read(trace.write(tmp_path / "t.npz")).layers == MAX_LAYERS

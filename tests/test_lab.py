@@ -232,12 +232,14 @@ def test_the_next_lab_cleans_after_a_killed_watchdog():
         assert leftovers(owner.pid) == []
 
 
+@pytest.mark.beside
 def test_no_root(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(MoeplanError, match="the lab needs root"), Lab(LabSpec.model_validate(SPEC)):
         pass
 
 
+@pytest.mark.beside
 @needs_root
 def test_no_tools(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -245,6 +247,7 @@ def test_no_tools(monkeypatch, tmp_path):
         pass
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -277,22 +280,26 @@ def test_a_bad_lab_file_is_refused_in_one_line(text, message, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.beside
 def test_a_missing_lab_file():
     with pytest.raises(MoeplanError, match=r"nowhere\.yaml: no such file"):
         LabSpec.read("nowhere.yaml")
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("path", sorted(LABS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_example_labs_fit_two_cores(path):
     spec = LabSpec.read(path)
     lab_cpu.place([(host.cpu_share, host.threads) for host in spec.ranks()], [0, 1])
 
 
+@pytest.mark.beside
 def test_too_much_is_refused_with_the_totals():
     with pytest.raises(MoeplanError, match=r"2.8 in total: they do not fit into 2 core\(s\) of 0.95 each"):
         lab_cpu.place([(0.7, 1)] * 4, [0, 1])
 
 
+@pytest.mark.beside
 @given(
     demands=st.lists(st.tuples(st.floats(0.01, 3), st.integers(1, 4)), min_size=1, max_size=8),
     cores=st.sets(st.integers(0, 63), min_size=1, max_size=8),
@@ -314,6 +321,7 @@ def test_placing_never_oversubscribes_a_core(demands, cores):
     assert max(load.values()) <= lab_cpu.FULL + 1e-6
 
 
+@pytest.mark.beside
 def test_the_cpu_controller_is_found_in_both_versions():
     one = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0\n"
     two = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n"

@@ -171,3 +171,15 @@ def test_a_copy_with_no_share_serves_nothing() -> None:
 def test_an_expert_that_no_device_serves_is_an_error() -> None:
     with pytest.raises(ValueError, match="no device serves expert 1"):
         copy_table(((0,), (2,)), None, [0, 0], 3)
+
+
+def test_draws_in_pieces_are_those_of_the_whole(monkeypatch):
+    model, workload = load_model("mixtral"), Workload.from_text("prefill:40@8")
+    whole = assumed_routing(model, workload, 3)
+    monkeypatch.setattr("moeplan.spec.routing._DRAWS", 56)
+    assert np.array_equal(assumed_routing(model, workload, 3).expert_ids, whole.expert_ids)
+
+
+def test_a_step_of_too_many_choices_is_refused():
+    with pytest.raises(MoeplanError, match=r"9,999,999 tokens x 32 layers x top-2 are 639,999,936 choices"):
+        assumed_routing(load_model("mixtral"), Workload.from_text("decode:9999999"), 0)

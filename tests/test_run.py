@@ -113,6 +113,7 @@ def rank_of(number: int, hosts=("a", "a"), kind="cpu", share=1.0) -> Rank:
     return Rank(number, len(hosts), tuple(hosts), torch.device(kind), 1, share, lambda event: None)
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
@@ -130,6 +131,7 @@ def test_other_devices_are_refused(rank, message):
         verify_devices(plan, rank)
 
 
+@pytest.mark.beside
 def test_another_trace_is_refused(tmp_path):
     ids = np.stack([np.arange(8).reshape(4, 2)] * 40)
     trace, other = Trace.of(ids, 8), Trace.of(ids[:, ::-1], 8)
@@ -145,6 +147,7 @@ def test_another_trace_is_refused(tmp_path):
         planned_trace(plan, str(tmp_path / "missing.npz"))
 
 
+@pytest.mark.beside
 def test_what_can_be_refused_early_starts_no_ranks(tmp_path):
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0))
     with pytest.raises(MoeplanError, match=r"missing\.npz: no such file"):
@@ -153,6 +156,7 @@ def test_what_can_be_refused_early_starts_no_ranks(tmp_path):
         run(plan, None, weights_folder=tmp_path)
 
 
+@pytest.mark.beside
 def test_a_rank_refuses_before_it_loads():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), hosts=("a", "elsewhere"))
     job = Job(plan.to_json(), None, None, repetitions=None, step_budget=1, check_budget=1)
@@ -160,6 +164,7 @@ def test_a_rank_refuses_before_it_loads():
         run_plan(rank_of(0), job.to_json())
 
 
+@pytest.mark.beside
 def test_report_takes_the_slowest_device_and_the_mean_of_parts():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
     part = {"layer": 1, "part": "expert", "seconds": [0.1, 0.1, 0.4]}
@@ -178,6 +183,7 @@ def test_report_takes_the_slowest_device_and_the_mean_of_parts():
     assert not assemble(plan, good, 0.3).passed
 
 
+@pytest.mark.beside
 def test_the_machine_is_compared_with_its_profile_and_the_prediction_re_scaled():
     points = (
         ProbePoint(kind="compute", operator="expert_ffn", at={"tokens": 128}, seconds=(1e-3, 2e-3)),
@@ -213,6 +219,7 @@ def test_the_machine_is_compared_with_its_profile_and_the_prediction_re_scaled()
     assert Report.parse(report.to_json(), "report") == report
 
 
+@pytest.mark.beside
 def test_an_unchanged_machine_is_worth_no_word():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
     point = ProbePoint(kind="compute", operator="expert_ffn", at={"tokens": 128}, seconds=(1e-3, 1e-3))
@@ -247,6 +254,7 @@ def test_a_short_run_times_the_probes_before_and_after_its_steps(launcher):
     assert any("has changed" in note for note in machine_notes(report))
 
 
+@pytest.mark.beside
 def test_relative_error():
     a = torch.tensor([[1.0, -4.0]])
     assert relative_error(Output(a, None), Output(a, None)) == 0
@@ -254,6 +262,7 @@ def test_relative_error():
     assert relative_error(Output(a * torch.nan, None), Output(a, None)) == sys.float_info.max
 
 
+@pytest.mark.beside
 def test_checked_layers():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0))
     assert first_layers(MODEL, 2).moe_layers == (1,)

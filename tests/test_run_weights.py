@@ -97,6 +97,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.beside
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals_are_one_line_and_start_no_ranks(message, folder, monkeypatch, capfd):
     REFUSED[message](folder)

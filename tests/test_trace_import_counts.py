@@ -91,7 +91,7 @@ def test_bare_counts_and_recorder_records_as_json(tmp_path: Path) -> None:
         ("x", "as a tensor"),
         (None, "as a tensor"),
         ([[1, 10**30]], "other things than numbers"),
-        ([[1, 2]] * 5000, "5000 layers, at most 4096"),
+        ([[1, 2]] * 5000, "5000 layers, at most 512"),
     ],
 )
 def test_counts_that_are_none_are_refused(value: object, pattern: str, tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_llama_cpp_counts_return(rows: list[tuple[int, int]]) -> None:
         ("layer,expert\n1,x\n", "not a readable CSV"),
         ("layer,expert\n1,2.5\n", "not a readable CSV"),
         ("layer,expert\n1\n", "not a readable CSV"),
-        ("layer,expert\n-1,2\n", "layer: expected 0..4095, found -1"),
-        ("layer,expert\n5000,2\n", "layer: expected 0..4095"),
+        ("layer,expert\n-1,2\n", "layer: expected 0..511, found -1"),
+        ("layer,expert\n5000,2\n", "layer: expected 0..511"),
         ("layer,expert\n1,70000\n", "expert: expected 0..65535"),
         ("layer,expert\n1,99999999999999999999\n", "not a readable CSV"),
-        ("layer,expert\n4000,1\n1,65000\n", "at most 16777216 counts"),
+        ("layer,expert\n500,1\n1,65000\n", "at most 16777216 counts"),
         ("layer,expert,count\n1,2,-4\n", "expected counts"),
         ("\0\0\0", "expected columns"),
     ],

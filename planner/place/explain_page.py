@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...spec.picture import save_picture
+from ...spec.picture import plain, save_picture
 from ...spec.placement import Placement
 from ..units import bytes_text
 from .crossings import Boundary, Fanout, Swap
@@ -264,7 +264,7 @@ def _heat(axes: "Axes", placement: Placement, found: Explanation) -> None:
     image = axes.imshow(over, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
     every = max(1, len(hosts) // 32)
     shown = range(0, len(hosts), every)
-    axes.set_yticks(shown, [f"{d} {hosts[d]}" for d in shown], fontsize=8, parse_math=False)
+    axes.set_yticks(shown, [plain(f"{d} {hosts[d]}") for d in shown], fontsize=8)
     axes.set_ylabel("device, host")
     for d in np.flatnonzero(np.array(hosts)[1:] != np.array(hosts)[:-1]):
         axes.axhline(d + 0.5, color="black", linewidth=1.2)
@@ -275,7 +275,7 @@ def _heat(axes: "Axes", placement: Placement, found: Explanation) -> None:
     held = f", held out {found.held_out.balance_mean:.3f}" if found.held_out else ""
     name = placement.model or "placement"
     title = f"{name}: load of each device on the {part} (balance {score.balance_mean:.3f}{held}; dots: hottest)"
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(plain(title), fontsize=10, loc="left")
 
 
 def _crossing_bars(axes: "Axes", placement: Placement, boundaries: tuple[Boundary, ...]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...spec.errors import InfeasibleError, MoeplanError
-from ...spec.placement import Movement, Objective, Placement, PlacementDevice, Shares
+from ...spec.placement import MAX_CELLS, Movement, Objective, Placement, PlacementDevice, Shares
 from ...spec.trace import Trace
 from .fleet import Fleet, check_groups
 
@@ -44,6 +44,12 @@ class Request:
 def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
     """What is worth saying about the input; raises where it cannot be used."""
     experts, room = trace.num_experts, int(fleet.capacity.sum())
+    cells = trace.layers * experts * len(request.devices)
+    if cells > MAX_CELLS:
+        raise MoeplanError(
+            f"{trace.layers:,} layers x {experts:,} experts x {len(request.devices):,} devices are {cells:,}, at most "
+            f"{MAX_CELLS:,} are placed: use fewer --devices"
+        )
     if request.slots < experts or room < experts:
         raise InfeasibleError(f"{experts} experts need {experts} slots, got {min(request.slots, room)}: raise --slots")
     if request.groups > 1:

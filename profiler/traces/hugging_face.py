@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from ...spec import MoeplanError
+from ...spec.claims import check_unclaimed
+from ...spec.files import read_bytes, read_text
 from ..devices import memory_available
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+READ = {".json", ".safetensors", ".model", ".txt", ".jinja"}  # what Transformers may open in a model's folder
+MAX_TEXT_BYTES = 2 * 2**30
 
 
 def import_transformers() -> ModuleType:
@@ -34,14 +38,17 @@ def locate(path: Path, random_weights: bool) -> tuple[Path, Path]:
         raise MoeplanError(
             f"{config.parent}: holds no *.safetensors; ask for random weights, or give the model's folder"
         )
+    for file in config.parent.iterdir():
+        if file.suffix in READ and file.is_file():
+            check_unclaimed(file, file.stat())
     return config.parent, config
 
 
 def read_config(transformers: ModuleType, path: Path) -> Any:
     """The configuration, of a type that this Transformers knows."""
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        body = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise MoeplanError(f"{path}: not readable as JSON ({error})") from None
     kind = body.get("model_type") if isinstance(body, dict) else None
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
@@ -77,10 +84,7 @@ def read_sequences(
 
 def _tokenize(transformers: ModuleType, folder: Path, text: Path, vocabulary: int) -> tuple[Tensor, list[int], str]:
     """Token ids of a text, int64; the tokens that a sequence begins with; and what made them."""
-    try:
-        raw = text.read_bytes()
-    except OSError as error:
-        raise MoeplanError(f"{text}: cannot be read ({error.strerror})") from None
+    raw = read_bytes(text, MAX_TEXT_BYTES)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         if vocabulary < 256:
             raise MoeplanError(f"{folder}: has no tokenizer, and vocab_size {vocabulary} is too small for bytes (256)")

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...spec.picture import save_picture
+from ...spec.picture import plain, save_picture
 from .stats import TraceStats
 
 INK, ACCENT, SOFT = "#1f3b57", "#d1603d", "#8fa3b5"
@@ -27,7 +27,8 @@ def draw_stats(stats: TraceStats, path: str | Path) -> Path:
     axes = figure.subplots(rows, 2, squeeze=False)
     layers, experts = stats.expert_counts.shape
     routing = f"top-{stats.top_k}, {stats.tokens:,} tokens" if stats.fan_out else "counts only"
-    figure.suptitle(f"{stats.model or 'trace'}: {layers} layers x {experts} experts, {routing}", fontsize=13, color=INK)
+    title = plain(f"{stats.model or 'trace'}: {layers} layers x {experts} experts, {routing}")
+    figure.suptitle(title, fontsize=13, color=INK)
     _load_map(axes[0, 0], stats)
     _sorted_loads(axes[0, 1], stats)
     if rows == 2:

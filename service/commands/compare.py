@@ -14,7 +14,7 @@ from ...planner.place.compare import compare as between
 from ...planner.units import bytes_text
 from ...spec.placement import Placement
 from ...spec.trace import Trace
-from ..console import err, out, print_json
+from ..console import note, out, print_json
 from .explain import read_placement
 
 
@@ -37,8 +37,8 @@ def compare(
     out.print(_documents(a, first, b, second), _scores(found), _moves(second, found))
     for sentence in found.verdict:
         out.print(Text(sentence, style="bold"), soft_wrap=True)
-    for note in found.notes:
-        err.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for known in found.notes:
+        note(known)
 
 
 def _trace(a: Placement, b: Placement, given: Path | None) -> Trace | None:

@@ -12,7 +12,7 @@ from ...planner.place.explain_page import draw, page
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
-from ..console import err, out, print_json
+from ..console import note, out, print_json, say
 from ..options import picture_option
 
 
@@ -35,10 +35,10 @@ def explain(
         print_json(body(document, explanation))
         return
     out.print(page(document, explanation))
-    for note in explanation.notes:
-        err.print(f"note: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for known in explanation.notes:
+        note(known)
     if picture:
-        out.print(f"wrote {picture}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {picture}")
 
 
 def read_placement(path: Path) -> Placement:

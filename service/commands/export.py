@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import typer
-from rich.markup import escape
 
 from ...planner.export import ENGINES, Engine, Export, engine_named, same, validate
 from ...planner.export import export as make
 from ...spec.catalogue import load_model
+from ...spec.claims import claim
+from ...spec.cluster import MAX_DEVICES
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.model import Model
 from ...spec.output import check_output, write_atomically
 from ...spec.placement import Placement
 from ...spec.trace import Trace
-from ..console import err, out, print_json
+from ..console import note, out, print_json, say
 
 SUFFIXES = {".json", ".jsonl", ".yaml", ".yml", ".txt", ".pt"}  # an output that ends so is a file, else a folder
 
@@ -35,7 +36,9 @@ def export(
         Path | None,
         typer.Option(help="Check this file of the engine instead of writing one, and that it is the given placement."),
     ] = None,
-    devices: Annotated[int | None, typer.Option(min=2, help="With --check and no placement: the ranks.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=2, max=MAX_DEVICES, help="With --check and no placement: the ranks.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Write a placement in an engine's own format, checked by the engine's rules, and say what it does not carry.
@@ -45,16 +48,18 @@ def export(
     To check a file: `moeplan export --check location.json --to sglang --model deepseek-v3 --devices 32`
     """
     engine = engine_named(to)
-    wanted = Placement.read(placement) if placement else None
     if check:
+        wanted = Placement.read(placement) if placement else None
         _check(check, engine, load_model(model), wanted, devices, as_json)
         return
-    if wanted is None:
+    if placement is None:
         raise MoeplanError("export: name the placement (place.json), or a file to check (--check FILE --devices N)")
     paths = _Paths(output or Path(engine.name), engine)
-    loads = Trace.read(trace).expert_counts if trace else None
     for path in paths.all():
+        claim(path)
         check_output(path)
+    wanted = Placement.read(placement)
+    loads = Trace.read(trace).expert_counts if trace else None
     exported = make(wanted, engine.name, load_model(model), loads=loads, path_of=lambda name: str(paths.of(name)))
     written = _write(exported, paths)
     beside = {} if paths.single is None else {name: exported.files[name] for name in exported.beside}
@@ -62,15 +67,15 @@ def export(
         body = {"engine": exported.engine, "version": exported.version, "command": exported.command}
         print_json(body | {"files": [str(path) for path in written], "notes": exported.notes, "beside": beside})
         return
-    for note in exported.notes:
-        err.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    for known in exported.notes:
+        note(known)
     for path in written:
-        out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+        say(f"wrote {path}")
     for name, text in beside.items():
-        out.print(f"one file was asked for; {name} is needed too, with", highlight=False, soft_wrap=True)
-        out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"start {engine.title} (written for {exported.version}) with", highlight=False, soft_wrap=True)
-    out.print(shlex.join(exported.command), markup=False, highlight=False, soft_wrap=True)
+        say(f"one file was asked for; {name} is needed too, with")
+        out.print(text, end="", soft_wrap=True)
+    say(f"start {engine.title} (written for {exported.version}) with")
+    say(shlex.join(exported.command))
 
 
 class _Paths:
@@ -122,4 +127,4 @@ def _check(
         print_json({"engine": engine.name, "file": str(path), "valid": True, "slots": slots})
     else:
         found = "no placement in it" if slots is None else f"{len(slots)} layers of {sum(map(len, slots[0]))} slots"
-        out.print(f"{path}: valid for {engine.title}: {found}", markup=False, highlight=False, soft_wrap=True)
+        say(f"{path}: valid for {engine.title}: {found}")

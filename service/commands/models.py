@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 from ...spec.catalogue import CatalogueRow, catalogue_rows
-from ..console import out, print_json
+from ..console import out, print_json, say
 
 
 def models(
@@ -34,7 +34,7 @@ def models(
         out.print("*: not executed by the runtime, only placed; `moeplan models NAME` says why")
     for row in rows if names else ():
         if row["not_executed"]:
-            out.print(f"{row['name']}: {row['not_executed']}", markup=False, highlight=False)
+            say(f"{row['name']}: {row['not_executed']}")
 
 
 def models_table(rows: list[CatalogueRow]) -> Table:

@@ -10,13 +10,15 @@ from ...planner.place.fleet import even_fleet, uneven_fleet
 from ...planner.place.page import scores_table, verdict
 from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
+from ...spec.claims import replacing
+from ...spec.cluster import MAX_DEVICES
 from ...spec.errors import MoeplanError
 from ...spec.model import DType, Model
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.routing import check_shape
 from ...spec.trace import Trace
 from ..clock import began
-from ..console import err, out, print_json, progress, stop_on_interrupt
+from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..fronts import Fronts, Shown
 from ..options import MAX_SECONDS, output_option, picture_option
 
@@ -32,9 +34,11 @@ def place(
     trace: Annotated[Path, typer.Option(help="Recorded routing (.npz); `moeplan trace import` makes one.")],
     fit: Annotated[str, typer.Option(help="Part of the trace to fit, FROM:TO; the rest scores it.")] = "0:1",
     devices: Annotated[
-        int | None, typer.Option(min=1, help="Equal devices, where no cluster is given; by default 8.")
+        int | None, typer.Option(min=1, max=MAX_DEVICES, help="Equal devices, where no cluster is given; by default 8.")
     ] = None,
-    hosts: Annotated[int, typer.Option(min=1, help="Hosts that the devices stand on, consecutively.")] = 1,
+    hosts: Annotated[
+        int, typer.Option(min=1, max=MAX_DEVICES, help="Hosts that the devices stand on, consecutively.")
+    ] = 1,
     cluster: Annotated[
         Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
     ] = None,
@@ -62,7 +66,9 @@ def place(
     balance_cap: Annotated[
         float | None, typer.Option(help="Largest mean balance of the fitted part; by default EPLB's, made safe.")
     ] = None,
-    previous: Annotated[Path | None, typer.Option(help="Start from this placement.")] = None,
+    previous: Annotated[
+        Path | None, typer.Option(help="Start from this placement; --output may be the same file.")
+    ] = None,
     max_moves: Annotated[int | None, typer.Option(min=0, help="Experts that may change device against it.")] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Names the model; moves are then in bytes.")
@@ -119,7 +125,7 @@ def place(
         equal_slots=equal_slots,
         groups=groups,
         balance_cap=balance_cap,
-        previous=Placement.read(previous) if previous else None,
+        previous=read_previous(previous) if previous else None,
         max_moves=max_moves,
         steps=steps,
         time_limit=time_limit,
@@ -150,14 +156,20 @@ def place(
     out.print(scores_table(placement))
     if shown and budget.skipped:
         placement = placement.model_copy(update={"notes": (*placement.notes, *unsaid(placement, budget))})
-    for note in placement.notes:
-        err.print(f"[yellow]note:[/] {note}", highlight=False)
-    out.print(verdict(placement), highlight=False)
+    for known in placement.notes:
+        note(known)
+    out.print(verdict(placement))
     for front in shown:
         out.print(front.page)
     for path in drawn:
-        out.print(f"drew {path}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"wrote {output}; `moeplan explain {output}` says why", highlight=False)
+        say(f"drew {path}")
+    say(f"wrote {output}; `moeplan explain {output}` says why")
+
+
+def read_previous(path: Path) -> Placement:
+    """The placement to start from. The new one may take its place: what serves today is replaced every day."""
+    with replacing(path):
+        return Placement.read(path)
 
 
 def parse_part(text: str) -> tuple[float, float]:

@@ -9,10 +9,11 @@ import typer
 from rich.table import Table
 
 from ...spec.catalogue import load_model
+from ...spec.claims import replacing
 from ...spec.cluster import Cluster, Link
 from ...spec.errors import MoeplanError
 from ...spec.output import locked
-from ..console import err, out, print_json, progress
+from ..console import note, out, print_json, progress, say
 from ..options import output_option
 
 DEFAULT_MODELS = ["mixtral", "tiny-moe"]
@@ -74,8 +75,8 @@ def profile(
         return
     out.print(cluster_table(cluster))
     for warning in cluster.provenance.warnings:
-        err.print(f"[yellow]note:[/] {warning}", highlight=False)
-    out.print(f"wrote {output} in {cluster.provenance.seconds:.0f} s")
+        note(warning)
+    say(f"wrote {output} in {cluster.provenance.seconds:.0f} s")
 
 
 def _add(cluster: Cluster, output: Path, replaced: tuple[int, int] | None) -> Cluster:
@@ -100,7 +101,8 @@ def _add(cluster: Cluster, output: Path, replaced: tuple[int, int] | None) -> Cl
 
 def _there(output: Path) -> Cluster | None:
     """The document in the file, if it holds anything; a device or a pipe does not."""
-    return Cluster.read(output) if output.is_file() and output.stat().st_size else None
+    with replacing(output):
+        return Cluster.read(output) if output.is_file() and output.stat().st_size else None
 
 
 def _mark(output: Path) -> tuple[int, int]:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
-from ..console import err, out, print_json, progress
+from ..console import note, out, print_json, progress, say
 from ..options import output_option, picture_option
 from ..report import draw_report, machine_notes, report_table
 
@@ -81,8 +80,8 @@ def run(
         print_json(report.model_dump(mode="json"))
     else:
         out.print(report_table(report))
-        for note in (*report.notes, *machine_notes(report)):
-            err.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
-        out.print(f"wrote {output}" + (f" and {picture}" if picture else ""))
+        for known in (*report.notes, *machine_notes(report)):
+            note(known)
+        say(f"wrote {output}" + (f" and {picture}" if picture else ""))
     if not report.passed:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from ...spec.cluster import Cluster
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
-from ..console import err, out, parse_bytes, print_json, progress
+from ..console import note, out, parse_bytes, print_json, progress, say
 from ..options import MAX_SECONDS, output_option
 
 
@@ -64,7 +64,7 @@ def solve(
         print_json(plan.model_dump(mode="json"))
         return
     out.print(candidates_table(plan), breakdown_table(plan), memory_table(plan))
-    for note in plan.notes:
-        err.print(f"[yellow]note:[/] {note}", highlight=False)
+    for known in plan.notes:
+        note(known)
     out.print(verdict(plan))
-    out.print(f"wrote {output}; run it with `moeplan run {output}`", highlight=False)
+    say(f"wrote {output}; run it with `moeplan run {output}`")

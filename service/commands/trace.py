@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
+from ...spec.cluster import MAX_DEVICES
 from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
-from ..console import err, out, print_json, progress
+from ..console import note, out, print_json, progress, say
 from ..options import output_option, picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|megatron|llama.cpp|transformers|rows|npz"  # the names of profiler.traces.IMPORTERS
@@ -43,9 +44,9 @@ def capture(
             on_event=show,
         )
     trace.write(output)
-    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {output}: {_shape(trace)}")
     if trace.counts_only:
-        out.print("- counts only, of the real experts: tokens also chose identity experts, which nothing has to hold")
+        say("- counts only, of the real experts: tokens also chose identity experts, which nothing has to hold")
 
 
 @app.command(name="import")
@@ -111,9 +112,9 @@ def import_(
             }
         )
         return
-    out.print(f"wrote {output}: {_shape(trace)}", markup=False, highlight=False, soft_wrap=True)
-    for note in notes:
-        out.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+    say(f"wrote {output}: {_shape(trace)}")
+    for said in notes:
+        say(f"- {said}")
 
 
 def _shape(trace: Trace) -> str:
@@ -127,8 +128,10 @@ def _shape(trace: Trace) -> str:
 def stats(
     trace: Annotated[Path, typer.Argument(help="The trace (.npz).")],
     other: Annotated[Path | None, typer.Argument(help="A second trace of the model: domain shift.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="Devices of the linear placement whose balance is shown.")] = 8,
-    hosts: Annotated[int, typer.Option(min=1, help="Hosts of that placement.")] = 2,
+    devices: Annotated[
+        int, typer.Option(min=1, max=MAX_DEVICES, help="Devices of the linear placement whose balance is shown.")
+    ] = 8,
+    hosts: Annotated[int, typer.Option(min=1, max=MAX_DEVICES, help="Hosts of that placement.")] = 2,
     picture: Annotated[Path | None, picture_option("Draw it")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -147,5 +150,5 @@ def stats(
         print_json(found.to_dict())
     else:
         out.print(stats_table(found))
-    if note := repeated_rows(recorded):
-        err.print(f"[yellow]note:[/] {note}", highlight=False)
+    if repeated := repeated_rows(recorded):
+        note(repeated)

@@ -15,7 +15,7 @@ def depth(f: Fields, name: str = "num_hidden_layers") -> int:
     """Number of layers."""
     count = f.integer(name)
     if count > MAX_LAYERS:
-        raise f.error(name, f"at most {MAX_LAYERS} layers (got {count})")
+        raise f.error(name, f"at most {MAX_LAYERS:,} layers (got {count:,})")
     return count
 
 

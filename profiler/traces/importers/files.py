@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ....spec import arrays
+from ....spec.claims import check_unclaimed
 from ....spec.document import show
 from ....spec.errors import DocumentError
 from ....spec.files import open_regular
@@ -64,11 +65,13 @@ def recording(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def file_size(path: Path) -> int:
     """Bytes of a regular file, at most MAX_TRACE_BYTES."""
     try:
-        size = path.stat().st_size if path.is_file() else None
+        found = path.stat() if path.is_file() else None
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise DocumentError(f"{str(path)!r}: cannot be read ({error})") from None
-    if size is None:
+    if found is None:
         raise DocumentError(f"{path}: {'not a regular file' if path.exists() else 'no such file or folder'}")
+    check_unclaimed(path, found)
+    size = found.st_size
     _limit(path, size)
     if size == 0:
         with open_regular(path, MAX_TRACE_BYTES) as file:
