@@ -15,7 +15,7 @@ from .workload import Workload
 
 ASSUMED_EXPONENT = 0.5
 MAX_STEP_CHOICES = 2**25
-"""Tokens x layers x top-k of one step: 72,000 tokens of DeepSeek-V3. Each choice takes some 20 bytes in a prediction."""
+"""Tokens x layers x top-k of one step: 72,000 tokens of DeepSeek-V3, at some 20 bytes a choice in a prediction."""
 _DRAWS = 2**22  # at a time
 
 
