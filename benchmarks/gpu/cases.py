@@ -19,9 +19,9 @@ SHAPES = {
     "gpt-oss": Shape("gpt-oss", 2880, 2880, 32, 4, "swiglu_clamped"),
 }
 DRY_SHAPES = {
-    "mixtral": Shape("mixtral", 64, 96, 4, 2),
-    "deepseek": Shape("deepseek", 64, 32, 8, 3),
-    "gpt-oss": Shape("gpt-oss", 40, 40, 4, 2, "swiglu_clamped"),
+    "mixtral": Shape("mixtral", 64, 96, 3, 2),
+    "deepseek": Shape("deepseek", 64, 32, 5, 3),
+    "gpt-oss": Shape("gpt-oss", 40, 40, 3, 2, "swiglu_clamped"),
 }
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 SKEW = 1.2  # the power law's exponent: of 8 experts the busiest has a third of the tokens as its first choice

@@ -25,7 +25,7 @@ import triton
 from torch import Tensor
 
 from moeplan.benchmarks.gpu.cases import DRY_SHAPES, SHAPES, Error, Inputs, inputs, layer_on
-from moeplan.benchmarks.gpu.stage import FAILED, TOLD, Row, Settings, judged, timed
+from moeplan.benchmarks.gpu.stage import FAILED, TOLD, Row, Settings, clocked, judged, timed
 from moeplan.benchmarks.gpu.warm import tuning_by
 from moeplan.benchmarks.kernels_alternatives import (
     GROUPED_MM,
@@ -46,8 +46,8 @@ from moeplan.runtime.kernels.gpu.shipped import Tuned, read
 from moeplan.runtime.kernels.gpu.tuning import cache_path
 
 STAGE = "kernels_time"
-DECODE, PREFILL, DRY_TOKENS = (1, 8, 64), (512, 2048, 8192), (1, 16)
-TRAINING, DRY_TRAINING = (2048,), (16,)
+DECODE, PREFILL, DRY_TOKENS = (1, 8, 64), (512, 2048, 8192), (1,)
+TRAINING, DRY_TRAINING = (2048,), (4,)
 AGREE = 2e-2  # of results with each other, in bf16
 MOST_GATHERED = 8  # tokens for which Transformers' batched form gathers weights: 8 of Mixtral take 6 GB
 DOMINATES = 4.0  # times the other side of the roofline: then a call is bound by one
@@ -100,7 +100,7 @@ METHODS: dict[str, Callable[[Layer], Method]] = {
 def rows(settings: Settings) -> Iterator[Row]:
     tuned = settings.folder / "tuned.json"
     if settings.dry:
-        tuning = tuning_by(tuned, lambda launch, config: timed(lambda: launch(config), settings.device).median)
+        tuning = tuning_by(tuned, lambda launch, config: clocked(lambda: launch(config)))
     else:
         os.environ["MOEPLAN_TUNE"] = "1"
         yield warm_up()
@@ -112,6 +112,8 @@ def rows(settings: Settings) -> Iterator[Row]:
             layer = layer_on(shape, torch.bfloat16, settings.device)
             plan = [(t, False) for t in (DRY_TOKENS if settings.dry else DECODE + PREFILL)]
             plan += [(t, True) for t in (DRY_TRAINING if settings.dry else TRAINING)]
+            if settings.dry and shape.name != "mixtral":
+                del plan[1:]
             for tokens, training in plan:
                 case, told = measure(layer, tokens, training, settings)
                 cases.append(case)
