@@ -2,10 +2,10 @@
 
     benchmarks/gpu/run.sh [--dry] [--out FOLDER] [--stages NAME ...]
 
-Stages run one after the other, each in a process of its own with a ceiling of its own, the rest of the time where that
-is less; one that fails is told in the table and does not keep the others from running. FOLDER (default $OUT, else
-build/gpu) then holds at most eight files: results.jsonl (every figure), gpu-h200.md (the page for benchmarks/results),
-log.txt (what the stages printed), cluster.json, sm_90.json (tuned configurations) and the reports of the runs.
+Stages run one after the other (dry in two lanes), each in a process of its own with a ceiling of its own, the rest of
+the time where that is less; one that fails is told in the table and does not keep the others from running. FOLDER
+(default $OUT, else build/gpu) then holds at most eight files: results.jsonl (every figure), gpu-h200.md (the page for
+benchmarks/results), log.txt (what the stages printed), cluster.json, sm_90.json (tuned configurations) and reports.
 ``bring_home.py FOLDER`` puts them into the repository. Exit code 0 where every stage ended and nothing failed.
 """
 
@@ -18,15 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from moeplan.benchmarks.gpu.page import page, table
-from moeplan.benchmarks.gpu.stage import FAILED, Row
+from moeplan.benchmarks.gpu.stage import FAILED, Row, last_line
 
 ROOT = Path(__file__).parents[2]
-TOTAL, DRY_TOTAL = 430, 600  # seconds of all stages together
+TOTAL, DRY_TOTAL = 430, 900  # seconds of all stages together
 HOME = (
     "results.jsonl",
     "cluster.json",
@@ -38,39 +40,39 @@ HOME = (
 
 
 class Stage(NamedTuple):
-    """A module, and the seconds that it may take: on a GPU, and dry. None: it does not run there."""
+    """A module; the seconds that it may take on a GPU, None where it has nothing to do there; its lane in a dry run."""
 
     name: str
     ceiling: int | None
-    dry: int | None
+    lane: int
 
 
 STAGES = (
-    Stage("facts", 40, 60),
-    Stage("cubins", None, 300),
-    Stage("kernels_check", 110, 120),
-    Stage("kernels_time", 130, 120),
-    Stage("profiling", 80, 120),
-    Stage("running", 100, 150),
-    Stage("ranks", 60, 60),
-    Stage("offload", 60, 60),
-    Stage("memcheck", 60, 60),
+    Stage("facts", 40, 0),
+    Stage("cubins", None, 1),
+    Stage("kernels_check", 110, 0),
+    Stage("kernels_time", 130, 0),
+    Stage("profiling", 80, 1),
+    Stage("running", 100, 1),
+    Stage("ranks", 60, 1),
+    Stage("offload", 60, 1),
+    Stage("memcheck", 60, 0),
 )
+DRY_CEILING = 300  # of each: a machine may be busy, and no GPU is waiting
 
 
 def run_stage(stage: Stage, folder: Path, dry: bool, seconds: float) -> Row:
-    """How it ended; its rows are in the folder's results.jsonl, what it printed in log.txt."""
+    """How it ended; its rows are in the folder's results.jsonl, what it printed in STAGE.log."""
     arguments = ["-m", "moeplan.benchmarks.gpu.stage", stage.name, str(folder), *(["--dry"] if dry else [])]
     begin = time.monotonic()
-    with open(folder / "log.txt", "ab") as log:
-        log.write(f"\n===== {stage.name}\n".encode())
-        log.flush()
+    path = folder / f"{stage.name}.log"
+    with open(path, "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-P", *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             code = process.wait(seconds)
-            end = "" if code == 0 else f"exit code {code}: {_last(folder / 'log.txt')}"
+            end = "" if code == 0 else f"exit code {code}: {last_line(path.read_text(errors='replace'))}"
         except subprocess.TimeoutExpired:
             end = f"stopped: its {seconds:.0f} s are over"
         finally:
@@ -81,14 +83,24 @@ def run_stage(stage: Stage, folder: Path, dry: bool, seconds: float) -> Row:
     return Row(stage.name, "the stage", f"{took}, {end}" if end else took, "", FAILED if end else "ok")
 
 
-def _last(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:160] if lines else ""
+def run_lane(stages: Sequence[Stage], folder: Path, given: argparse.Namespace, end: float) -> None:
+    """These stages one after the other."""
+    for stage in stages:
+        left = end - time.monotonic()
+        if left < 5:
+            add(folder, Row(stage.name, "the stage", "not begun: the time of all is over", "", FAILED))
+        else:
+            print(f"{stage.name} ...", flush=True)
+            ceiling = DRY_CEILING if given.dry else stage.ceiling or 0
+            add(folder, run_stage(stage, folder, given.dry, min(ceiling, left)))
+        save(folder, given.out, given.dry)
 
 
 def read(folder: Path) -> list[Row]:
-    path = folder / "results.jsonl"
-    return [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    """In the order of the stages, whichever were at work at the same time."""
+    path, names = folder / "results.jsonl", [stage.name for stage in STAGES]
+    rows = [Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    return sorted(rows, key=lambda row: names.index(row.stage))
 
 
 def add(folder: Path, row: Row) -> None:
@@ -96,15 +108,16 @@ def add(folder: Path, row: Row) -> None:
         file.write(json.dumps(row._asdict()) + "\n")
 
 
-def save(folder: Path, out: Path, dry: bool, command: str) -> list[Row]:
+def save(folder: Path, out: Path, dry: bool) -> None:
     """Copy what is to be brought home, after every stage: a run that is ended from outside leaves what it had."""
-    rows = read(folder)
     out.mkdir(parents=True, exist_ok=True)
-    for name in (*HOME, "log.txt"):
+    for name in HOME:
         if (folder / name).exists():
             shutil.copyfile(folder / name, out / name)
-    (out / "gpu-h200.md").write_text(page(rows, dry, command))
-    return rows
+    logs = [(stage.name, folder / f"{stage.name}.log") for stage in STAGES]
+    text = "".join(f"\n===== {name}\n{log.read_text(errors='replace')}" for name, log in logs if log.exists())
+    (out / "log.txt").write_text(text)
+    (out / "gpu-h200.md").write_text(page(read(folder), dry, f"benchmarks/gpu/run.sh{' --dry' if dry else ''}"))
 
 
 def main() -> None:
@@ -113,24 +126,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"))
     parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES])
     given = parser.parse_args()
-    command = " ".join(["benchmarks/gpu/run.sh", *(["--dry"] if given.dry else [])])
     if given.dry:
         os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     end = time.monotonic() + (DRY_TOTAL if given.dry else TOTAL)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="moeplan-gpu-") as name:
+    chosen = [s for s in STAGES if s.name in given.stages and (given.dry or s.ceiling is not None)]
+    lanes = [[s for s in chosen if s.lane == lane] for lane in (0, 1)] if given.dry else [chosen]
+    with tempfile.TemporaryDirectory(prefix="moeplan-gpu-") as name, ThreadPoolExecutor(len(lanes)) as pool:
         folder = Path(name)
-        for stage in STAGES:
-            ceiling = stage.dry if given.dry else stage.ceiling
-            if stage.name not in given.stages or ceiling is None:
-                continue
-            left = end - time.monotonic()
-            if left < 5:
-                add(folder, Row(stage.name, "the stage", "not begun: the time of all is over", "", FAILED))
-            else:
-                print(f"{stage.name} ...", flush=True)
-                add(folder, run_stage(stage, folder, given.dry, min(ceiling, left)))
-            rows = save(folder, given.out, given.dry, command)
+        for done in [pool.submit(run_lane, lane, folder, given, end) for lane in lanes]:
+            done.result()
+        save(folder, given.out, given.dry)
+        rows = read(folder)
     failed = sum(row.verdict == FAILED for row in rows)
     print(table(rows))
     print(f"{len(rows)} rows, {failed} failed; files in {given.out}")

@@ -9,7 +9,7 @@ from moeplan.spec import Report
 
 STAGE = "running"
 WORKLOADS = {"prefill": "prefill:2048", "decode": "decode:64@1024"}
-DRY_WORKLOADS = {"prefill": "prefill:128", "decode": "decode:4@128"}
+DRY_WORKLOADS = {"decode": "decode:4@128"}
 NEAR = 0.15  # |predicted / measured - 1|
 
 

@@ -51,7 +51,7 @@ class Settings(NamedTuple):
         """What ``facts`` measured: bytes / s of a copy, flop / s of a bf16 product."""
         path = self.folder / "ceilings.json"
         if not path.exists():
-            raise SystemExit(f"{path}: the stage facts has to run before this one")
+            raise SystemExit(f"no {path.name}: the stage facts has to run before this one")
         return json.loads(path.read_text())
 
 

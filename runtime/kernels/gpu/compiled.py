@@ -3,8 +3,9 @@
     python -m moeplan.runtime.kernels.gpu.compiled [--all | --brief]
 
 prints a table of every kernel in its default configurations for sm_80 and sm_90; ``--all`` adds the other types and
-heights, and the configurations that tuning tries. ``--brief`` compiles bfloat16 and even sizes alone and prints, with
-tabs between them, kernel, type, rows, tile, architecture, bytes of shared memory and bytes spilled.
+heights, and the configurations that tuning tries. ``--brief`` compiles bfloat16 and even sizes alone, for sm_80 the
+lowest and highest tiles, and prints, with tabs between them, kernel, type, rows, tile, architecture, bytes of shared
+memory and bytes spilled.
 """
 
 import re
@@ -18,6 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .config import HEIGHTS
 from .specialisations import Case, cases
 
 # Bytes of shared memory that one block may ask for, by architecture.
@@ -109,7 +111,8 @@ def main(arguments: list[str]) -> None:
 def brief() -> None:
     for arch in SHARED:
         for case in cases(arch):
-            if case.dtype == torch.bfloat16 and "ragged" not in case.label:
+            wanted = arch >= 90 or case.height in (HEIGHTS[0], HEIGHTS[-1])
+            if wanted and case.dtype == torch.bfloat16 and "ragged" not in case.label:
                 c = compile_case(case, arch)
                 print(c.label, c.dtype, c.height, c.tile, c.arch, c.shared, c.spilled, sep="\t", flush=True)
 
