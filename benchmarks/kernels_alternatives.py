@@ -99,6 +99,11 @@ def ours(layer: Layer) -> Method:
     return _ours(layer, None)
 
 
+def triton(layer: Layer) -> Method:
+    """moeplan's kernels for GPUs, also where Triton's interpreter runs them."""
+    return _ours(layer, "triton")
+
+
 def vendor(layer: Layer) -> Method:
     """moeplan's own other implementation: one vendor product after the other, where there is no compiler."""
     return _ours(layer, "grouped")

@@ -13,12 +13,12 @@ def rows(settings: Settings) -> Iterator[Row]:
     """In a process without the interpreter, which compiles nothing."""
     found = command(["-m", "moeplan.runtime.kernels.gpu.compiled", "--brief"], TRITON_INTERPRET="0")
     built = [line.split("\t") for line in found.stdout.splitlines() if line.count("\t") == 6]
-    for label, dtype, height, tile, arch, shared, spilled in built:
-        what = f"{label} {dtype}, {height} rows, {tile}, sm_{arch}"
-        good = int(shared) <= SHARED[int(arch)] and int(spilled) == 0
-        yield Row(STAGE, what, f"{int(shared) / 1024:.0f} KiB, {spilled} spilled", "", judged(good), detail=True)
+    for label, dtype, height, tile, target, shared, lost in built:
+        what = f"{label} {dtype}, {height} rows, {tile}, sm_{target}"
+        good = int(shared) <= SHARED[int(target)] and int(lost) == 0
+        yield Row(STAGE, what, f"{int(shared) / 1024:.0f} KiB, {lost} spilled", "", judged(good), detail=True)
     for arch, limit in SHARED.items():
-        mine = [line for line in built if line[4] == str(arch)]
+        mine = [line for line in built if int(line[4]) == arch]
         most = max((int(line[5]) for line in mine), default=0)
         spilled = sum(int(line[6]) for line in mine)
         enough = found.returncode == 0 and len(mine) >= 3 * (len(HEIGHTS) if arch >= 90 else 2)

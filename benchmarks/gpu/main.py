@@ -51,7 +51,7 @@ STAGES = (
     Stage("facts", 40, 0),
     Stage("cubins", None, 1),
     Stage("kernels_check", 110, 0),
-    Stage("kernels_time", 130, 0),
+    Stage("kernels_time", 150, 0),
     Stage("profiling", 80, 1),
     Stage("running", 100, 1),
     Stage("ranks", 60, 1),

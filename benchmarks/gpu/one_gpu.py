@@ -15,10 +15,16 @@ from moeplan.service.cli import main
 
 GPU = SimpleNamespace(uuid="01234567-89ab-cdef-0123-456789abcdef")
 
-if __name__ == "__main__":
+
+def stand_in() -> None:
+    """One GPU, as far as torch says."""
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 1
     torch.cuda.set_device = lambda device: None
-    torch.cuda.get_device_properties = lambda device: GPU  # type: ignore[assignment, return-value]
+    setattr(torch.cuda, "get_device_properties", lambda device: GPU)  # noqa: B010 of another type
     dist.init_process_group = lambda *_, **__: time.sleep(60)
+
+
+if __name__ == "__main__":
+    stand_in()
     main()

@@ -69,7 +69,7 @@ def timed(call: Callable[[], object], device: torch.device, budget: float = 0.2,
     call()
     synchronize(device)
     begin = time.perf_counter()
-    marks = []
+    marks = list[tuple[torch.cuda.Event, torch.cuda.Event]]()
     while len(marks) < 3 or (len(marks) < most and time.perf_counter() - begin < budget):
         first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()

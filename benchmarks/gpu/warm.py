@@ -16,7 +16,7 @@ import torch
 
 from moeplan.benchmarks.gpu.cases import SHAPES, inputs, layer_on
 from moeplan.benchmarks.gpu.kernels_check import ours
-from moeplan.benchmarks.kernels_alternatives import ours as method
+from moeplan.benchmarks.kernels_alternatives import triton as method
 from moeplan.runtime.kernels.gpu.config import Config
 from moeplan.runtime.kernels.gpu.tuning import Launch, Tuner
 
