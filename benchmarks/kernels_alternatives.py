@@ -19,6 +19,8 @@ from moeplan.runtime.kernels.activation import activate
 
 Run = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+GROUPED_MM = F.grouped_mm if hasattr(F, "grouped_mm") else torch._grouped_mm
+
 
 class Shape(NamedTuple):
     """The experts of one model's layer."""
@@ -73,12 +75,12 @@ class UnavailableError(Exception):
     """The alternative is not installed, or has no form of this layer."""
 
 
-def make_layer(shape: Shape, dtype: torch.dtype) -> Layer:
+def make_layer(shape: Shape, dtype: torch.dtype, device: torch.device | str = "cpu") -> Layer:
     """Random weights, of fan-in variance; a drawn tile is repeated, as drawing gigabytes takes minutes."""
-    tile = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).to(dtype)
+    tile = torch.randn(2**22, generator=torch.Generator().manual_seed(0)).to(device, dtype)
 
     def draw(*size: int, of: int) -> Tensor:
-        out = torch.empty(size, dtype=dtype)
+        out = torch.empty(size, dtype=dtype, device=device)
         flat, scaled = out.view(-1), tile / of**0.5
         for first in range(0, len(flat), len(tile)):
             part = flat[first : first + len(tile)]
@@ -95,6 +97,11 @@ def make_layer(shape: Shape, dtype: torch.dtype) -> Layer:
 
 def ours(layer: Layer) -> Method:
     return _ours(layer, None)
+
+
+def triton(layer: Layer) -> Method:
+    """moeplan's kernels for GPUs, also where Triton's interpreter runs them."""
+    return _ours(layer, "triton")
 
 
 def vendor(layer: Layer) -> Method:
@@ -128,9 +135,9 @@ def grouped_mm(layer: Layer) -> Method:
         experts, order = ids.flatten().sort()
         token = order // s.top_k
         ends = torch.bincount(experts, minlength=s.experts).cumsum(0, dtype=torch.int32)
-        hidden = F.grouped_mm(x[token], projections.transpose(1, 2), offs=ends)
+        hidden = GROUPED_MM(x[token], projections.transpose(1, 2), offs=ends)
         hidden = activate(hidden if bias is None else hidden + bias[experts], s.matrices, s.activation)
-        out = F.grouped_mm(hidden, layer.down.transpose(1, 2), offs=ends)
+        out = GROUPED_MM(hidden, layer.down.transpose(1, 2), offs=ends)
         out = out if layer.down_bias is None else out + layer.down_bias[experts]
         y = x.new_zeros(x.shape, dtype=torch.float32)
         return y.index_add(0, token, out * weights.flatten()[order].unsqueeze(1)).to(x.dtype)
@@ -199,6 +206,10 @@ def transformers_grouped(layer: Layer) -> Method:
     if layer.shape.matrices == 1:
         raise UnavailableError("Switch's experts have one form")
     return _transformers(layer, "grouped_mm")
+
+
+def transformers_batched(layer: Layer) -> Method:
+    return _transformers(layer, "batched_mm")
 
 
 def _transformers(layer: Layer, form: str) -> Method:

@@ -110,7 +110,10 @@ def nvml_details(device: torch.device) -> dict[str, str]:
         return {}
     import pynvml as nvml
 
-    nvml.nvmlInit()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return {"nvml": f"not available: {error}"}  # a container without the driver's management library
     try:
         # NVML numbers all GPUs of the host, torch only the visible ones: the UUID is common to both.
         uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -287,7 +287,9 @@ def growth(task: Task, bench: Bench) -> Growth:
 
     def visit(at: Coordinates) -> Point:
         begin = time.perf_counter()
-        timing = timed([call(at) for _ in range(task.copies(at))], task.between(at))
+        calls = [call(at) for _ in range(task.copies(at))]
+        begin += compiled(calls[0], bench.device)
+        timing = timed(calls, task.between(at))
         return measured(timing, time.perf_counter() - begin, bench)
 
     def fits(at: Coordinates) -> bool:
@@ -300,6 +302,17 @@ def growth(task: Task, bench: Bench) -> Growth:
             f"device, {bench.available >> 21} MiB may be used: profile with fewer ranks per host"
         )
     return Growth(task.grid, visit, bench.pace, fits)
+
+
+def compiled(call: Callable[[], None], device: torch.device) -> float:
+    """Seconds of a first call on a GPU, whose kernels are compiled and tuned then: no timing, and not those of the
+    points to come. 0.0 on a processor, where nothing is called."""
+    if device.type != "cuda":
+        return 0.0
+    begin = time.perf_counter()
+    call()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def measure_operators(

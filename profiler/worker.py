@@ -4,12 +4,12 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .. import __version__
 from ..runtime.launch import Rank
 from ..runtime.load import LoadMeter
 from ..runtime.memory import keep_freed_memory
@@ -167,7 +167,7 @@ def gathered_bytes(models: Sequence[Model], dtypes: Sequence[str], world: int) -
 def versions(device: torch.device) -> dict[str, str]:
     """What a measurement depends on."""
     found = {
-        "moeplan": version("moeplan"),
+        "moeplan": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "linux": os.uname().release,

@@ -62,11 +62,9 @@ class EnvironmentLauncher:
         for name in ("MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
                 raise MoeplanError(f"{name} is not set: rank 0's address and a free port of it must be known")
-        if kind == "cuda" and torch.cuda.device_count() <= place.local:
-            raise MoeplanError(f"rank {place.rank} needs GPU {place.local}, it sees {torch.cuda.device_count()}")
         self.place = place
         self.rank = place.rank
-        self.device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", place.local)
+        self.device = torch.device("cpu") if kind == "cpu" else own_gpu(place)
         self.threads = threads
         self.seat: Rank | None = None
         self.store: dist.Store | None = None  # the process group holds its C++ half alone
@@ -113,6 +111,17 @@ class EnvironmentLauncher:
         threads = self.threads or len(cores)
         torch.set_num_threads(threads)
         return Rank(place.rank, place.world, hosts, self.device, threads, len(cores) / sharers, ignore)
+
+
+def own_gpu(place: Place) -> torch.device:
+    """The GPU of this rank's number on its host, or the only one that it is shown, as Slurm does with a GPU per task.
+
+    Whether another rank has it too is seen when they meet (``rank.claim_gpu``).
+    """
+    seen = torch.cuda.device_count()
+    if seen <= place.local and seen != 1:
+        raise MoeplanError(f"rank {place.rank} needs GPU {place.local}, it sees {seen}")
+    return torch.device("cuda", place.local if seen > place.local else 0)
 
 
 def meet(place: Place, environment: dict[str, str], timeout: float) -> dist.Store | None:

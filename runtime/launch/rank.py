@@ -72,9 +72,16 @@ def resolve_entry(entry: str) -> Entry:
 
 
 def join(rank: int, world: int, device: torch.device, store: dist.Store | None, timeout: float) -> None:
-    """Initialise torch.distributed: gloo between CPUs, NCCL between GPUs; ``store`` None reads the environment."""
+    """Initialise torch.distributed: gloo between CPUs, NCCL between GPUs; ``store`` None reads the environment.
+
+    Raises MoeplanError where another rank has this rank's GPU.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        if world > 1:
+            if store is None:
+                store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=timedelta(seconds=timeout)))
+            claim_gpu(rank, device, store)
     with giving_way() if device.type == "cpu" else nullcontext():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
@@ -83,6 +90,20 @@ def join(rank: int, world: int, device: torch.device, store: dist.Store | None, 
             world_size=world,
             timeout=timedelta(seconds=timeout + COLLECTIVE_GRACE),
             device_id=device if device.type == "cuda" else None,
+        )
+
+
+def claim_gpu(rank: int, device: torch.device, store: dist.Store) -> None:
+    """Raise MoeplanError where a rank that came first has the same GPU; NCCL would end both, in words of its own.
+
+    A GPU's UUID is its own among all hosts'.
+    """
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    first = store.compare_set(f"moeplan/gpu/{uuid}", "", str(rank)).decode()
+    if first != str(rank):
+        raise MoeplanError(
+            f"ranks {first} and {rank} have one GPU, {device} (GPU-{uuid}), and NCCL needs one for each: start as many "
+            "ranks on a host as it has GPUs, and show each rank its own (CUDA_VISIBLE_DEVICES)"
         )
 
 

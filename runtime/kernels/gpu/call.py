@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .config import Config, candidates, height, precision, with_split
+from .config import Config, candidates, height, key, precision, with_split
 from .device import architecture, on, processors
 from .elementwise import activate, activate_backward
 from .esfk import esfk
@@ -133,8 +133,7 @@ class Call:
     def _tuned(self, kind: str, dtype: torch.dtype, weight: Tensor, launch: Callable[[Config], Result]) -> Result:
         """Launch with the configuration of this kind, type, height, number of choices (up to a power of two), shape."""
         able = candidates(kind, self.index.height, dtype, architecture(weight.device))
-        choices = 1 << (self.choices - 1).bit_length()
         precise = precision(dtype) if dtype == torch.float32 else ""
-        key = f"{kind} {dtype} {precise} {list(weight.shape)} {choices} choices {self.index.height} rows"
+        name = key(kind, str(dtype), precise, weight.shape, self.choices, self.index.height)
         with on(weight.device):
-            return launch(tuner(weight.device).pick(key, able, launch))
+            return launch(tuner(weight.device).pick(name, able, launch))

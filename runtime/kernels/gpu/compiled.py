@@ -1,9 +1,11 @@
 """What the kernels compile to, on any machine, without a GPU: registers, spills, shared memory, matrix instructions.
 
-    python -m moeplan.runtime.kernels.gpu.compiled [--all]
+    python -m moeplan.runtime.kernels.gpu.compiled [--all | --brief]
 
 prints a table of every kernel in its default configurations for sm_80 and sm_90; ``--all`` adds the other types and
-heights, and the configurations that tuning tries.
+heights, and the configurations that tuning tries. ``--brief`` compiles bfloat16 and even sizes alone, for sm_80 the
+lowest and highest tiles, and prints, with tabs between them, kernel, type, rows, tile, architecture, bytes of shared
+memory and bytes spilled.
 """
 
 import re
@@ -12,10 +14,12 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .config import HEIGHTS
 from .specialisations import Case, cases
 
 # Bytes of shared memory that one block may ask for, by architecture.
@@ -93,12 +97,24 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 
 def main(arguments: list[str]) -> None:
-    if set(arguments) - {"--all"}:
+    if set(arguments) - {"--all", "--brief"}:
         raise SystemExit(__doc__)
+    if "--brief" in arguments:
+        brief()
+        return
     print(HEADER)
     for arch in SHARED:
         for case in cases(arch, everything="--all" in arguments):
             print(compile_case(case, arch), flush=True)
+
+
+def brief() -> None:
+    for arch in SHARED:
+        for case in cases(arch):
+            wanted = arch >= 90 or case.height in (HEIGHTS[0], HEIGHTS[-1])
+            if wanted and case.dtype == torch.bfloat16 and "ragged" not in case.label:
+                c = compile_case(case, arch)
+                print(c.label, c.dtype, c.height, c.tile, c.arch, c.shared, c.spilled, sep="\t", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ stream weights (deep stages, narrow blocks so that every processor has some), ma
 chosen so that they compile without spills for sm_80 and sm_90 (``compiled``); ``tuning`` measures the others.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -114,3 +116,23 @@ def precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return WIDENED if interpreting() else "tf32"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def key(kind: str, dtype: str, precise: str, shape: Sequence[int], choices: int, height: int) -> str:
+    """What a launch's best configuration depends on: kind, type (of float32 its precision too), the weight's shape,
+    the number of choices up to a power of two, and the tile's height."""
+    rounded = 1 << (choices - 1).bit_length()
+    return f"{kind} {dtype} {precise} {list(shape)} {rounded} choices {height} rows"
+
+
+_KEY = re.compile(
+    r"(esmm|project|esfk) torch\.(bfloat16|float16|float32) (|tf32|tf32x3) \[\d+, \d+, \d+\] \d+ choices (\d+) rows"
+)
+
+
+def parse_key(text: str) -> tuple[str, int, torch.dtype] | None:
+    """Kind, height and type of a launch, as ``candidates`` takes them; None for what is no key."""
+    found = _KEY.fullmatch(text)
+    if found is None or int(found[4]) not in HEIGHTS:
+        return None
+    return found[1], int(found[4]), getattr(torch, found[2])

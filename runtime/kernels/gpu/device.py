@@ -8,6 +8,8 @@ import torch
 
 from ....spec import MoeplanError
 
+INTERPRETER = "interpreter"
+
 
 def require_triton() -> None:
     """MoeplanError unless triton is installed and a CUDA device, or its interpreter, is there to run it."""
@@ -39,7 +41,7 @@ def architecture(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    return "interpreter" if interpreting() else torch.cuda.get_device_name(device)
+    return INTERPRETER if interpreting() else torch.cuda.get_device_name(device)
 
 
 def on(device: torch.device) -> AbstractContextManager:

@@ -1,7 +1,8 @@
 """The fastest configuration of a launch, measured once per device and kept on disk.
 
-One file per device and triton version, in $XDG_CACHE_HOME/moeplan/triton (~/.cache without it). MOEPLAN_TUNE=0 turns
-measuring off: then what is on disk counts, else the default. The interpreter never measures.
+One file per device and triton version, in $XDG_CACHE_HOME/moeplan/triton (~/.cache without it). What is not there, and
+does not come with the package (``shipped``), is measured at first use. MOEPLAN_TUNE=0 turns measuring off: then the
+default counts; MOEPLAN_TUNE=1 measures what comes with the package too. The interpreter never measures.
 """
 
 import json
@@ -9,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
@@ -19,7 +20,8 @@ import torch
 
 from ....spec import MoeplanError
 from .config import Config
-from .device import device_name, interpreting
+from .device import architecture, device_name, interpreting
+from .shipped import shipped
 
 ENVIRONMENT = "MOEPLAN_TUNE"
 
@@ -39,21 +41,27 @@ class Tuner:
     """Chooses among configurations by what ``measure`` says, in seconds or any unit; remembers on disk.
 
     measure: runs a launch with a configuration -> its time, or an exception where the device or the compiler cannot.
-    Without ``measure`` nothing is ever timed.
+    Without ``measure`` nothing is ever timed. known: what others have measured; what is on disk goes before it.
     """
 
-    def __init__(self, path: Path, measure: Callable[[Launch, Config], float] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        measure: Callable[[Launch, Config], float] | None,
+        known: Mapping[str, Config] | None = None,
+    ) -> None:
         self._path = path
         self._measure = measure
+        self._known = {key: asdict(config) for key, config in (known or {}).items()}
         self._chosen = self._read()
 
     def pick(self, key: str, candidates: list[Config], launch: Launch) -> Config:
-        """The configuration for ``key``: as remembered, else measured, else the first, which is the default.
+        """The configuration for ``key``: as remembered, known or measured, else the first, which is the default.
 
         What is remembered counts only while it is among the candidates. If none can be timed a warning says why, and
         the default is left to succeed or fail by itself.
         """
-        known = self._chosen.get(key)
+        known = self._chosen.get(key) or self._known.get(key)
         found = next((candidate for candidate in candidates if asdict(candidate) == known), None)
         if found is not None or self._measure is None or len(candidates) == 1 or _capturing():
             return found or candidates[0]
@@ -105,11 +113,13 @@ def _capturing() -> bool:
 
 @lru_cache
 def tuner(device: torch.device) -> Tuner:
-    """The tuner of a device; it measures unless MOEPLAN_TUNE=0 or the interpreter runs."""
+    """The tuner of a device; it measures unless MOEPLAN_TUNE=0 or the interpreter runs: see above."""
     import triton
 
-    off = interpreting() or os.environ.get(ENVIRONMENT) == "0"
-    return Tuner(cache_path(device_name(device), triton.__version__), None if off else milliseconds)
+    asked = os.environ.get(ENVIRONMENT)
+    off = interpreting() or asked == "0"
+    known = {} if asked == "1" else shipped(architecture(device))
+    return Tuner(cache_path(device_name(device), triton.__version__), None if off else milliseconds, known)
 
 
 def milliseconds(launch: Launch, config: Config) -> float:
