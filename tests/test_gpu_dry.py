@@ -35,11 +35,12 @@ def dry(tmp_path_factory):
         "TRITON_CACHE_DIR": str(folder / "triton"),
     }
     command = [str(RUN), "--dry", "--out", str(folder / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
     return done, folder / "out"
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(600)
 def test_every_stage_runs_and_nothing_fails(dry):
     done, out = dry
     rows = [Row(**json.loads(line)) for line in (out / "results.jsonl").read_text().splitlines()]
