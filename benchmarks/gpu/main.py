@@ -4,8 +4,8 @@
 
 Stages run one after the other (dry some side by side), each in a process of its own with a ceiling of its own, the
 rest of the time where that is less; one that fails is told in the table and does not keep the others from running.
-FOLDER (default $OUT, else build/gpu) then holds at most eight files: results.jsonl (every figure), gpu-h200.md (the page
-for benchmarks/results), log.txt (what the stages printed), cluster.json, sm_90.json (tuned configurations) and reports.
+FOLDER (default $OUT, else build/gpu) then holds at most eight files: results.jsonl (every figure), gpu-h200.md (the
+page for benchmarks/results), log.txt (what the stages printed), cluster.json, sm_90.json (tuned tiles), reports.
 ``bring_home.py FOLDER`` puts them into the repository. Exit code 0 where every stage ended and nothing failed.
 """
 
