@@ -20,10 +20,11 @@ if compgen -G "$root/build/gpu-wheels/*.whl" > /dev/null && [ "${MOEPLAN_WHEELS:
 fi
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TMPDIR="$work"
 # Compiled kernels and tuned configurations: of this run alone, so that each run shows the whole way.
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$work/triton}" XDG_CACHE_HOME="$work/cache"
-for argument in "$@"; do
-    [ "$argument" = --dry ] && export TRITON_INTERPRET=1
-done
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$work/triton}"
+case " $* " in
+    *" --dry "*) export TRITON_INTERPRET=1 ;; # the C++ kernels of processors are taken where they were built
+    *) export XDG_CACHE_HOME="$work/cache" ;;
+esac
 status=0
 "$python" -P -m moeplan.benchmarks.gpu.main "$@" || status=$?
 exit "$status"
