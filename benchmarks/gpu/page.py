@@ -9,8 +9,8 @@ HEAD = ("stage", "what", "figure", "wanted", "")
 WIDEST = (14, 44, 62, 24, 12)
 
 HOW = """Where a GPU is at hand: `python benchmarks/gpu/wheels.py` here (a machine without a network takes the wheels in
-`build/gpu-wheels` along with the tree), `benchmarks/gpu/run.sh --out FOLDER` there, and `bring_home.py FOLDER` here, which
-puts the figures on this page, the cluster beside it and the tuned configurations into the package.
+`build/gpu-wheels` along with the tree), `benchmarks/gpu/run.sh --out FOLDER` there, and `bring_home.py FOLDER` here,
+which puts the figures on this page, the cluster beside it and the tuned configurations into the package.
 """
 
 
