@@ -24,6 +24,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from moeplan.benchmarks.gpu.page import page, table
 from moeplan.benchmarks.gpu.stage import FAILED, Row, last_line
 
@@ -127,6 +129,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"))
     parser.add_argument("--stages", nargs="+", choices=[s.name for s in STAGES], default=[s.name for s in STAGES])
     given = parser.parse_args()
+    if not given.dry and not torch.cuda.is_available():
+        raise SystemExit("no GPU that torch can use here: --dry shows everything on the processor")
     if given.dry:
         os.environ |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     end = time.monotonic() + (DRY_TOTAL if given.dry else TOTAL)

@@ -19,11 +19,10 @@ if compgen -G "$root/build/gpu-wheels/*.whl" > /dev/null && [ "${MOEPLAN_WHEELS:
         --target "$work/site" "$root"/build/gpu-wheels/*.whl
 fi
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TMPDIR="$work"
-# Compiled kernels and tuned configurations: of this run alone, so that each run shows the whole way.
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$work/triton}"
 case " $* " in
-    *" --dry "*) export TRITON_INTERPRET=1 ;; # the C++ kernels of processors are taken where they were built
-    *) export XDG_CACHE_HOME="$work/cache" ;;
+    *" --dry "*) export TRITON_INTERPRET=1 ;;
+    # Compiled kernels and tuned configurations are of this run alone, so that each run shows the whole way.
+    *) export TRITON_CACHE_DIR="$work/triton" XDG_CACHE_HOME="$work/cache" ;;
 esac
 status=0
 "$python" -P -m moeplan.benchmarks.gpu.main "$@" || status=$?
