@@ -37,7 +37,7 @@ class Family(NamedTuple):
 
 
 def group_families(hosts: Sequence[str], degrees: Sequence[int]) -> list[Groups]:
-    """All devices; each host's devices; consecutive devices for each tensor degree. None where there is one device."""
+    """All devices; each host's devices; consecutive devices for each degree of tensor parallelism."""
     world = len(hosts)
     by_host = tuple(tuple(r for r, h in enumerate(hosts) if h == name) for name in dict.fromkeys(hosts))
     families: list[Groups] = [(tuple(range(world)),), tuple(g for g in by_host if len(g) > 1)]

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from moeplan.benchmarks.gpu import bring_home, main, wheels
 from moeplan.benchmarks.gpu.page import page, table
@@ -32,14 +33,14 @@ def dry(tmp_path_factory):
         "PYTHON": sys.executable,
         "PYTHONPATH": str(folder / "blocked"),
         "MOEPLAN_WHEELS": "0",
-        "TRITON_CACHE_DIR": str(folder / "triton"),
     }
     command = [str(RUN), "--dry", "--out", str(folder / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
     return done, folder / "out"
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(600)
 def test_every_stage_runs_and_nothing_fails(dry):
     done, out = dry
     rows = [Row(**json.loads(line)) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -68,6 +69,16 @@ def test_what_it_prints_and_leaves(dry):
 def test_a_dry_run_is_nothing_to_bring_home(dry):
     with pytest.raises(MoeplanError, match=r"cluster\.json: of a processor: a dry run is nothing to bring home$"):
         bring_home.bring(dry[1])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the words of a machine without a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
+    environment = os.environ | {"PYTHON": sys.executable, "MOEPLAN_WHEELS": "0"}
+    command = [str(RUN), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == ["no GPU that torch can use here: --dry shows everything on the processor"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_bring_home(tmp_path):

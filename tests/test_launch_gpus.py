@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from moeplan.runtime.launch import rank as launch
+from moeplan.runtime.launch.environment import Place, own_gpu
 from moeplan.runtime.launch.secret_store import SecretStore, Server
 from moeplan.spec import MoeplanError
 
@@ -42,6 +43,20 @@ def test_one_for_two(gpus):
         launch.claim_gpu(0, torch.device("cuda", 0), store)
         with pytest.raises(MoeplanError, match=r"^ranks 0 and 7 have one GPU, cuda:2 \(GPU-aa\), and NCCL needs one"):
             launch.claim_gpu(7, torch.device("cuda", 2), store)
+
+
+@pytest.mark.parametrize(
+    ("seen", "local", "want"), [(4, 0, 0), (4, 3, 3), (1, 0, 0), (1, 3, 0), (2, 3, None), (0, 0, None)]
+)
+def test_the_gpu_of_a_rank(monkeypatch, seen, local, want):
+    """Its number on the host, or the only one that a scheduler shows it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    place = Place(rank=5, world=8, local=local, node=1)
+    if want is None:
+        with pytest.raises(MoeplanError, match=rf"^rank 5 needs GPU {local}, it sees {seen}$"):
+            own_gpu(place)
+    else:
+        assert own_gpu(place) == torch.device("cuda", want)
 
 
 @pytest.mark.alone

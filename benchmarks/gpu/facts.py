@@ -51,10 +51,11 @@ def _nvml(settings: Settings) -> Iterator[Row]:
             details = nvml_details(torch.device("cuda:0"))
     else:
         details = nvml_details(settings.device)
+    source = "a stand-in for NVML" if settings.dry else "NVML"
     for name, value in details.items():
-        yield Row(STAGE, f"NVML {name}", value, detail=name not in ("uuid", "driver"))
+        yield Row(STAGE, f"{source}: {name}", value, detail=name not in ("uuid", "driver"))
     wanted = {"uuid", "driver", "memory_bytes", "sm_clock_mhz"}
-    yield Row(STAGE, "NVML answers", f"{len(details)} questions", "", judged(wanted <= details.keys()))
+    yield Row(STAGE, f"{source} answers", f"{len(details)} questions", "", judged(wanted <= details.keys()))
 
 
 def _copy(settings: Settings) -> float:

@@ -141,6 +141,7 @@ def warm_up() -> Row:
             process.wait(max(0.1, WARM_SECONDS - (time.monotonic() - begin)))
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             late += 1
     failed = sum(process.returncode not in (0, -9) for process in running)
     told = f"{len(running)} processes, {late} stopped, {failed} failed, {time.monotonic() - begin:.0f} s"

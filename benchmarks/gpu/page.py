@@ -8,6 +8,11 @@ from moeplan.benchmarks.gpu.stage import Row
 HEAD = ("stage", "what", "figure", "wanted", "")
 WIDEST = (14, 44, 62, 24, 12)
 
+HOW = """Where a GPU is at hand: `python benchmarks/gpu/wheels.py` here (a machine without a network takes the wheels in
+`build/gpu-wheels` along with the tree), `benchmarks/gpu/run.sh --out FOLDER` there, and `bring_home.py FOLDER` here,
+which puts the figures on this page, the cluster beside it and the tuned configurations into the package.
+"""
+
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned columns without the details; short enough to be the end of a log."""
@@ -27,7 +32,7 @@ def page(rows: Sequence[Row], dry: bool, command: str) -> str:
         )
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in _cells(row))} |" for row in rows]
-    return f"{title}{date.today()}. Command: `{command}`.\n\n" + "\n".join(lines) + "\n"
+    return f"{title}{date.today()}. Command: `{command}`.\n\n{HOW}\n" + "\n".join(lines) + "\n"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -19,11 +19,11 @@ if compgen -G "$root/build/gpu-wheels/*.whl" > /dev/null && [ "${MOEPLAN_WHEELS:
         --target "$work/site" "$root"/build/gpu-wheels/*.whl
 fi
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 TMPDIR="$work"
-# Compiled kernels and tuned configurations: of this run alone, so that each run shows the whole way.
-export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$work/triton}" XDG_CACHE_HOME="$work/cache"
-for argument in "$@"; do
-    [ "$argument" = --dry ] && export TRITON_INTERPRET=1
-done
+case " $* " in
+    *" --dry "*) export TRITON_INTERPRET=1 ;;
+    # Compiled kernels and tuned configurations are of this run alone, so that each run shows the whole way.
+    *) export TRITON_CACHE_DIR="$work/triton" XDG_CACHE_HOME="$work/cache" ;;
+esac
 status=0
 "$python" -P -m moeplan.benchmarks.gpu.main "$@" || status=$?
 exit "$status"

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,6 +104,10 @@ def command(arguments: Sequence[str], **environment: str) -> subprocess.Complete
         text=True,
     )
     print(f"$ {' '.join(arguments)}\n{found.stdout}[exit code {found.returncode}]", flush=True)
+    # The logs of ranks that failed stay in the temporary folder, which nobody brings home.
+    for log in sorted(Path(tempfile.gettempdir()).glob("moeplan-run-*/rank*.log")):
+        print(f"{log.name}:\n{log.read_text(errors='replace')[-4000:]}", flush=True)
+        log.unlink()
     return found
 
 
