@@ -82,7 +82,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
 
     bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], say)
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
-    families = group_families(hosts, degrees) if len(hosts) > 1 else []  # one device exchanges nothing
+    families = group_families(hosts, degrees)
     work = tasks(models, dtypes, hosts)
     steps = 3 + len(families) + 2 * len(work)
 
