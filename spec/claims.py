@@ -21,6 +21,11 @@ def claim(path: str | Path) -> None:
         _claims[_identity(os.stat(path))] = str(path)
 
 
+def written(before: os.stat_result) -> None:
+    """An output has taken the place of the file that was there ``before``, whose number another file may get now."""
+    _claims.pop(_identity(before), None)
+
+
 def release() -> None:
     """Forget all claims: another command begins."""
     _claims.clear()

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from .claims import written
 from .errors import DocumentError
 from .files import kind_of
 
@@ -72,9 +73,12 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> P
         try:
             with os.fdopen(descriptor, "wb") as file:
                 fill(file)
-                if target.exists():
-                    os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode) & 0o777)
+                before = target.stat() if target.exists() else None
+                if before is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode) & 0o777)
             os.replace(temporary, target)
+            if before is not None:
+                written(before)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
