@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Event as Flag
+from threading import Thread
 from time import monotonic
 from typing import Any
 
@@ -74,10 +75,11 @@ def print_json(value: Any) -> None:
 def progress(title: str) -> Iterator[Callable[[Event], None]]:
     """A progress bar on standard error, fed with events ``{"done": i, "of": n, "what": text}``.
 
-    Where that is no terminal but a log, a line now and then.
+    Where that is no terminal but a log, a line every ten seconds.
     """
     if not err.is_terminal:
-        yield _Lines(title)
+        with _Lines(title) as lines:
+            yield lines
         return
     what = TextColumn("{task.fields[what]}", style="dim", markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), what)
@@ -91,20 +93,31 @@ def progress(title: str) -> Iterator[Callable[[Event], None]]:
 
 
 class _Lines:
-    """Writes how far it is, ``SECONDS_A_LINE`` after the start or the last line at the earliest."""
+    """Writes how far it is every ``SECONDS_A_LINE``, also where nothing was heard meanwhile."""
 
     def __init__(self, title: str) -> None:
-        self.title, self.start = title, monotonic()
-        self.last = self.start
+        self.title, self.start, self.ended = title, monotonic(), Flag()
+        self.last: Event = {"what": "starting"}
+        self.writer = Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> "_Lines":
+        self.writer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.writer.join()
 
     def __call__(self, event: Event) -> None:
-        now = monotonic()
-        if now - self.last < SECONDS_A_LINE:
-            return
-        self.last = now
-        share = [f"{event['done'] / event['of']:.0%}"] if event.get("of") else []
-        parts = [*share, *filter(None, [str(event.get("what", ""))])]
-        err.print(f"{self.title}, {now - self.start:.0f} s: {', '.join(parts)}")
+        self.last = event
+
+    def _write(self) -> None:
+        while not self.ended.wait(SECONDS_A_LINE):
+            event = self.last
+            share = [f"{event['done'] / event['of']:.0%}"] if event.get("of") else []
+            parts = [*share, *filter(None, [str(event.get("what", ""))])]
+            with suppress(OSError, ValueError):  # closed meanwhile: whoever writes the result finds out
+                err.print(f"{self.title}, {monotonic() - self.start:.0f} s: {', '.join(parts)}")
 
 
 @contextmanager

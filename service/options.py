@@ -13,6 +13,7 @@ from ..spec.picture import picture_kind
 
 MAX_SECONDS = 1e7
 """Of a time limit: four months."""
+MAX_SEED = 2**63 - 1
 
 
 def output_option(words: str) -> Any:

@@ -31,7 +31,8 @@ ROUNDING = 1e-12
 class CapRows:
     """(1) for every expert of a window, layer of it and sample.
 
-    load: [S, L, E], of mean 1 per place; least: [S, L]; cap: on the mean of all; fastest: place, over the mean speed.
+    load: [S, L, E], of mean 1 per place, or 0 where a layer has none; least: [S, L]; cap: on the mean of all;
+    fastest: place, over the mean speed.
     """
 
     def __init__(self, load: np.ndarray, least: np.ndarray, cap: float, fastest: float) -> None:
@@ -40,7 +41,9 @@ class CapRows:
         by_layer = load.transpose(1, 0, 2)
         self.load = np.stack([by_layer[:-1], by_layer[1:]], axis=1)  # [B, 2, S, E]
         self.fastest = fastest
-        self.excess = np.stack([least.T[:-1], least.T[1:]], axis=1) * fastest - 1.0  # [B, 2, S] over the mean
+        mean = load.sum(axis=2) / max(float(places), ROUNDING)  # of a place: 1, but 0 in a layer without load
+        over = (least * fastest - mean).T
+        self.excess = np.stack([over[:-1], over[1:]], axis=1)  # [B, 2, S] over the mean
         self.slack = max(samples * layers * cap - float(least.sum()), 0.0)
         self.mu = FIRST_PRICE * experts / samples
         self.price = np.zeros((layers - 1, 2, 2 * experts, samples))

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...spec.picture import plain, save_picture
-from ...spec.placement import Placement
+from ...spec.placement import Objective, Placement
 from ..units import bytes_text
 from .crossings import Boundary, Fanout, Swap
 from .explain import OWN, Explanation, OneMoreSlot, own_scores
@@ -44,7 +44,7 @@ def page(placement: Placement, found: Explanation) -> Group:
         movement.append(_fanout(found.fanout))
     parts += movement if placement.movement == "coherent" else movement[::-1]
     if found.one_more_slot is not None:
-        parts.append(_one_more_slot(found.one_more_slot))
+        parts.append(_one_more_slot(found.one_more_slot, placement.objective))
     return Group(*parts)
 
 
@@ -205,7 +205,7 @@ def _fanout(fanout: tuple[Fanout, ...]) -> Group:
     return _section("widest fan-out: distinct hosts and devices that hold a token's experts", table, below)
 
 
-def _one_more_slot(slot: OneMoreSlot) -> Group:
+def _one_more_slot(slot: OneMoreSlot, objective: Objective) -> Group:
     table = _table()
     table.add_column("")
     table.add_column("balance", justify="right")
@@ -219,7 +219,10 @@ def _one_more_slot(slot: OneMoreSlot) -> Group:
         below += f" and costs {bytes_text(slot.bytes_per_device)} on every device, all layers together"
     forgone = slot.now - slot.same_slots
     if forgone >= 5e-4:
-        below += f"; {forgone:.4f} more is what this placement gives up for its objective"
+        gone = "what this placement gives up for its objective"
+        if objective == "balance":
+            gone = "since placing balances every part of the trace by itself, and this is the trace as a whole"
+        below += f"; {forgone:.4f} more is {gone}"
     return _section("what one more slot per device would buy, on the same tokens", table, f"{below}.")
 
 
@@ -234,6 +237,9 @@ def _section(title: str, table: Table, below: str = "") -> Group:
 
 def _table() -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+LEGEND = 22  # points above the lower panel, under its title
 
 
 def draw(placement: Placement, found: Explanation, path: Path) -> None:
@@ -274,8 +280,8 @@ def _heat(axes: "Axes", placement: Placement, found: Explanation) -> None:
     score, part = found.fit, "fitted part" if found.fitted else "whole trace, not fitted"
     held = f", held out {found.held_out.balance_mean:.3f}" if found.held_out else ""
     name = placement.model or "placement"
-    title = f"{name}: load of each device on the {part} (balance {score.balance_mean:.3f}{held}; dots: hottest)"
-    axes.set_title(plain(title), fontsize=10, loc="left")
+    title = f"{plain(name)}: load of each device on the {part}\nbalance {score.balance_mean:.3f}{held}; dots: hottest"
+    axes.set_title(title, fontsize=10, loc="left")
 
 
 def _crossing_bars(axes: "Axes", placement: Placement, boundaries: tuple[Boundary, ...]) -> None:
@@ -287,7 +293,7 @@ def _crossing_bars(axes: "Axes", placement: Placement, boundaries: tuple[Boundar
             100 * _chance(placement, "hosts"), color="#2f5d8a", linestyle="--", linewidth=1, label="hosts, by chance"
         )
     axes.set_ylabel("tokens that\nmove (%)")
-    axes.set_title("top-1 expert of the next layer is elsewhere", fontsize=10, loc="left")
+    axes.set_title("top-1 expert of the next layer is elsewhere", fontsize=10, loc="left", pad=LEGEND)
     _finish(axes)
 
 
@@ -296,10 +302,10 @@ def _fanout_bars(axes: "Axes", fanout: tuple[Fanout, ...]) -> None:
     axes.bar(at, [f.devices for f in fanout], 0.7, color="#c9d6e3", label="devices")
     axes.bar(at, [f.hosts for f in fanout], 0.7, color="#2f5d8a", label="hosts")
     axes.set_ylabel("per token")
-    axes.set_title("distinct devices and hosts of a token's experts", fontsize=10, loc="left")
+    axes.set_title("distinct devices and hosts of a token's experts", fontsize=10, loc="left", pad=LEGEND)
     _finish(axes)
 
 
 def _finish(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower right", bbox_to_anchor=(1.0, 0.98))
+    axes.legend(frameon=False, fontsize="small", ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 0.96))

@@ -58,7 +58,7 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
         raise MoeplanError("--max-moves needs --previous: moves are counted from an old placement")
     if request.previous is not None:
         _check_previous(request, trace)
-    if request.balance_cap is not None and request.balance_cap < 1:
+    if request.balance_cap is not None and not 1 <= request.balance_cap < np.inf:
         raise MoeplanError(f"--balance-cap {request.balance_cap:g}: the hottest device over the mean is at least 1")
     notes = []
     useful = _useful_slots(request, experts, fleet)
@@ -68,6 +68,8 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
             f"{request.slots} slots are asked for, {useful} can be used: a device holds no expert twice, and so at "
             f"most {of}; the others stay empty"
         )
+    if request.slots > experts and request.objective != "balance" and request.timing is None and not trace.counts_only:
+        notes.append("with copies balance is what is minimised; what moves only decides which host gets which expert")
     if trace.counts_only:
         notes.append("the trace has counts only: balance is planned, affinity between layers is unknown")
         if request.objective != "balance":

@@ -13,14 +13,14 @@ from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import note, out, print_json, say
-from ..options import picture_option
+from ..options import MAX_SEED, picture_option
 
 
 def explain(
     placement: Annotated[Path, typer.Argument(help="What `moeplan place` wrote.")],
     trace: Annotated[Path | None, typer.Option(help="Routing (.npz); by default the one that was fitted.")] = None,
     picture: Annotated[Path | None, picture_option("Draw load and crossings")] = None,
-    seed: Annotated[int, typer.Option(help="Of the placement with one more slot per device.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the placement with one more slot per device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
 ) -> None:
     """Say why: what limits a placement, its hottest devices, what still crosses, what one more slot would buy.

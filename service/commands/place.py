@@ -20,13 +20,13 @@ from ...spec.trace import Trace
 from ..clock import began
 from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..fronts import Fronts, Shown
-from ..options import MAX_SECONDS, output_option, picture_option
+from ..options import MAX_SECONDS, MAX_SEED, output_option, picture_option
 
 if TYPE_CHECKING:
     from ...planner.place.timed import Timing
 
 DEVICES = 8  # by default
-MAX_SLOTS = 2**20
+MAX_SLOTS = 2**16
 PLACE_TIME = 0.5  # of the time limit, where a front is asked for too
 
 
@@ -37,8 +37,9 @@ def place(
         int | None, typer.Option(min=1, max=MAX_DEVICES, help="Equal devices, where no cluster is given; by default 8.")
     ] = None,
     hosts: Annotated[
-        int, typer.Option(min=1, max=MAX_DEVICES, help="Hosts that the devices stand on, consecutively.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, max=MAX_DEVICES, help="Hosts that the devices stand on, consecutively; by default 1."),
+    ] = None,
     cluster: Annotated[
         Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
     ] = None,
@@ -80,7 +81,7 @@ def place(
         float,
         typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end; work is counted in steps."),
     ] = 20.0,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same placement.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
         Path | None, picture_option("In half of the time limit: show what balance buys and draw it")
     ] = None,
@@ -103,6 +104,8 @@ def place(
     count = slots or (sum(held) if held else recorded.num_experts)
     timing = None
     if cluster is not None:
+        if devices or hosts:
+            raise MoeplanError(f"--{'devices' if devices else 'hosts'} does not go with --cluster: they are its own")
         if held:
             raise MoeplanError("--slots-per-device does not go with --cluster: its devices' memory says how many fit")
         if named is None:
@@ -111,9 +114,9 @@ def place(
         fleet = timing.devices(recorded, count, equal_slots)
     else:
         fleet = (
-            uneven_fleet(held, hosts)
+            uneven_fleet(held, hosts or 1)
             if held
-            else even_fleet(devices or DEVICES, hosts, count, equal_slots, recorded.num_experts)
+            else even_fleet(devices or DEVICES, hosts or 1, count, equal_slots, recorded.num_experts)
         )
     request = Request(
         fleet,

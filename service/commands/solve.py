@@ -14,7 +14,7 @@ from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
 from ..console import note, out, parse_bytes, print_json, progress, say
-from ..options import MAX_SECONDS, output_option
+from ..options import MAX_SECONDS, MAX_SEED, output_option
 
 
 def solve(
@@ -30,7 +30,9 @@ def solve(
     even: Annotated[bool, typer.Option("--even", help="Divide as if all devices were equal, to compare.")] = False,
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws the step's tokens from the trace; breaks ties.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Draws the step's tokens from the trace; breaks ties.")
+    ] = 0,
     time_limit: Annotated[
         float, typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end.")
     ] = 60.0,

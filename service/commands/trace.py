@@ -9,7 +9,7 @@ from ...spec.cluster import MAX_DEVICES
 from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
 from ..console import note, out, print_json, progress, say
-from ..options import output_option, picture_option
+from ..options import MAX_SEED, output_option, picture_option
 
 PROGRAMS = "sglang|vllm|tensorrt-llm|megatron|llama.cpp|transformers|rows|npz"  # the names of profiler.traces.IMPORTERS
 
@@ -23,7 +23,7 @@ def capture(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to record.")] = 4096,
     sequence_length: Annotated[int, typer.Option(min=1, help="Tokens per sequence.")] = 128,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Do not load weights; draw them.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of random weights.")] = 0,
     output: Annotated[Path, output_option("The trace.")] = Path("trace.npz"),
 ) -> None:
     """Record the routing of any Transformers mixture-of-experts causal model on a text.
