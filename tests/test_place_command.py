@@ -125,6 +125,8 @@ def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, i
         (("--slots", "2"), "2 slots on 4 devices: every device needs one"),
         ((*ENOUGH, "--balance-cap", "1.000001", "--devices", "3"), r"it is proven to be at least 1\.\d+"),
         (("--balance-cap", "0.5"), "the hottest device over the mean is at least 1"),
+        (("--balance-cap", "nan"), "the hottest device over the mean is at least 1"),
+        (("--balance-cap", "inf"), "the hottest device over the mean is at least 1"),
         (("--max-moves", "3"), "--max-moves needs --previous"),
         (("--previous", "missing.json"), "missing.json: no such file; make one with `moeplan place`"),
         (("--groups", "3"), "experts % groups == 0 is broken: 8 experts in 3 groups"),
