@@ -66,7 +66,9 @@ def test_prefill_from_a_trace_with_every_strategy(launcher, tmp_path):
     assert min(report.memory) > 0
     assert report.notes == ()
     assert [e["what"] for e in events if "done" not in e] == ["loading weights", "warming up", "checking 5 of 5 layers"]
-    assert [e["done"] for e in events if "done" in e] == list(range(1, report.repetitions + 1))
+    done = [e["done"] for e in events if "done" in e]  # not of every step: telling takes time too
+    assert done == sorted(set(done))
+    assert (done[0], done[-1]) == (1, report.repetitions)
     parts = {(p.layer, p.part): p for p in report.parts}
     always = {"attention", "expert"}  # predicted for every layer
     moe = always | {"route", "combine", "shared"}
