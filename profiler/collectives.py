@@ -174,8 +174,8 @@ def idle() -> None:
 
 
 def hot_counts(rows: int, members: int) -> list[int]:
-    """Rows for each member, ``HOT_SHARE`` of them for the first."""
+    """Rows for each member, at least ``HOT_SHARE`` of them for the first."""
     if members == 1:
         return [rows]
-    cold = round(rows * (1 - HOT_SHARE)) // (members - 1)
+    cold = int(rows * (1 - HOT_SHARE)) // (members - 1)
     return [rows - cold * (members - 1)] + [cold] * (members - 1)
