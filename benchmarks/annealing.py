@@ -30,9 +30,11 @@ from moeplan.planner.place.cap import balance_range
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.sample import load_samples
 from moeplan.planner.place.single import Single
-from moeplan.solvers import annealing, annealing_chain, annealing_walks
-from moeplan.solvers.annealing import FOLLOWERS, usual_chains, usual_steps
-from moeplan.solvers.annealing_walks import GENERATIONS
+from moeplan.solvers.placement import annealing
+from moeplan.solvers.placement import chain as annealing_chain
+from moeplan.solvers.placement import walks as annealing_walks
+from moeplan.solvers.placement.annealing import FOLLOWERS, usual_chains, usual_steps
+from moeplan.solvers.placement.walks import GENERATIONS
 from moeplan.spec.trace import Trace
 
 ROOT = Path(__file__).parents[1]

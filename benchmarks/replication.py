@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from moeplan.benchmarks.hardware import processor
-from moeplan.solvers.eplb import eplb
-from moeplan.solvers.replication import replicate
-from moeplan.solvers.replication_exact import replicate_exactly
+from moeplan.solvers.exact.replication import replicate_exactly
+from moeplan.solvers.replication.eplb import eplb
+from moeplan.solvers.replication.replicate import replicate
 from moeplan.spec.document import write_atomically
 
 matplotlib.use("Agg")

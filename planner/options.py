@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..solvers import balance
-from ..solvers.affinity import Affinity
-from ..solvers.affinity import pairs as expert_pairs
+from ..solvers.placement.affinity import Affinity
+from ..solvers.placement.affinity import pairs as expert_pairs
 from ..solvers.result import SolverError
 from ..spec.model import Model, Moe
 from ..spec.plan import LayerPlan, Strategy
@@ -123,7 +123,7 @@ class Options:
         with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
             if thorough and self._affords_search():
                 # Imported when it is needed: its compiled loops take a second to load.
-                from ..solvers.annealing import anneal
+                from ..solvers.placement.annealing import anneal
 
                 cap = BALANCE_SLACK * balance.mean_balance(found["weighted"], load[None], speed)
                 found["local"] = anneal(
@@ -172,7 +172,7 @@ class Options:
 
     def _affords_search(self) -> bool:
         """Whether the solvers are loaded, or there is time to."""
-        if self.deadline == math.inf or "moeplan.solvers.annealing_kernel" in sys.modules:
+        if self.deadline == math.inf or "moeplan.solvers.placement.kernel" in sys.modules:
             return True
         return time.perf_counter() + LOAD_TIME < self.deadline
 

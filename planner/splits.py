@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from ..solvers.result import Infeasible
-from ..solvers.split import split
+from ..solvers.splits.split import split
 from ..spec.errors import MissingCurveError
 from ..spec.model import Model
 from ..spec.operators import attention_shape, expert_shape, route_shape

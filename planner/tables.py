@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from ..solvers.result import Infeasible, NotFound, Solution
-from ..solvers.selection import select
+from ..solvers.selection.select import select
 from ..spec.plan import LayerPlan, Strategy
 from . import memory
 from .options import Classes

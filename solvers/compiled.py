@@ -18,12 +18,12 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 
-from .affinity_bound import affinity_bounds
-from .annealing_chain import load_kernels
+from .bounds.crossings import affinity_bounds
+from .bounds.replication import Shares
 from .jit import NO_CACHE, numba
-from .replication import replicate
-from .replication_bound import Shares
-from .traffic import add_pairs
+from .placement.chain import load_kernels
+from .placement.traffic import add_pairs
+from .replication.replicate import replicate
 
 logger = logging.getLogger("moeplan.solvers")
 

@@ -26,8 +26,8 @@ def _compiled_code() -> str:
     """
     global NO_CACHE
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(str(source.relative_to(Path(__file__).parent)).encode() + b"\0" + source.read_bytes())
     given = os.environ.get("NUMBA_CACHE_DIR")
     try:
         if given and not Path(given).exists():

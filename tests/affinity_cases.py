@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 
 from moeplan.solvers.balance import over_ideal
-from moeplan.solvers.placement import host_weights
+from moeplan.solvers.placement.crossings import host_weights
 
 WEIGHTS = [(1.0, 1.0), (1.0, 3.0), (0.0, 1.0), (0.3, 1.3)]
 

@@ -17,7 +17,7 @@ from moeplan.planner.place.request import Request, tokens_needed
 from moeplan.planner.place.sample import coherent_affinity, fan_out_affinity, windows
 from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance
-from moeplan.solvers.placement import crossings, host_weights
+from moeplan.solvers.placement.crossings import crossings, host_weights
 from moeplan.spec.errors import InfeasibleError, MoeplanError
 from moeplan.spec.placement import Placement, PlacementDevice
 from moeplan.spec.trace import Trace

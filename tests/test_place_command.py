@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from moeplan.service import cli
-from moeplan.solvers.annealing import anneal
+from moeplan.solvers.placement.annealing import anneal
 from moeplan.solvers.result import NotFound
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace

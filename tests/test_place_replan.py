@@ -15,7 +15,7 @@ from moeplan.planner.budget import Budget
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.replan import Replan, renamed
 from moeplan.service import cli
-from moeplan.solvers.replication_moves import Option, choose
+from moeplan.solvers.replication.moves import Option, choose
 from moeplan.solvers.slots import Slots
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace

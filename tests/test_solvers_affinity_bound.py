@@ -4,11 +4,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.affinity_bound import affinity_bounds, best_bound
-from moeplan.solvers.affinity_problem import AffinityProblem
-from moeplan.solvers.affinity_rows import LoadRows, Triangles
-from moeplan.solvers.affinity_semidefinite import least_leaving
 from moeplan.solvers.balance import mean_balance
+from moeplan.solvers.bounds.crossings import affinity_bounds, best_bound
+from moeplan.solvers.bounds.rows import LoadRows, Triangles
+from moeplan.solvers.bounds.semidefinite import least_leaving
+from moeplan.solvers.placement.problem import AffinityProblem
 from moeplan.tests.affinity_cases import brute_force, capped_brute_force, layouts, random_case
 
 NAMES = ["slots", "matching", "spectral", "semidefinite", "triangle"]

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.solvers.affinity_eigen import CALLS, EigenClip
-from moeplan.solvers.affinity_rows import TOLERANCE, _violated
+from moeplan.solvers.bounds.eigen import CALLS, EigenClip
+from moeplan.solvers.bounds.rows import TOLERANCE, _violated
 
 
 def clipped(matrices, highest):

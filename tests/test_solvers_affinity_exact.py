@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from moeplan.solvers import Infeasible, NotFound, SolverUnavailable
-from moeplan.solvers.affinity_cp_sat import place_with_cp_sat
-from moeplan.solvers.affinity_exact import place_exactly
-from moeplan.solvers.affinity_fanout import expert_sets, fan_out, place_by_fan_out
-from moeplan.solvers.affinity_problem import AffinityProblem
-from moeplan.solvers.placement import host_weights
+from moeplan.solvers.exact.cp_sat import place_with_cp_sat
+from moeplan.solvers.exact.crossings import place_exactly
+from moeplan.solvers.exact.fan_out import expert_sets, fan_out, place_by_fan_out
+from moeplan.solvers.placement.crossings import host_weights
+from moeplan.solvers.placement.problem import AffinityProblem
 from moeplan.tests.affinity_cases import WEIGHTS, brute_force, layouts, random_capacity, random_case
 
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.solvers.annealing import Affinity, anneal
 from moeplan.solvers.balance import mean_balance
-from moeplan.solvers.placement import crossings, host_weights
+from moeplan.solvers.placement.annealing import Affinity, anneal
+from moeplan.solvers.placement.crossings import crossings, host_weights
 from moeplan.solvers.result import Infeasible, NotFound
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.solvers.annealing import Affinity, greedy
-from moeplan.solvers.annealing_chain import Chain, Problem
-from moeplan.solvers.annealing_relabel import Groups, relabel
-from moeplan.solvers.annealing_tables import FREE, PARTNERS, Rules, fill_flows, fill_near, fill_partners
-from moeplan.solvers.annealing_walks import Walks
 from moeplan.solvers.balance import over_ideal
+from moeplan.solvers.placement.annealing import Affinity, greedy
+from moeplan.solvers.placement.chain import Chain, Problem
+from moeplan.solvers.placement.relabel import Groups, relabel
+from moeplan.solvers.placement.tables import FREE, PARTNERS, Rules, fill_flows, fill_near, fill_partners
+from moeplan.solvers.placement.walks import Walks
 
 
 def chain_for(seed: int, *, alike: bool, max_moves: int = -1, fixed_hosts: bool = False) -> tuple[Chain, Affinity]:
@@ -147,7 +147,7 @@ def test_a_wait_in_the_first_moments_is_not_taken_for_slow_steps(monkeypatch, st
     """Steps take nothing but for a wait after the first epoch, of a second that is enough for all of them."""
     chain, _ = chain_for(0, alike=True)
     clock = iter([0.0] * 3 + [stall] * 200)
-    monkeypatch.setattr("moeplan.solvers.annealing_chain.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("moeplan.solvers.placement.chain.time.perf_counter", lambda: next(clock))
     chain.run(20_000, 1.0, 1, Event(), None)
     assert chain.squeezed == squeezed
     assert (chain.done == 20_000) == (not squeezed)
@@ -155,9 +155,9 @@ def test_a_wait_in_the_first_moments_is_not_taken_for_slow_steps(monkeypatch, st
 
 def test_a_search_with_time_to_spare_does_all_its_steps(monkeypatch):
     """Before speed is judged an epoch has few steps; a twentieth of much time is more than the whole search takes."""
-    monkeypatch.setattr("moeplan.solvers.annealing_chain.UNTIMED", 100)
+    monkeypatch.setattr("moeplan.solvers.placement.chain.UNTIMED", 100)
     clock = iter(0.01 * i for i in range(1000))
-    monkeypatch.setattr("moeplan.solvers.annealing_chain.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("moeplan.solvers.placement.chain.time.perf_counter", lambda: next(clock))
     chain, _ = chain_for(0, alike=True)
     chain.run(200_000, 1e6, 1, Event(), None)
     assert not chain.squeezed

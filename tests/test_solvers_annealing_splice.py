@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.solvers.annealing import Affinity
-from moeplan.solvers.annealing_relabel import Groups
-from moeplan.solvers.annealing_splice import Costs, splice
+from moeplan.solvers.placement.annealing import Affinity
+from moeplan.solvers.placement.relabel import Groups
+from moeplan.solvers.placement.splice import Costs, splice
 
 HOSTS = np.array([0, 0, 1, 1])
 WEIGHTS = (1.0, 2.0)  # between devices of a host, and on top of it between hosts

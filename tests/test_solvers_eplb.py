@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.eplb import eplb
+from moeplan.solvers.replication.eplb import eplb
 from moeplan.solvers.slots import EMPTY, Slots
 
 README = np.array(

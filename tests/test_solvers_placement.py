@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
 from moeplan.solvers.balance import balance, balance_bound, finish, greedy_balance, linear
-from moeplan.solvers.placement import crossings, host_weights
+from moeplan.solvers.placement.crossings import crossings, host_weights
 
 
 def layouts(experts, capacity):

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.eplb import eplb
-from moeplan.solvers.replication import checked, replicate
-from moeplan.solvers.replication_assignment import Assignment
-from moeplan.solvers.replication_bound import hottest_bound
-from moeplan.solvers.replication_exact import replicate_exactly
-from moeplan.solvers.shares import layer_shares, optimal_shares
+from moeplan.solvers.bounds.replication import hottest_bound
+from moeplan.solvers.exact.assignment import Assignment
+from moeplan.solvers.exact.replication import replicate_exactly
+from moeplan.solvers.replication.eplb import eplb
+from moeplan.solvers.replication.replicate import checked, replicate
+from moeplan.solvers.replication.shares import layer_shares, optimal_shares
 from moeplan.solvers.slots import EMPTY, Slots
 
 README = np.array(

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible, NotFound
-from moeplan.solvers.selection import select
+from moeplan.solvers.selection.select import select
 
 
 def used_bytes(memory, shared, chosen):

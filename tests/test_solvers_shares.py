@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from moeplan.solvers.eplb import eplb
-from moeplan.solvers.shares import layer_shares, optimal_shares
+from moeplan.solvers.replication.eplb import eplb
+from moeplan.solvers.replication.shares import layer_shares, optimal_shares
 from moeplan.solvers.slots import EMPTY, Slots
 
 README = np.array(

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.split import split
-from moeplan.solvers.split_program import split_mip
+from moeplan.solvers.splits.split import split
+from moeplan.tests.yardsticks.split_program import split_mip
 
 
 def brute_force(cost, units):

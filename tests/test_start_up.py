@@ -46,6 +46,6 @@ def test_a_first_answer_needs_no_solver(options: list[str], tmp_path: Path) -> N
 def test_only_one_file_imports_numba() -> None:
     """Its cache must be chosen first: what it finds there is run."""
     root = Path(__file__).parents[1]
-    files = [path for path in (root / "solvers").glob("*.py") if path.name != "jit.py"]
+    files = [path for path in (root / "solvers").rglob("*.py") if path.name != "jit.py"]
     assert len(files) > 30
     assert [path.name for path in files if "import numba" in path.read_text() or "from numba" in path.read_text()] == []

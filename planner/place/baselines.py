@@ -5,7 +5,7 @@
 import numpy as np
 
 from ...solvers.balance import greedy_balance, linear
-from ...solvers.eplb import eplb
+from ...solvers.replication.eplb import eplb
 from ...solvers.result import Infeasible
 from ...solvers.slots import Slots
 from .fleet import Fleet

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...solvers.affinity import Affinity
 from ...solvers.balance import mean_balance
+from ...solvers.placement.affinity import Affinity
 from ...solvers.result import NotFound
 from ...spec.trace import Trace
 from ..budget import Budget

@@ -7,11 +7,11 @@ from threading import Event
 
 import numpy as np
 
-from ...solvers.affinity import Affinity
-from ...solvers.affinity_fanout import expert_sets
-from ...solvers.affinity_layers import MOST_PAIRS, Layers, shortest
-from ...solvers.arrangements import arrangements, classes, hottest
 from ...solvers.balance import over_ideal
+from ...solvers.exact.arrangements import arrangements, classes, hottest
+from ...solvers.exact.fan_out import expert_sets
+from ...solvers.exact.layers import MOST_PAIRS, Layers, shortest
+from ...solvers.placement.affinity import Affinity
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
 from .answer import ALL_ARRANGEMENTS

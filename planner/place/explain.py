@@ -281,7 +281,7 @@ def _torn_groups(placement: Placement) -> int:
 def _balance_bound(placement: Placement, counts: np.ndarray, groups: int) -> float:
     """No placement in these slots has a better balance, as a mean over layers. counts: [L, E]."""
     # Imported when it is needed: the solvers take a second to load.
-    from ...solvers.replication_bound import hottest_bound
+    from ...solvers.bounds.replication import hottest_bound
 
     capacity = np.array([device.capacity for device in placement.devices])
     load, speed = _normalised(placement, counts), _speed(placement)
@@ -300,7 +300,7 @@ def one_more_slot(
     """
     # Imported when it is needed: the solvers take a second to load.
     from ...solvers import compiled
-    from ...solvers.replication import replicate
+    from ...solvers.replication.replicate import replicate
 
     capacity = np.array([device.capacity for device in placement.devices])
     if (capacity >= placement.num_experts).all():

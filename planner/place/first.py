@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ...solvers.affinity import least_by_slots
+from ...solvers.placement.affinity import least_by_slots
 from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Objective, Scores

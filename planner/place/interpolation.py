@@ -41,7 +41,7 @@ def interpolated(trace: Trace, late: Callable[[], bool] = lambda: False) -> np.n
     late: asked at every boundary; ``OutOfTime`` once it says so.
     """
     # Imported when it is needed: its compiled loop takes a second to load.
-    from ...solvers.traffic import add_pairs
+    from ...solvers.placement.traffic import add_pairs
 
     if trace.tokens < 2 or trace.layers < 2:
         return transitions(trace) / trace.tokens

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...solvers.affinity import Affinity
-from ...solvers.placement import crossings, host_weights
+from ...solvers.placement.affinity import Affinity
+from ...solvers.placement.crossings import crossings, host_weights
 from ...solvers.slots import Slots
 from ...spec.placement import PlacementDevice
 from ...spec.trace import Trace
@@ -40,7 +40,7 @@ def moves_between_layers(
 ) -> Movement:
     """Of placed [L, E], in moves per boundary and token, as ``affinity`` has the traffic of tokens to come."""
     # Imported when it is needed: its compiled loops take a second to load.
-    from ...solvers.affinity_bound import affinity_bounds
+    from ...solvers.bounds.crossings import affinity_bounds
 
     inside, between = single.weights
     hosts, fleet = single.fleet.hosts, single.fleet

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.affinity import Affinity, usual_steps
+from ...solvers.placement.affinity import Affinity, usual_steps
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError, MoeplanError

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...solvers.affinity import Affinity, usual_steps
 from ...solvers.balance import mean_balance
+from ...solvers.placement.affinity import Affinity, usual_steps
 from ...solvers.result import NotFound, SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError, MoeplanError

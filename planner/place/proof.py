@@ -9,8 +9,8 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from ...solvers.balance import over_ideal
-from ...solvers.replication_bound import hottest_bound
-from ...solvers.replication_exact import replicate_exactly
+from ...solvers.bounds.replication import hottest_bound
+from ...solvers.exact.replication import replicate_exactly
 from ...solvers.result import SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError

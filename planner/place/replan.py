@@ -17,7 +17,7 @@ from ..budget import Budget
 from .fleet import Fleet
 
 if TYPE_CHECKING:
-    from ...solvers.replication_moves import Option
+    from ...solvers.replication.moves import Option
 
 ALL_LIMITS, LIMITS = 12, 10  # a layer with so few moves is searched for each number of them, else for so many numbers
 
@@ -122,7 +122,7 @@ class Replan:
     def within(self, moves: int | None) -> Slots:
         """The coolest on the mean over layers and windows with at most so many loads; without a limit, of both."""
         # Imported when it is needed: its compiled loops take a second to load.
-        from ...solvers.replication_moves import choose
+        from ...solvers.replication.moves import choose
 
         layers = self.ends if moves is None else self.options
         budget = sum(layer[-1].loads for layer in layers) if moves is None else moves
@@ -160,7 +160,7 @@ class Replan:
     def _layer(self, layer: int, limits: list[int] | None, budget: Budget) -> list["Option"]:
         """Both ends, and between them the best within each limit; by default those of ``_limits``."""
         # Imported when it is needed: its compiled loops take a second to load.
-        from ...solvers.replication_moves import Option, held_by, options
+        from ...solvers.replication.moves import Option, held_by, options
 
         speed, device, halt = self.fleet.speed, self.new.device_of_slot, np.zeros(1, np.bool_)
         load = np.ascontiguousarray(self._relative[:, layer])

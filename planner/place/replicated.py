@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.replication import replicate
+from ...solvers.replication.replicate import replicate
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import InfeasibleError

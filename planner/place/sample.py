@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from ...solvers.affinity import Affinity, pairs
+from ...solvers.placement.affinity import Affinity, pairs
 from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ..budget import Budget
 from .interpolation import interpolated, transitions

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...solvers.balance import mean_balance
-from ...solvers.replication import replicate
+from ...solvers.replication.replicate import replicate
+from ...solvers.replication.shares import optimal_shares
 from ...solvers.result import NotFound, Solution
-from ...solvers.shares import optimal_shares
 from ...solvers.slots import Slots
 from ...spec.errors import MoeplanError
 from ...spec.placement import Objective

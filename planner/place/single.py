@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...solvers.affinity import Affinity
+from ...solvers.placement.affinity import Affinity
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.errors import MoeplanError
@@ -29,7 +29,7 @@ GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the st
 
 def anneal(*problem: Any, **options: Any) -> Solution[np.ndarray]:
     """``solvers.annealing.anneal``, imported when it is needed: its compiled loops take a second to load."""
-    from ...solvers import annealing
+    from ...solvers.placement import annealing
 
     return annealing.anneal(*problem, **options)
 

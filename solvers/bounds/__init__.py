@@ -1,0 +1,1 @@
+"""How good a placement can be: proven lower bounds on crossings and on the hottest device."""

@@ -1,0 +1,201 @@
+"""Annealing: experts on devices, one copy each, so that few tokens change devices at a given balance.
+
+    d[l, e] in devices        the device that holds expert e of layer l
+    minimise  sum_l sum_{a,b} transitions[l][a][b] * weight(d[l, a], d[l+1, b])         tokens that move between layers
+            + sum_l sum_{a<b} together[l][a][b]    * weight(d[l, a], d[l, b])           tokens that need both experts
+            + price * sum_l hottest[l]                                                  the price of balance
+
+    weight is 0 on one device, ``device_weight`` between devices of a host, ``host_weight`` between hosts
+    hottest[l] = mean_s max_g sum_{e: d[l, e] = g} load[s][l][e] / speed[g], over the ideal of sample s
+
+    (1) slots:    #{e: d[l, e] = g} <= capacity[g]                          kept by every proposal, ``walk``
+    (2) balance:  mean_l hottest[l] <= balance_cap                          ``Chain.steer``, then a rule of ``walk``
+    (3) moves:    #{(l, e): d[l, e] != previous[l, e]} <= max_moves         a rule of ``walk``
+    (4) hosts:    host(d[l, e]) = host(start[l, e]) where ``fixed_hosts``   a rule of ``walk``
+
+Samples of the load are the risk: a placement that is balanced in *every* sample keeps its balance on tokens to come;
+one that fits only their sum does not.
+
+Simulated annealing from so warm that placements are random (Kirkpatrick et al. 1983), several chains. They freeze into
+different orders, so the best layers of all of them are spliced (``placement.splice``), and a few chains go on from
+there, only warm enough to mend the seams; again, and the best counts.
+
+The cap's price rises while the balance lies above it and falls below it. Held to the cap at every temperature, a warm
+walk would pay so much for balance that experts are stuck: short walks therefore find out what the cap costs in the end
+(``Walks.scout``), the others keep that price while they are warm (Lagrangian relaxation) and follow the cap once they
+are cold. Last, proposals that break (2) are refused. ``placement.kernel`` proposes for one expert or two,
+``placement.relabel`` for whole devices. It is a heuristic; bounds are in ``bounds.crossings``.
+"""
+
+# L layers, E experts, G devices, R slots, S samples
+
+import math
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..balance import check_cap, checked, idle, longest_first, mean_balance, over_ideal
+from ..result import NotFound, Solution, Status
+from .affinity import Affinity, pairs, usual_steps
+from .chain import WARMEST, Problem, load_kernels
+from .relabel import Groups
+from .splice import Costs, splice
+from .walks import GENERATIONS, THREADS, Walks
+
+__all__ = ["Affinity", "anneal", "pairs", "usual_chains", "usual_steps"]
+
+CHAINS, ENOUGH = 16, 80_000_000  # chains from random placements, fewer where so many proposals of all are enough
+FOLLOWERS = 4  # chains after a splice
+SPLICE = 0.1  # of the time that is left, at most, to a splice between walks
+JUDGING, MOST_JUDGING = 1.2, 0.25  # of what comparing took at first; of the time for it at most
+SEAMS = 0.1  # first temperature of these, over the mean traffic of an expert
+
+
+def anneal(
+    affinity: Affinity,
+    load: ArrayLike,
+    capacity: ArrayLike,
+    speed: ArrayLike,
+    hosts: ArrayLike,
+    *,
+    device_weight: float = 1.0,
+    host_weight: float = 1.0,
+    balance_cap: float = math.inf,
+    price: float = 0.0,
+    previous: np.ndarray | None = None,
+    max_moves: int | None = None,
+    start: np.ndarray | None = None,
+    fixed_hosts: bool = False,
+    steps: int | None = None,
+    chains: int | None = None,
+    seed: int = 0,
+    time_limit: float = math.inf,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+    stop: Event | None = None,
+) -> Solution[np.ndarray]:
+    """Few crossings under (1) to (4).
+
+    load: [L, E], or [S, L, E] samples; capacity: [G] slots per layer; speed: [G]; hosts: [G] number of each device's
+    host. balance_cap: mean over layers, or ``price``: energy of one unit of balance of one layer (then no cap).
+    previous: [L, E] devices, with ``max_moves`` of which at most so many experts may change; it must keep (1).
+    start: [L, E] devices to begin with; greedy balance by default.
+    steps: proposals per chain, the work budget, by default ``usual_steps``. time_limit: a ceiling in seconds,
+    into which the whole schedule is squeezed when steps take too long. ``stop`` ends the search early with
+    what is then found.
+
+    Returns [L, E] devices, objective as above without the price term, bound 0; status ``time_limit`` where the schedule
+    was squeezed (then ``start`` if nothing else keeps the cap). Raises ``Infeasible`` where slots are
+    missing or the cap lies below the proven bound, and ``NotFound`` where no placement within the cap was found.
+    """
+    started = time.perf_counter()
+    load_kernels()
+    samples = np.asarray(load, float)
+    samples = samples[None] if samples.ndim == 2 else samples
+    for sample in samples:
+        _, speeds, slots = checked(sample, speed, capacity)
+    host = np.asarray(hosts)
+    if host.shape != speeds.shape or host.dtype.kind not in "iu" or (host < 0).any():
+        raise ValueError(f"hosts must hold a host number for each of {len(speeds)} devices, got {hosts!r}")
+    if not 0 <= device_weight <= host_weight < math.inf:
+        raise ValueError(f"weights must be 0 <= device_weight <= host_weight, got {device_weight} and {host_weight}")
+    if samples.shape[1:] != affinity.together.shape[:2]:
+        raise ValueError(f"load must be [L, E] of {list(affinity.together.shape[:2])}, got {list(samples.shape[1:])}")
+    if balance_cap < math.inf:
+        check_cap(samples, speeds, slots, balance_cap)
+    relative = over_ideal(samples, speeds)
+    if start is None:
+        start = previous if previous is not None else greedy(samples.sum(axis=0), speeds, slots)
+    problem = Problem(
+        *affinity.between(),
+        load=relative if balance_cap < math.inf or price > 0 else relative[:0],
+        slots=slots,
+        speed=speeds,
+        host=host.astype(np.int64),
+        weights=(device_weight, host_weight - device_weight),
+        cap=balance_cap - idle(samples),
+        price=price,
+        previous=start if previous is None else previous,
+        max_moves=-1 if max_moves is None else max_moves,
+        fixed_hosts=fixed_hosts,
+    )
+    steps = steps or usual_steps(start.size)
+    chains = chains or usual_chains(steps)
+    followers = min(FOLLOWERS, chains) if chains > 1 else 0
+    costs = _costs(problem, affinity)
+    deadline = started + time_limit - _judging(costs, problem, start, chains + GENERATIONS * followers, time_limit)
+    walks = Walks(problem, steps, deadline, (chains, followers), seed, stop or Event(), on_event)
+    if balance_cap < math.inf:
+        walks.scout(start)
+        chains = walks.affordable()
+    found = walks.run(start, THREADS if walks.late else chains, WARMEST, hold=True)
+    for _ in range(GENERATIONS if followers else 0):
+        if not found or walks.stop.is_set():
+            break
+        start = _spliced(costs, problem, found, walks.share(SPLICE))
+        if walks.late:
+            found = [start]
+            break
+        found = [start, *walks.run(start, followers, SEAMS)]
+    if found:
+        best = _spliced(costs, problem, found, deadline)
+    elif mean_balance(start, samples, speeds) <= balance_cap:
+        best = start
+    else:
+        allow = walks.coolest + idle(samples)
+        message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {allow:.6g}, the best"
+        raise NotFound(message, in_time=not walks.squeezed)
+    objective = affinity.cost(best, host, device_weight, host_weight)
+    status: Status = "time_limit" if walks.squeezed else "feasible"
+    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done)
+
+
+def usual_chains(steps: int) -> int:
+    """Chains from random placements where each makes so many proposals."""
+    return max(min(CHAINS, ENOUGH // steps // THREADS * THREADS), THREADS)
+
+
+def _costs(problem: Problem, affinity: Affinity) -> Costs:
+    groups = Groups.of(problem.slots, problem.speed, problem.host)
+    return Costs(
+        affinity.transitions,
+        affinity.together,
+        problem.weights,
+        problem.load,
+        problem.speed,
+        groups,
+        problem.fixed_hosts,
+    )
+
+
+def _judging(costs: Costs, problem: Problem, start: np.ndarray, count: int, time_limit: float) -> float:
+    """Seconds to keep free at the end of a search with a time limit, for comparing so many placements."""
+    if time_limit == math.inf:
+        return 0.0
+    began = time.perf_counter()
+    costs.total(start)
+    if problem.price > 0:
+        costs.hottest(start)
+    return min(JUDGING * count * (time.perf_counter() - began), MOST_JUDGING * time_limit)
+
+
+def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray], deadline: float) -> np.ndarray:
+    """The best of the placements and, where experts may move at will and there is time, of the splice of all."""
+
+    def value(placed: np.ndarray) -> float:
+        return costs.total(placed) + problem.price * float(costs.hottest(placed).sum())
+
+    if len(found) == 1:
+        return found[0]
+    spliced = None
+    if problem.max_moves < 0:
+        spliced = splice(costs, np.stack(found), problem.cap, problem.price, deadline)
+    return min([*found, spliced] if spliced is not None else found, key=value)
+
+
+def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
+    """[L, E] longest-first placement; load: [L, E]."""
+    return np.stack([longest_first(row, speed, capacity) for row in load])

@@ -1,0 +1,219 @@
+"""The affinity placement problem that the exact solvers share: validated input, cost of a placement, symmetry.
+
+A token pays ``device_weight`` when it changes devices and ``host_weight - device_weight`` more when it changes hosts.
+So the cost is a sum over *levels*: a weight, and the places (sets of devices) that a token pays it to change.
+"""
+
+# L layers, E experts, G devices
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..result import Infeasible
+from .crossings import crossings, host_weights
+
+ROUNDING = 1e-9  # relative, of sums of loads
+
+Place = tuple[int, ...]  # its devices
+
+
+@dataclass(frozen=True)
+class Level:
+    """weight: what a token pays to change places; places: the devices of each."""
+
+    weight: float
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class AffinityProblem:
+    """transitions [L-1, E, E], together [L, E, E] (a < b only), capacity, hosts, speed [G], load [L, E], limit [L].
+
+    Without a limit, ``limit`` is infinite. 0 <= device_weight <= host_weight.
+    """
+
+    transitions: np.ndarray
+    together: np.ndarray
+    capacity: np.ndarray
+    hosts: np.ndarray
+    device_weight: float
+    host_weight: float
+    load: np.ndarray
+    speed: np.ndarray
+    limit: np.ndarray
+
+    @property
+    def layers(self) -> int:
+        return len(self.load)
+
+    @property
+    def experts(self) -> int:
+        return self.load.shape[1]
+
+    @property
+    def devices(self) -> int:
+        return len(self.capacity)
+
+    @property
+    def levels(self) -> list[Level]:
+        """Those at which a token pays anything; two of the same places are one."""
+        single: tuple[Place, ...] = tuple((g,) for g in range(self.devices))
+        shared = self.on_hosts(range(self.devices))
+        weights = {single: self.device_weight}
+        weights[shared] = weights.get(shared, 0.0) + self.host_weight - self.device_weight
+        return [Level(weight, places) for places, weight in weights.items() if weight > 0 and len(places) > 1]
+
+    def on_hosts(self, devices: Sequence[int]) -> tuple[Place, ...]:
+        """The devices, grouped by host."""
+        ordered = sorted(devices, key=lambda g: (self.hosts[g], g))
+        return tuple(tuple(group) for _, group in groupby(ordered, key=lambda g: self.hosts[g]))
+
+    def pairs(self) -> list[tuple[int, int, float]]:
+        """(i, j, tokens) of all pairs of experts with tokens; expert e of layer l is number l * E + e."""
+        experts, found = self.experts, []
+        for layer, e, other in np.argwhere(np.triu(self.together, 1) > 0).tolist():
+            found.append((layer * experts + e, layer * experts + other, float(self.together[layer, e, other])))
+        for layer, e, after in np.argwhere(self.transitions > 0).tolist():
+            tokens = float(self.transitions[layer, e, after])
+            found.append((layer * experts + e, (layer + 1) * experts + after, tokens))
+        return found
+
+    def movement(self, placed: np.ndarray) -> float:
+        """The objective of a placement [L, E]."""
+        weight = host_weights(self.hosts, self.device_weight, self.host_weight)
+        inside = sum(
+            float((np.triu(shared, 1) * weight[np.ix_(row, row)]).sum())
+            for shared, row in zip(self.together, placed, strict=True)
+        )
+        return crossings(placed, self.transitions, weight) + inside
+
+    def room(self, layer: int, devices: Sequence[int]) -> float:
+        """Load that the devices together may have in a layer; a whole number where all loads are."""
+        room = float(self.limit[layer] * self.speed[list(devices)].sum()) * (1 + ROUNDING)
+        whole = np.isfinite(room) and (self.load[layer] == np.floor(self.load[layer])).all()
+        return float(np.floor(room)) if whole else room
+
+    def keeps(self, placed: np.ndarray) -> bool:
+        """Whether a placement keeps to slots and limit."""
+        for layer, row in enumerate(placed):
+            held = np.bincount(row, minlength=self.devices)
+            carried = np.bincount(row, self.load[layer], self.devices)
+            room = [self.room(layer, [g]) for g in range(self.devices)]
+            if (held > self.capacity).any() or (carried > np.array(room) * (1 + ROUNDING)).any():
+                return False
+        return True
+
+    def interchangeable(self, devices: Sequence[int]) -> list[list[Place]]:
+        """Groups of single devices of one host with equal slots and speed."""
+        kinds: dict[tuple[int, int, float], list[Place]] = {}
+        for g in devices:
+            kinds.setdefault((int(self.hosts[g]), int(self.capacity[g]), float(self.speed[g])), []).append((g,))
+        return list(kinds.values())
+
+    def interchangeable_hosts(self) -> list[list[Place]]:
+        """Groups of hosts with equal devices."""
+        kinds: dict[tuple[tuple[int, float], ...], list[Place]] = {}
+        for places in self.on_hosts(range(self.devices)):
+            kind = tuple(sorted((int(self.capacity[g]), float(self.speed[g])) for g in places))
+            kinds.setdefault(kind, []).append(places)
+        return list(kinds.values())
+
+    def only(self, layer: int) -> "AffinityProblem":
+        """The problem of one layer by itself."""
+        part = slice(layer, layer + 1)
+        return replace(
+            self,
+            transitions=self.transitions[:0],
+            together=self.together[part],
+            load=self.load[part],
+            limit=self.limit[part],
+        )
+
+    def by_host(self) -> "AffinityProblem":
+        """The same problem with whole hosts for devices."""
+        places = self.on_hosts(range(self.devices))
+        return replace(
+            self,
+            capacity=np.array([self.capacity[list(place)].sum() for place in places]),
+            hosts=np.arange(len(places)),
+            device_weight=self.host_weight,
+            speed=np.array([self.speed[list(place)].sum() for place in places]),
+        )
+
+    @classmethod
+    def checked(
+        cls,
+        transitions: ArrayLike,
+        capacity: ArrayLike,
+        hosts: ArrayLike,
+        device_weight: float,
+        host_weight: float,
+        *,
+        together: ArrayLike | None = None,
+        load: ArrayLike | None = None,
+        speed: ArrayLike | None = None,
+        limit: ArrayLike | None = None,
+    ) -> "AffinityProblem":
+        """Raises ``ValueError`` on malformed input and ``Infeasible`` when slots are missing."""
+        counts = np.asarray(transitions, float)
+        if counts.ndim != 3 or counts.shape[1] != counts.shape[2] or counts.shape[1] == 0 or not _tokens(counts):
+            raise ValueError(f"transitions must be finite, non-negative [L - 1, E, E], got {list(counts.shape)}")
+        layers, experts = len(counts) + 1, counts.shape[1]
+        shared = np.zeros((layers, experts, experts)) if together is None else np.asarray(together, float)
+        if shared.shape != (layers, experts, experts) or not _tokens(shared):
+            raise ValueError(
+                f"together must be finite, non-negative [{layers}, {experts}, {experts}], got {list(shared.shape)}"
+            )
+        slots, host = np.asarray(capacity), np.asarray(hosts)
+        if slots.ndim != 1 or len(slots) == 0 or slots.dtype.kind not in "iu" or (slots < 0).any():
+            raise ValueError(f"capacity must hold a whole number of slots for each device, got {capacity!r}")
+        if host.shape != slots.shape or host.dtype.kind not in "iu" or (host < 0).any():
+            raise ValueError(f"hosts must hold a host number for each of {len(slots)} devices, got {hosts!r}")
+        if not 0 <= device_weight <= host_weight < np.inf:
+            raise ValueError(
+                f"weights must be 0 <= device_weight <= host_weight, got {device_weight} and {host_weight}"
+            )
+        loads = np.zeros((layers, experts)) if load is None else np.asarray(load, float)
+        if loads.shape != (layers, experts) or not _tokens(loads):
+            raise ValueError(f"load must be finite, non-negative [{layers}, {experts}], got {list(loads.shape)}")
+        speeds = np.ones(len(slots)) if speed is None else np.asarray(speed, float)
+        if speeds.shape != slots.shape or not np.isfinite(speeds).all() or (speeds <= 0).any():
+            raise ValueError(f"speed must hold a positive number for each of {len(slots)} devices, got {speed!r}")
+        limits = np.full(layers, np.inf) if limit is None else np.asarray(limit, float)
+        if limits.shape != (layers,) or not (limits >= 0).all():
+            raise ValueError(f"limit must hold a number of at least 0 for each of {layers} layers, got {limit!r}")
+        room = int(slots.sum())
+        if room < experts:
+            raise Infeasible(
+                f"{experts} experts need {experts - room} more slots: the devices hold {room}",
+                unit="slots",
+                missing=experts - room,
+            )
+        return cls(
+            counts,
+            shared,
+            slots.astype(np.int64),
+            host.astype(np.int64),
+            float(device_weight),
+            float(host_weight),
+            loads,
+            speeds,
+            limits,
+        )
+
+    def checked_placement(self, incumbent: ArrayLike) -> np.ndarray:
+        """A placement [L, E] that keeps to slots and limit, or ``ValueError``."""
+        placed = np.asarray(incumbent)
+        if placed.shape != self.load.shape or placed.dtype.kind not in "iu":
+            raise ValueError(f"incumbent must be devices {list(self.load.shape)}, got {list(placed.shape)}")
+        if (placed < 0).any() or (placed >= self.devices).any() or not self.keeps(placed):
+            raise ValueError("incumbent breaks the slots or the limit, or names a device that does not exist")
+        return placed.astype(np.int64)
+
+
+def _tokens(counts: np.ndarray) -> bool:
+    return bool(np.isfinite(counts).all() and (counts >= 0).all())

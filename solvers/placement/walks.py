@@ -1,0 +1,136 @@
+"""The chains of ``annealing``: how they share threads, time and seeds."""
+
+# L layers, E experts
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from .chain import Chain, Problem
+
+THREADS = 2
+GENERATIONS = 2  # of chains that go on from a splice
+WHOLE = 0.5  # of its steps that a chain should have time for, or there are fewer chains
+SCOUT = 0.1  # of a chain's proposals: walks that only look for the price of balance
+
+
+@dataclass(eq=False)
+class Walks:
+    """Chains of one problem, so many threads at a time, that share the time until the deadline.
+
+    steps: proposals of each chain. deadline: in seconds of ``time.perf_counter``. planned: chains at first, and in each
+    generation that follows.
+    """
+
+    problem: Problem
+    steps: int
+    deadline: float
+    planned: tuple[int, int]
+    seed: int
+    stop: Event
+    on_event: Callable[[dict[str, Any]], None] | None
+    price: float = 0.0  # of balance, once ``scout`` has found it
+    begun: int = 0  # chains
+    turn: int = 0
+    proposals: int = 0
+    squeezed: bool = False  # whether a chain had no time for all its steps
+    total: int = 0  # chains before any were left out; 0: all are planned
+    pace: float = 0.0  # steps a second of each of the scouts
+    coolest: float = math.inf  # the least mean hottest where a chain ended
+
+    def scout(self, start: np.ndarray) -> None:
+        """Set ``price`` to what the cap costs where short walks end.
+
+        They may take a whole turn of the time, far more than their part of it: all other walks hang on what they find.
+        """
+        part, turns, scouts = max(1, round(SCOUT * self.steps)), 1 + self._turns, self._chains(start, THREADS)
+        began = time.perf_counter()
+        _finish([partial(scout.run, part, self.deadline, turns, self.stop, None) for scout in scouts], self.stop)
+        self.squeezed |= any(scout.squeezed for scout in scouts)
+        self.pace = min(scout.done for scout in scouts) / max(time.perf_counter() - began, 1e-9)
+        self.price = float(np.exp(np.mean(np.log([scout.settled for scout in scouts]))))
+
+    def run(self, start: np.ndarray, count: int, warmest: float, *, hold: bool = False) -> list[np.ndarray]:
+        """Placements [L, E] that chains from ``start`` found; those without any left out. warmest, hold: ``Chain``."""
+        mine, runs = self._chains(start, count), []
+        for i, chain in enumerate(mine):
+            turn = self.turn + i // THREADS
+            shown = _part_of(self.on_event, turn, self._turns) if self.on_event and i % THREADS == 0 else None
+            left = self._turns - turn
+            runs.append(partial(chain.run, self.steps, self.deadline, left, self.stop, shown, warmest, hold))
+        found = _finish(runs, self.stop)
+        self.turn += -(-count // THREADS)
+        self.proposals += sum(chain.done for chain in mine)
+        self.squeezed |= any(chain.squeezed for chain in mine)
+        self.coolest = min(self.coolest, *(chain.balance() for chain in mine))
+        return [placed for placed in found if placed is not None]
+
+    def affordable(self) -> int:
+        """Chains to plan at first: fewer where the scouts' pace leaves them less than ``WHOLE`` of their steps.
+
+        A few walks that cool slowly find more than many that are cut short.
+        """
+        first, after = self.planned
+        left = self.deadline - time.perf_counter()
+        if self.pace and left < math.inf:
+            turns = int(left * self.pace / (WHOLE * self.steps))
+            fewer = THREADS * max(turns - -(-after // THREADS) * GENERATIONS, 1)
+            self.squeezed |= fewer < first
+            self.total = self.total or first + GENERATIONS * after
+            first = min(first, fewer)
+            self.planned = first, after
+        return first
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() >= self.deadline
+
+    def share(self, part: float) -> float:
+        """When that part of the time left is over."""
+        now = time.perf_counter()
+        return now + part * max(self.deadline - now, 0.0)
+
+    @property
+    def _turns(self) -> int:
+        """How often all threads are taken for ``steps`` proposals."""
+        first, after = self.planned
+        return -(-first // THREADS) - (-after // THREADS) * GENERATIONS
+
+    def _chains(self, start: np.ndarray, count: int) -> list[Chain]:
+        """Chains from ``start``, each with the next seed."""
+        first = self.seed * 7919 + self.begun
+        self.begun += count
+        return [Chain(self.problem, start.copy(), seed, self.price) for seed in range(first, first + count)]
+
+    @property
+    def done(self) -> float:
+        """Part of the planned proposals."""
+        first, after = self.planned
+        return self.proposals / (self.steps * (self.total or first + GENERATIONS * after))
+
+
+def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) -> Callable[[dict[str, Any]], None]:
+    """What a chain reports, as a part of all of them."""
+
+    def report(event: dict[str, Any]) -> None:
+        on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
+
+    return report
+
+
+def _finish(runs: Sequence[Callable[[], np.ndarray | None]], stop: Event) -> list[np.ndarray | None]:
+    """What the runs return, so many threads at a time; Ctrl-C ends them early."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        pending = [pool.submit(run) for run in runs]
+        try:
+            return [run.result() for run in pending]
+        except KeyboardInterrupt:
+            stop.set()
+            return [run.result() for run in pending]

@@ -1,0 +1,1 @@
+"""Which option every layer uses, under every device's memory."""

@@ -1,0 +1,1 @@
+"""How many units of work each of several unequal devices takes."""

@@ -1,0 +1,149 @@
+"""Uneven split: how many units of work each of several unequal devices takes, so that the last one ends earliest.
+
+Units are whatever is divided: tokens, sequences, granules of FFN columns. A device's cost may be any function of its
+units: measured curves are neither linear nor always increasing.
+
+    n[g] in 0..N        units of device g
+    x[g, n] in {0, 1}   the same as a choice: n[g] = n   (the tests' program only)
+    minimise t = max_g cost[g][n[g]], then, among the splits with that t, sum_g cost[g][n[g]] ** 2
+
+    (1) every device takes one count:    sum_n x[g, n] = 1               ``_one_count_each``
+    (2) all units are taken:             sum_g n[g] = N                  ``_all_units``
+    (3) t is the makespan:               sum_n cost[g][n] x[g, n] <= t   ``_makespan``
+
+The second goal breaks ties: squares spread what is left evenly over the other devices, where a plain sum would as
+soon leave one of them idle (9 units on 4 equal devices are 3+2+2+2, not 3+3+3+0).
+
+``split`` is exact and fast: the makespan by binary search over the costs that occur, each threshold tested on bit
+sets of reachable totals; the tie by a (min, +) dynamic program over the counts that the makespan allows.
+The tests solve the program above, which is slower, to check this.
+"""
+
+# G devices, N units
+
+import time
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike
+
+from ..result import Infeasible, Solution
+
+BLOCK = 2**19  # table entries that one step of the dynamic program handles at once: stays in the cache
+
+
+def split(cost: ArrayLike, units: int) -> Solution[tuple[int, ...]]:
+    """The exact split of ``units`` over the devices.
+
+    cost: [G, >= units + 1] seconds of device g for n units; ``inf`` marks counts that it cannot take.
+    Among splits of equal makespan and equal squares, the last device takes the fewest units, then the one before it,
+    and so on. Raises ``Infeasible`` with the units that do not fit.
+    """
+    started = time.perf_counter()
+    table = checked(cost, units)
+    makespan = _least_makespan(table, units)
+    counts = _least_sum(np.where(table <= makespan, table, np.inf) ** 2, units)
+    return Solution(counts, makespan, makespan, "optimal", time.perf_counter() - started)
+
+
+def checked(cost: ArrayLike, units: int) -> np.ndarray:
+    table = np.asarray(cost, dtype=float)
+    if units < 0:
+        raise ValueError(f"units must be at least 0, got {units}")
+    if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] <= units:
+        raise ValueError(f"cost must be [devices, at least {units + 1}] for {units} units, got {list(table.shape)}")
+    table = table[:, : units + 1]
+    if np.isnan(table).any() or (table < 0).any():
+        raise ValueError("cost must hold seconds of at least 0 (inf where a device cannot), found NaN or negative")
+    return table
+
+
+def _least_makespan(table: np.ndarray, units: int) -> float:
+    """Binary search for the smallest cost T such that counts of cost <= T can sum to ``units``."""
+    everything = reachable(np.isfinite(table), units)
+    if not everything >> units & 1:
+        raise infeasible(table, units, everything)
+    # No device can end before its cheapest count.
+    floor = table.min(axis=1).max()
+    candidates = np.unique(table[np.isfinite(table) & (table >= floor)])
+    low, high = 0, len(candidates) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if reachable(table <= candidates[middle], units) >> units & 1:
+            high = middle
+        else:
+            low = middle + 1
+    return float(candidates[low])
+
+
+def reachable(allowed: np.ndarray, units: int) -> int:
+    """Bit n is set where the devices can together take exactly n units; allowed: [G, N + 1] bool."""
+    mask = (1 << (units + 1)) - 1
+    totals = 1
+    for row in allowed:
+        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
+        reached = 0
+        for first, end in edges.reshape(-1, 2).tolist():
+            reached |= _smear(totals << first, end - first)
+        totals = reached & mask
+    return totals
+
+
+def _smear(bits: int, width: int) -> int:
+    """OR of ``bits`` shifted by 0..width - 1, in log2(width) steps."""
+    done = 1
+    while done < width:
+        step = min(done, width - done)
+        bits |= bits << step
+        done += step
+    return bits
+
+
+def infeasible(table: np.ndarray, units: int, reachable: int) -> Infeasible:
+    usable = np.isfinite(table)
+    if not usable.any(axis=1).all():
+        device = int(np.flatnonzero(~usable.any(axis=1))[0])
+        return Infeasible(f"device {device} cannot take any count of units", unit="units", missing=units)
+    if reachable == 0:
+        least = int(usable.argmax(axis=1).sum())
+        return Infeasible(f"the devices need at least {least} units, got {units}", unit="units", missing=least - units)
+    most = reachable.bit_length() - 1
+    return Infeasible(
+        f"{units - most} of {units} units do not fit: the devices can take {most}", unit="units", missing=units - most
+    )
+
+
+def _least_sum(table: np.ndarray, units: int) -> tuple[int, ...]:
+    """The split of smallest cost sum; table: [G, N + 1] with ``inf`` where a count is not allowed.
+
+    best[n] is the least sum of the devices so far taking n units; only totals from which the later devices can still
+    reach exactly ``units`` are computed.
+    """
+    devices = len(table)
+    counts = [np.flatnonzero(np.isfinite(row)) for row in table]
+    most_after = np.cumsum([0, *(int(c[-1]) for c in reversed(counts))])[::-1][1:]
+    least_after = np.cumsum([0, *(int(c[0]) for c in reversed(counts))])[::-1][1:]
+    best = np.full(units + 1, np.inf)
+    best[0] = 0.0
+    chosen = np.zeros((devices, units + 1), np.int32)
+    for g, (row, allowed) in enumerate(zip(table, counts, strict=True)):
+        # window[n, k] = best[n - k]
+        window = sliding_window_view(np.concatenate([np.full(units, np.inf), best]), units + 1)[:, ::-1]
+        following = np.full(units + 1, np.inf)
+        first, end = max(0, units - int(most_after[g])), units - int(least_after[g]) + 1
+        # A range of counts is a view of the window, a list of them a copy: worth it where few of the range are allowed.
+        ranged = np.arange(allowed[0], allowed[-1] + 1)
+        allowed, held = (ranged, slice(ranged[0], ranged[-1] + 1)) if len(ranged) < 4 * len(allowed) else (allowed,) * 2
+        rows = max(1, BLOCK // len(allowed))
+        for start in range(first, end, rows):
+            block = slice(start, min(start + rows, end))
+            sums = window[block, held] + row[held]
+            pick = sums.argmin(axis=1)
+            following[block] = sums[np.arange(len(pick)), pick]
+            chosen[g, block] = allowed[pick]
+        best = following
+    result, left = [], units
+    for g in reversed(range(devices)):
+        result.append(int(chosen[g, left]))
+        left -= result[-1]
+    return tuple(reversed(result))
