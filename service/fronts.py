@@ -85,7 +85,7 @@ class Fronts:
 
 def _balance(trace: Trace, request: Request, placement: Placement, **options: Any) -> Shown:
     from ..planner.place.pareto import pareto
-    from ..planner.place.pareto_page import draw, page
+    from .pages.pareto import draw, page
 
     front = pareto(trace, request, placement, **options)
     return Shown("pareto", front.to_dict(), page(front), lambda path: draw(front, path))
@@ -93,7 +93,7 @@ def _balance(trace: Trace, request: Request, placement: Placement, **options: An
 
 def _moves(trace: Trace, request: Request, placement: Placement, **options: Any) -> Shown:
     from ..planner.place.moves_front import moves_front
-    from ..planner.place.moves_page import draw_moves, moves_page
+    from .pages.moves import draw_moves, moves_page
 
     front = moves_front(trace, request, placement, **options)
     return Shown("moves_front", front.to_dict(), moves_page(front), lambda path: draw_moves(front, path))

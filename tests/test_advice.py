@@ -8,10 +8,10 @@ import pytest
 import transformers
 
 from moeplan.benchmarks.families import SMALL
-from moeplan.planner.explain import memory_table
 from moeplan.planner.place.explain import expert_bytes
 from moeplan.runtime.weights import check_supported
 from moeplan.service.cli import main
+from moeplan.service.pages.plan import memory_table
 from moeplan.spec import Cluster, Placement, Plan
 from moeplan.spec.catalogue import catalogue, load_model
 from moeplan.spec.errors import MoeplanError

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from moeplan.service import cli, console
 from moeplan.service.commands.profile import cluster_table
-from moeplan.service.report import draw_report, report_table
+from moeplan.service.pages.report import draw_report, report_table
 from moeplan.spec import Trace
 from moeplan.spec.picture import save_picture
 from moeplan.spec.placement import Score, Scores

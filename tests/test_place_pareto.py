@@ -11,9 +11,9 @@ from rich.console import Console
 
 from moeplan.planner.place.fleet import even_fleet
 from moeplan.planner.place.pareto import MARKED, Front, beaten, caps, check_front, pareto
-from moeplan.planner.place.pareto_page import draw, page
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.solve import place
+from moeplan.service.pages.pareto import draw, page
 from moeplan.spec.errors import MoeplanError
 from moeplan.spec.placement import Placement
 from moeplan.spec.trace import Trace

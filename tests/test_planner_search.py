@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 from moeplan.planner.costs import Costs
-from moeplan.planner.explain import breakdown_table, candidates_table, memory_table, verdict
 from moeplan.planner.search import USABLE, solve
 from moeplan.planner.splits import ffn_splits, layouts, tensor_degrees
 from moeplan.planner.step import Step
 from moeplan.planner.strategies.ep import dispatched
 from moeplan.planner.units import bytes_text, seconds_text
+from moeplan.service.pages.plan import breakdown_table, candidates_table, memory_table, verdict
 from moeplan.spec import Plan, Trace, Workload
 from moeplan.spec.errors import InfeasibleError, MissingCurveError, MoeplanError
 from moeplan.spec.plan import LayerPlan

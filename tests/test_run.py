@@ -12,7 +12,7 @@ from moeplan.runtime.executor import Output
 from moeplan.runtime.launch import LocalLauncher, Rank
 from moeplan.runtime.run import assemble, run
 from moeplan.runtime.worker import Job, planned_trace, run_plan, verify_devices
-from moeplan.service.report import machine_notes
+from moeplan.service.pages.report import machine_notes
 from moeplan.spec import Model, MoeplanError, Report, Trace
 from moeplan.spec.load import Load
 from moeplan.spec.model import Attention, Block, Dense, Moe

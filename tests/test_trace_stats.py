@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from moeplan.profiler.traces import domain_shift, draw_stats, stats_table, trace_stats
+from moeplan.profiler.traces import domain_shift, trace_stats
 from moeplan.profiler.traces.stats import divergence, linear_placement, mutual_information
+from moeplan.service.pages.trace import draw_stats, stats_table
 from moeplan.spec import MoeplanError, Trace
 
 

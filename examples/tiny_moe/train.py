@@ -22,7 +22,8 @@ from rich.progress import track
 from tiny_moe import TinyMoe, save
 from torch import Tensor
 
-from moeplan.profiler.traces import draw_stats, stats_table, trace_stats
+from moeplan.profiler.traces import trace_stats
+from moeplan.service.pages.trace import draw_stats, stats_table
 from moeplan.spec import MoeplanError, Trace
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically

@@ -2,7 +2,6 @@
 
 from .capture import capture
 from .importers import IMPORTERS, import_trace
-from .picture import draw_stats, stats_table
 from .stats import TraceStats, domain_shift, trace_stats
 
 __all__ = [
@@ -10,8 +9,6 @@ __all__ = [
     "TraceStats",
     "capture",
     "domain_shift",
-    "draw_stats",
     "import_trace",
-    "stats_table",
     "trace_stats",
 ]

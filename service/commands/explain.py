@@ -8,12 +8,12 @@ import typer
 
 from ...planner.place.explain import Explanation
 from ...planner.place.explain import explain as why
-from ...planner.place.explain_page import draw, page
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import note, out, print_json, say
 from ..options import MAX_SEED, picture_option
+from ..pages.placement_explained import draw, page
 
 
 def explain(

@@ -7,7 +7,6 @@ import typer
 
 from ...planner.budget import Budget
 from ...planner.place.fleet import even_fleet, uneven_fleet
-from ...planner.place.page import scores_table, verdict
 from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
 from ...spec.claims import replacing
@@ -21,6 +20,7 @@ from ..clock import began
 from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..fronts import Fronts, Shown
 from ..options import MAX_SECONDS, MAX_SEED, output_option, picture_option
+from ..pages.placement import scores_table, verdict
 
 if TYPE_CHECKING:
     from ...planner.place.timed import Timing

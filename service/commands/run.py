@@ -9,7 +9,7 @@ from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
 from ..console import note, out, print_json, progress, say
 from ..options import output_option, picture_option
-from ..report import draw_report, machine_notes, report_table
+from ..pages.report import draw_report, machine_notes, report_table
 
 
 def run(

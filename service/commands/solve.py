@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from ...planner.budget import Budget
-from ...planner.explain import breakdown_table, candidates_table, memory_table, verdict
 from ...planner.search import solve as search
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
@@ -15,6 +14,7 @@ from ...spec.workload import Workload
 from ..clock import began
 from ..console import note, out, parse_bytes, print_json, progress, say
 from ..options import MAX_SECONDS, MAX_SEED, output_option
+from ..pages.plan import breakdown_table, candidates_table, memory_table, verdict
 
 
 def solve(

@@ -140,7 +140,8 @@ def stats(
     Example: `moeplan trace stats trace.npz --devices 8 --hosts 2 --picture trace.png`
     """
     # torch takes seconds to import: only when it is needed.
-    from ...profiler.traces import draw_stats, stats_table, trace_stats
+    from ...profiler.traces import trace_stats
+    from ..pages.trace import draw_stats, stats_table
 
     recorded = Trace.read(trace)
     found = trace_stats(recorded, devices=devices, hosts=hosts, other=Trace.read(other) if other else None)

@@ -2,9 +2,9 @@
 
 from rich.table import Table
 
+from ...planner.place.answer import ALL_ARRANGEMENTS, EXACT_PROGRAM
+from ...planner.units import bytes_text
 from ...spec.placement import Placement, Score
-from ..units import bytes_text
-from .answer import ALL_ARRANGEMENTS, EXACT_PROGRAM
 
 COLUMNS = {
     "balance": "balance_mean",

@@ -6,9 +6,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from ..spec.operators import PARTS
-from ..spec.picture import plain, save_picture
-from ..spec.report import Report, WeightsCheck
+from ...spec.operators import PARTS
+from ...spec.picture import plain, save_picture
+from ...spec.report import Report, WeightsCheck
 
 BUSIER = 0.1  # of the processors' time, more than during the profile: worth a word
 SLOWER = 1.15  # times as long as profiled, or as short: beyond what one quiet profile differs from the next

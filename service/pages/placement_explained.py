@@ -9,11 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...planner.place.crossings import Boundary, Fanout, Swap
+from ...planner.place.explain import OWN, Explanation, OneMoreSlot, own_scores
+from ...planner.units import bytes_text
 from ...spec.picture import plain, save_picture
 from ...spec.placement import Objective, Placement
-from ..units import bytes_text
-from .crossings import Boundary, Fanout, Swap
-from .explain import OWN, Explanation, OneMoreSlot, own_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ..spec.operators import PARTS
-from ..spec.plan import STRATEGIES, Candidate, Plan
-from .units import bytes_text, seconds_text
+from ...planner.units import bytes_text, seconds_text
+from ...spec.operators import PARTS
+from ...spec.plan import STRATEGIES, Candidate, Plan
 
 SHOWN = 8  # candidates; the plan holds all
 

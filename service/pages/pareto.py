@@ -8,8 +8,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ...planner.place.pareto import Front, Part, Point
 from ...spec.picture import save_picture
-from .pareto import Front, Part, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

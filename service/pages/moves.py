@@ -7,9 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ...planner.place.moves_front import MovesFront
 from ...spec.picture import save_picture
 from ...spec.placement import Score
-from .moves_front import MovesFront
 
 FITTED, HELD_OUT = "#1f4e79", "#c0722c"
 COLUMNS = {"x host": "boundary_cross_host", "x device": "boundary_cross_device", "hosts": "fanout_host"}

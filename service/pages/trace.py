@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ...profiler.traces.stats import TraceStats
 from ...spec.picture import plain, save_picture
-from .stats import TraceStats
 
 INK, ACCENT, SOFT = "#1f3b57", "#d1603d", "#8fa3b5"
 

@@ -1,0 +1,1 @@
+"""Tables and pictures of the documents, for people. Nothing is printed here."""
