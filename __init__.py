@@ -1,17 +1,40 @@
-"""moeplan: plan, prove and run mixture-of-experts models on unequal hardware."""
+"""moeplan: plan, prove and run mixture-of-experts models on unequal hardware.
+
+    from moeplan import Cluster, Placement, Trace, place, profile, run, solve
+
+The functions do what the commands of the same names do, on documents; see ``service/library.py`` and
+``examples/library.py``.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .spec import Cluster, Model, MoeplanError, Plan, Report, Trace, Workload
+    from .service.library import place, profile, run, solve
+    from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
 
 __version__ = "0.1.0"
-__all__ = ["Cluster", "Model", "MoeplanError", "Plan", "Report", "Trace", "Workload", "__version__"]
+__all__ = [
+    "Cluster",
+    "Model",
+    "MoeplanError",
+    "Placement",
+    "Plan",
+    "Report",
+    "Trace",
+    "Workload",
+    "__version__",
+    "place",
+    "profile",
+    "run",
+    "solve",
+]
+
+_FUNCTIONS = ("place", "profile", "run", "solve")
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for: the command line must come to the point where it minds Ctrl-C at once."""
     if name in __all__:
-        return getattr(import_module(".spec", __name__), name)
+        return getattr(import_module(".service.library" if name in _FUNCTIONS else ".spec", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -141,6 +141,8 @@ def planned_trace(plan: Plan, path: str | None) -> Trace | None:
     """The trace that the plan was made from, at ``path`` or where the plan says; None where it had none."""
     path = path or plan.routing.path
     if not path:
+        if plan.routing.kind == "trace":
+            raise MoeplanError("the plan was made from a trace that was in no file: give the trace (--trace)")
         return None
     trace = Trace.read(path)
     check_shape(trace, plan.model, path)

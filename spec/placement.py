@@ -1,6 +1,6 @@
 """Placement: which device holds which experts of every layer, how good that is, and how sure we are."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from .cluster import MAX_DEVICES
 from .document import Document, Part
 from .model import MAX_EXPERTS, MAX_LAYERS
+
+if TYPE_CHECKING:
+    import pandas
 
 MAX_CELLS = 2**26
 """Layers x experts x devices: tables of so many numbers are held (DeepSeek-V3 on 320 devices has 4.8 million)."""
@@ -184,6 +187,19 @@ class Placement(Document):
         """[devices] number of each device's host, by sorted name."""
         names = sorted({device.host for device in self.devices})
         return np.array([names.index(device.host) for device in self.devices])
+
+    def scores_frame(self) -> "pandas.DataFrame":
+        """The fields of ``Score`` by placement (this, linear, eplb) and by the part scored (fit, held_out)."""
+        import pandas as pd  # takes half a second, and few ask for it
+
+        rows = {
+            (name, part): score.model_dump()
+            for name, both in self.scores.items()
+            for part, score in (("fit", both.fit), ("held_out", both.held_out))
+            if score is not None
+        }
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(Score.model_fields)).astype(float)
+        return frame.rename_axis(["placement", "scored"])
 
     @classmethod
     def hint(cls) -> str:

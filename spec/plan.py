@@ -1,6 +1,6 @@
 """Plan: what to do, what it will cost, and how sure we are."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -10,6 +10,9 @@ from .load import Load
 from .model import MAX_LAYERS, DType, Model
 from .placement import check_copies
 from .workload import Workload
+
+if TYPE_CHECKING:
+    import pandas
 
 Strategy = Literal["ep", "sharded", "gathered"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
@@ -211,6 +214,34 @@ class Plan(Document):
         if self.stored_layers > len(self.model.layers):
             raise ValueError(f"stored_layers ({self.stored_layers}) exceeds the layers ({len(self.model.layers)})")
         return self
+
+    def candidates_frame(self) -> "pandas.DataFrame":
+        """Every searched alternative, fastest first; what does not fit comes last, with the reason.
+
+        Columns: name, tensor, data, expert (degrees), layers of each strategy, step_seconds, reason.
+        """
+        import pandas as pd  # takes half a second, and few ask for it
+
+        rows = [
+            {
+                "name": c.name,
+                **c.degrees.model_dump(),
+                **{strategy: c.strategies.get(strategy, 0) for strategy in STRATEGIES},
+                "step_seconds": c.step_seconds,
+                "reason": c.reason,
+            }
+            for c in self.candidates
+        ]
+        columns = ["name", *Degrees.model_fields, *STRATEGIES, "step_seconds", "reason"]
+        frame = pd.DataFrame(rows, columns=columns).astype({"step_seconds": float})
+        return frame.sort_values("step_seconds", kind="stable", ignore_index=True)
+
+    def parts_frame(self) -> "pandas.DataFrame":
+        """Predicted seconds of every layer (index; -1 outside the layers) by part (columns), mean over devices."""
+        import pandas as pd
+
+        parts = {entry.layer: entry.parts for entry in self.predicted.layers}
+        return pd.DataFrame.from_dict(parts, orient="index").rename_axis("layer").sort_index().fillna(0.0)
 
     @classmethod
     def hint(cls) -> str:

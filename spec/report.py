@@ -1,11 +1,14 @@
 """Report: what a plan did cost, part by part, against its prediction."""
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from .document import Document, Part
 from .load import Load
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Comparison(Part):
@@ -96,3 +99,10 @@ class Report(Document):
     notes: tuple[str, ...] = ()
     environment: dict[str, str]
     machine: Machine | None = None
+
+    def parts_frame(self) -> "pandas.DataFrame":
+        """One row per layer (-1 outside the layers) and part: predicted, measured and spread in seconds, error."""
+        import pandas as pd  # takes half a second, and few ask for it
+
+        columns = ["layer", "part", "predicted", "measured", "spread", "error"]
+        return pd.DataFrame([row.model_dump() | {"error": row.error} for row in self.parts], columns=columns)

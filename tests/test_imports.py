@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "profiler": {"spec", "runtime"},
     "planner": {"spec", "solvers"},
     "service": set(ROOMS),
-    "__init__.py": {"spec"},
+    "__init__.py": {"spec", "service"},
     "__main__.py": {"service"},
     "caches.py": set(),
 }
@@ -132,7 +132,7 @@ def test_every_room_is_looked_at() -> None:
         ("runtime/x.py", "from moeplan.spec import Model", "imports are relative"),
         ("profiler/x.py", "from ..planner.costs import y", "profiler may not import planner"),
         ("planner/strategies/x.py", "from ...runtime import y", "planner may not import runtime"),
-        ("__init__.py", "from .service import y", "__init__.py may not import service"),
+        ("__init__.py", "from .planner import y", "__init__.py may not import planner"),
         ("service/x.py", "import pickle", "pickle is unsafe"),
         ("service/x.py", "from pickle import loads", "pickle is unsafe"),
         ("runtime/x.py", "dist.all_gather_object(a, b)", "all_gather_object is unsafe"),

@@ -5,12 +5,15 @@ Entropies and divergences are in bits. Placement here is always linear: consecut
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...spec import MoeplanError, Trace
 from ...spec.balance import balance
+
+if TYPE_CHECKING:
+    import pandas
 
 DEFAULT_DEVICES, DEFAULT_HOSTS = 8, 2
 SHUFFLES = 5
@@ -111,6 +114,24 @@ class TraceStats:
     def idle_experts(self) -> np.ndarray:
         """[L] experts that no token chose."""
         return (self.expert_counts == 0).sum(1)
+
+    def frame(self) -> "pandas.DataFrame":
+        """One row per layer with every number of the table; boundaries count for the layer before them, nan after."""
+        import pandas as pd  # takes half a second, and few ask for it
+
+        layers = len(self.expert_counts)
+        columns = {"expert_imbalance": self.expert_imbalance, "device_imbalance": self.device_imbalance}
+        columns["idle_experts"] = self.idle_experts
+        if self.fan_out is not None:
+            columns |= {"devices_per_token": self.fan_out.mean_devices, "hosts_per_token": self.fan_out.mean_hosts}
+        if self.affinity is not None:
+            own, shuffled = self.affinity.information, self.affinity.control.mean(0)
+            columns |= {"affinity_bits": np.append(own, np.nan), "shuffled_bits": np.append(shuffled, np.nan)}
+        if self.halves is not None:
+            columns["halves_bits"] = self.halves
+        if self.shift is not None:
+            columns["shift_bits"] = self.shift.divergence
+        return pd.DataFrame(columns, index=pd.RangeIndex(layers, name="layer"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: every number of the table, per layer or per boundary."""

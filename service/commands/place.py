@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...planner.budget import Budget
-from ...planner.place.fleet import even_fleet, uneven_fleet
-from ...planner.place.request import Request
 from ...planner.place.solve import place as solve
 from ...spec.claims import replacing
 from ...spec.cluster import MAX_DEVICES
 from ...spec.errors import MoeplanError
-from ...spec.model import DType, Model
+from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
-from ...spec.routing import check_shape
 from ...spec.trace import Trace
+from ..asked import named_model, placement_request
 from ..clock import began
 from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..fronts import Fronts, Shown
@@ -23,9 +21,9 @@ from ..options import MAX_SECONDS, MAX_SEED, output_option, picture_option
 from ..pages.placement import scores_table, verdict
 
 if TYPE_CHECKING:
-    from ...planner.place.timed import Timing
+    from ...spec.cluster import Cluster
+    from ...spec.workload import Workload
 
-DEVICES = 8  # by default
 MAX_SLOTS = 2**16
 PLACE_TIME = 0.5  # of the time limit, where a front is asked for too
 
@@ -99,41 +97,30 @@ def place(
     """
     budget = Budget.of(time_limit, began())
     recorded = Trace.read(trace)
-    named = _named(model, recorded, trace)
-    held = parse_slots(slots_per_device, slots, devices, equal_slots) if slots_per_device else None
-    count = slots or (sum(held) if held else recorded.num_experts)
-    timing = None
-    if cluster is not None:
-        if devices or hosts:
-            raise MoeplanError(f"--{'devices' if devices else 'hosts'} does not go with --cluster: they are its own")
-        if held:
-            raise MoeplanError("--slots-per-device does not go with --cluster: its devices' memory says how many fit")
-        if named is None:
-            raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
-        timing = _timing(cluster, named, workload, dtype, seed, model or "")
-        fleet = timing.devices(recorded, count, equal_slots)
-    else:
-        fleet = (
-            uneven_fleet(held, hosts or 1)
-            if held
-            else even_fleet(devices or DEVICES, hosts or 1, count, equal_slots, recorded.num_experts)
-        )
-    request = Request(
-        fleet,
-        count,
+    named = named_model(model, recorded, trace)
+    request = placement_request(
+        recorded,
+        devices=devices,
+        hosts=hosts,
+        cluster=_read_cluster(cluster),
+        model=named,
+        workload=_parse_workload(workload) if cluster else None,
+        dtype=dtype,
+        asked=model or "",
+        slots=slots,
+        slots_per_device=parse_slots(slots_per_device) if slots_per_device else None,
+        equal_slots=equal_slots,
+        seed=seed,
         fit=parse_part(fit),
         objective=objective,
         movement=movement,
         shares=shares,
-        equal_slots=equal_slots,
         groups=groups,
         balance_cap=balance_cap,
         previous=read_previous(previous) if previous else None,
         max_moves=max_moves,
         steps=steps,
         time_limit=time_limit,
-        seed=seed,
-        timing=timing,
     )
     fronts = Fronts(pareto, moves_front)
     fronts.check(recorded, request)
@@ -184,39 +171,27 @@ def parse_part(text: str) -> tuple[float, float]:
     return low, high
 
 
-def parse_slots(text: str, slots: int | None, devices: int | None, equal_slots: bool) -> list[int]:
-    """``44,84`` as the slots of two devices; what else was given must agree."""
+def parse_slots(text: str) -> list[int]:
+    """``44,84`` as the slots of two devices."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and len(part) < 8 and int(part) > 0 for part in parts):
         raise MoeplanError(f"--slots-per-device {text}: expected a whole number from 1 for each device, such as 44,84")
-    held = [int(part) for part in parts]
-    if devices is not None and devices != len(held):
-        raise MoeplanError(f"--slots-per-device {text} is for {len(held)} devices, --devices says {devices}")
-    if slots is not None and slots != sum(held):
-        raise MoeplanError(f"--slots-per-device {text} are {sum(held)} slots, --slots says {slots}")
-    if equal_slots and len(set(held)) > 1:
-        raise MoeplanError(f"--slots-per-device {text} does not go with --equal-slots: they differ")
-    return held
+    return [int(part) for part in parts]
 
 
-def _named(name: str | None, trace: Trace, path: Path) -> Model | None:
-    """The model, which must be of the trace's shape."""
-    if not name:
+def _read_cluster(path: Path | None) -> "Cluster | None":
+    """Imported when it is needed: most placements are for devices alike."""
+    if path is None:
         return None
-    from ...spec.catalogue import load_model
-
-    model = load_model(name)
-    check_shape(trace, model, str(path))
-    return model
-
-
-def _timing(cluster: Path, model: Model, workload: str, dtype: DType | None, seed: int, asked: str) -> "Timing":
-    """What predicts; imported when it is needed: predictions need much that other placements do not."""
-    from ...planner.place.timed import Timing
     from ...spec.cluster import Cluster
+
+    return Cluster.read(path)
+
+
+def _parse_workload(text: str) -> "Workload":
     from ...spec.workload import Workload
 
-    return Timing(Cluster.read(cluster), model, Workload.from_text(workload), dtype or model.dtype, seed, asked)
+    return Workload.from_text(text)
 
 
 def unsaid(placement: Placement, budget: Budget) -> list[str]:
