@@ -36,7 +36,8 @@ from ..bounds.replication import Shares, division_bounds, divisions, host_kinds,
 from ..result import Infeasible, Solution
 from ..slots import EMPTY, Slots
 from .greedy import fill, greedy
-from .search import anneal, improve_shares
+from .search import anneal
+from .share_search import improve_shares
 from .shares import optimal_shares
 
 STEPS = 100_000  # changes tried per layer
