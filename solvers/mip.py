@@ -164,13 +164,13 @@ def _power(coefficients: Iterable[float]) -> float:
 
 def _solve_with_cp_sat(problem: pulp.LpProblem, time_limit: float, seed: int) -> Outcome:
     # Imported here: it takes a second, and its bundled HiGHS library cannot live beside highspy 1.15's
-    # (google/or-tools#5246), which must not cost those who never ask for CP-SAT. (highspy 1.14 is no way out: its
-    # presolve calls wrong answers optimal, ERGO-Code/HiGHS#3043.)
+    # (google/or-tools#5246), which must not cost those who never ask for CP-SAT. highspy 1.14 is refused for another
+    # reason: its presolve calls wrong answers optimal (ERGO-Code/HiGHS#3043).
     try:
         from ortools.sat.python import cp_model
     except ImportError as error:
         known = importlib.util.find_spec("ortools") is not None
-        hint = "pip install 'highspy<1.14' (OR-tools cannot be loaded beside 1.15)" if known else "pip install ortools"
+        hint = "pip install 'highspy>=1.16' (OR-tools cannot be loaded beside 1.15)" if known else "pip install ortools"
         raise SolverUnavailable(f"solver 'cp_sat' cannot be loaded: {hint}") from error
 
     model = cp_model.CpModel()

@@ -79,7 +79,7 @@ def _import_cp_model() -> Any:
         from ortools.sat.python import cp_model
     except ImportError as error:
         known = importlib.util.find_spec("ortools") is not None
-        hint = "pip install 'highspy<1.14' (OR-tools cannot be loaded beside 1.15)" if known else "pip install ortools"
+        hint = "pip install 'highspy>=1.16' (OR-tools cannot be loaded beside 1.15)" if known else "pip install ortools"
         raise SolverUnavailable(f"solver 'cp_sat' cannot be loaded: {hint}") from error
     return cp_model
 
