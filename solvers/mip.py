@@ -13,10 +13,12 @@ Deterministic: one thread, seeded. The time limit is a ceiling, not a work budge
 import importlib.util
 import inspect
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import pulp
@@ -115,6 +117,7 @@ def choose_solver(name: str, time_limit: float, seed: int) -> Any:
         accepted = inspect.signature(classes[known].__init__).parameters
         options: dict[str, Any] = {key: value for key, value in settings.items() if key in accepted}
         if known == "HiGHS":
+            _greet()
             tolerances = ("mip_feasibility_tolerance", "primal_feasibility_tolerance", "dual_feasibility_tolerance")
             options |= {"random_seed": seed % 2**31} | dict.fromkeys(tolerances, FEASIBILITY_TOLERANCE)
         elif "CBC" in known or known == "COIN_CMD":
@@ -124,6 +127,31 @@ def choose_solver(name: str, time_limit: float, seed: int) -> Any:
             return back_end
     hint = INSTALL.get(_short(wanted[0]), f"see PuLP's page on {wanted[0]}")
     raise SolverUnavailable(f"solver {name!r} is not installed: {hint}, or use {DEFAULT_SOLVER}")
+
+
+@cache
+def _greet() -> None:
+    """Let HiGHS 1.16 print its two lines, once per process, into nothing.
+
+    It writes them to the C library's standard output when the first solver is made, before anyone could turn output
+    off; a command that prints JSON would print them too.
+    """
+    if importlib.util.find_spec("highspy") is None:
+        return
+    import highspy
+
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: nothing can be printed
+        highspy.Highs()
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            highspy.Highs()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _short(known: str) -> str:

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -139,3 +140,22 @@ def test_highs_needs_no_folder(monkeypatch):
 
     monkeypatch.setattr(tempfile, "mkdtemp", made)
     assert mip.solve(knapsack([5, 4], [2, 3], 7)[0], solver="highs").status == "optimal"
+
+
+def test_nothing_is_printed() -> None:
+    """HiGHS 1.16.0 writes two lines to standard output when a process makes its first solver."""
+    source = """
+import pulp
+from moeplan.solvers import mip
+problem = pulp.LpProblem("a", pulp.LpMinimize)
+problem.setObjective(3 * problem.add_variable("x", 1, 10, cat="Integer"))
+print(mip.solve(problem).bound)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("3.0\n", "")
+
+
+def test_a_closed_standard_output_is_no_obstacle() -> None:
+    source = "import os, sys\nos.close(1)\nfrom moeplan.solvers import mip\nmip.choose_solver('highs', 1.0, 0)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
