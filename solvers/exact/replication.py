@@ -27,7 +27,7 @@ from ..bounds.replication import Shares, division_bounds, divisions, host_kinds,
 from ..mip import DEFAULT_SOLVER, TIME_LIMIT
 from ..replication.replicate import Problem, checked, replicate, widened
 from ..replication.shares import optimal_shares
-from ..result import NotFound, Solution
+from ..result import NotFound, Solution, Status
 from ..slots import EMPTY, Slots
 from .assignment import Assignment, most_copies
 from .patterns import TooManyPatterns, feasible
@@ -68,66 +68,102 @@ def replicate_exactly(
     if known is None:
         search = partial(replicate, rows[:, None], speed, capacity, hosts, groups=groups, shares=shares, full=full)
         known = search(seed=seed, time_limit=time_limit).assignment
-    best: Slots = known
-    floor = np.array(
-        [
-            hottest_bound(row[None], problem.speed, problem.capacity, problem.hosts, groups, shares, full)[0]
-            for row in rows
-        ]
-    )
-    bound, value = float(floor.mean()), _mean_hottest(best, rows, problem.speed)
-
-    def left() -> float:
-        return max(time_limit - (time.perf_counter() - began), 0.1)
-
-    def better(at: np.ndarray) -> tuple[Slots, float]:
-        found = Slots.even(at[None], problem.capacity)
-        if shares == "optimal":
-            found = optimal_shares(found, rows[:, None], problem.speed)
-        found = widened(found.expert_of, found.share_of, problem, capacity)
-        hottest = _mean_hottest(found, rows, problem.speed)
-        return (found, hottest) if hottest < value else (best, value)
-
-    if bound >= value * (1 - 2 * TOLERANCE):
-        return Solution(best, value, value, "optimal", time.perf_counter() - began)
-    try:
-        if len(rows) > 1:
-            raise TooManyPatterns("several windows")
-        step = hottest_step(rows[0], problem.speed, problem.capacity, shares)
-        question = _Question(rows[0], problem, solver, seed)
-        ask = value
-        while bound < value * (1 - 2 * TOLERANCE):
-            if time.perf_counter() - began > time_limit:
-                raise NotFound("the time limit ended the proof")
-            ask = max(min(ask, value - max(step / 2, value * TOLERANCE)), bound)
-            at = question.answer(ask, left())
-            if at is None:
-                bound = _next(ask, step)
-                ask = value
-            else:
-                best, value = better(at)
-                ask = (bound + value) / 2
-    except TooManyPatterns:
-        kinds = most_copies(problem) if shares == "even" else 2
-        if rows.shape[1] * len(problem.speed) * kinds > most_variables:
-            return Solution(best, value, min(bound, value), "feasible", time.perf_counter() - began)
-        if len(rows) == 1:
-            floor = np.array([bound])
+    devices = problem.speed, problem.capacity, problem.hosts
+    floor = np.array([hottest_bound(row[None], *devices, groups, shares, full)[0] for row in rows])
+    proof = _Proof(rows, problem, capacity, known, floor, solver, seed, began + time_limit)
+    if proof.open:
         try:
-            program = Assignment(rows, problem, floor, value)
-            outcome, at = program.solve(solver, seed, left())
+            proof.by_patterns()
+        except TooManyPatterns:
+            kinds = most_copies(problem) if shares == "even" else 2
+            if rows.shape[1] * len(problem.speed) * kinds > most_variables:
+                return proof.solution("feasible", began)
+            proof.by_assignment()
+    return proof.solution("time_limit" if proof.late else "optimal", began)
+
+
+class _Proof:
+    """The best placement and the bound on it, until they meet. rows: [W, E] load; floor: [W] bounds of the windows.
+
+    late: the time ended first. deadline: ``time.perf_counter()``.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        problem: Problem,
+        capacity: ArrayLike,
+        known: Slots,
+        floor: np.ndarray,
+        solver: str,
+        seed: int,
+        deadline: float,
+    ) -> None:
+        self.rows, self.problem, self.capacity, self.floor = rows, problem, capacity, floor
+        self.solver, self.seed, self.deadline, self.late = solver, seed, deadline, False
+        self.best, self.value = known, _mean_hottest(known, rows, problem.speed)
+        self.bound = float(floor.mean())
+
+    @property
+    def open(self) -> bool:
+        """What is so close that a floating-point back end could not tell it apart counts as met."""
+        return self.bound < self.value * (1 - 2 * TOLERANCE)
+
+    @property
+    def left(self) -> float:
+        return max(self.deadline - time.perf_counter(), 0.1)
+
+    def solution(self, status: Status, began: float) -> Solution[Slots]:
+        bound = self.value if status == "optimal" else min(self.bound, self.value)
+        return Solution(self.best, self.value, bound, status, time.perf_counter() - began)
+
+    def by_patterns(self) -> None:
+        """Ask for ever cooler placements of one window; raises ``TooManyPatterns``, with what is proven by then."""
+        if len(self.rows) > 1:
+            raise TooManyPatterns("several windows")
+        problem = self.problem
+        step = hottest_step(self.rows[0], problem.speed, problem.capacity, problem.shares)
+        question = _Question(self.rows[0], problem, self.solver, self.seed)
+        ask = self.value
+        try:
+            while self.open:
+                if time.perf_counter() > self.deadline:
+                    raise NotFound("the time limit ended the proof")
+                ask = max(min(ask, self.value - max(step / 2, self.value * TOLERANCE)), self.bound)
+                at = question.answer(ask, self.left)
+                if at is None:
+                    self.bound = _next(ask, step)
+                    ask = self.value
+                else:
+                    self._take(at)
+                    ask = (self.bound + self.value) / 2
         except NotFound:
-            return Solution(best, value, min(bound, value), "time_limit", time.perf_counter() - began)
+            self.late = True
+
+    def by_assignment(self) -> None:
+        """One program over copies and devices."""
+        floor = np.array([self.bound]) if len(self.rows) == 1 else self.floor
+        try:
+            outcome, at = Assignment(self.rows, self.problem, floor, self.value).solve(
+                self.solver, self.seed, self.left
+            )
+        except NotFound:
+            self.late = True
+            return
         if at is not None:
-            best, value = better(at)
+            self._take(at)
         if outcome.status == "time_limit":
-            bound = min(max(bound, outcome.bound), value)
-            return Solution(best, value, bound, "time_limit", time.perf_counter() - began)
-        bound = value
-    except NotFound:
-        return Solution(best, value, min(bound, value), "time_limit", time.perf_counter() - began)
-    # What was refuted is so close below that nothing which a floating-point back end could tell apart is between.
-    return Solution(best, value, value, "optimal", time.perf_counter() - began)
+            self.late, self.bound = True, max(self.bound, outcome.bound)
+
+    def _take(self, at: np.ndarray) -> None:
+        """Experts in slots [R], if they are cooler than the best."""
+        found = Slots.even(at[None], self.problem.capacity)
+        if self.problem.shares == "optimal":
+            found = optimal_shares(found, self.rows[:, None], self.problem.speed)
+        found = widened(found.expert_of, found.share_of, self.problem, self.capacity)
+        hottest = _mean_hottest(found, self.rows, self.problem.speed)
+        if hottest < self.value:
+            self.best, self.value = found, hottest
 
 
 def _mean_hottest(slots: Slots, load: np.ndarray, speed: np.ndarray) -> float:
