@@ -32,6 +32,11 @@ class LinkClass(Part):
         needs_bytes("link", self.curve)
         return self
 
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of the largest message that was measured."""
+        return self.curve.axes[0].values[-1] / max(self.curve.median[-1], 1e-12)
+
 
 class LinkRule(Part):
     """The link class of all ordered pairs of one scope, or of those between the kinds that it names."""
