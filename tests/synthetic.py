@@ -155,7 +155,7 @@ def cluster(
     per_host = [len(group) for group in speeds]
     tensors = [t for t in tensors if all(count % t == 0 for count in per_host)]
     memories = [memory] * n if isinstance(memory, int | float) else list(memory)
-    hangs_on = [f"switch{s * switches // count}" if switches > 1 else None for count in per_host for s in range(count)]
+    hangs_on = [str(s * switches // count) if switches > 1 else None for count in per_host for s in range(count)]
     kinds = tuple(
         DeviceKind(
             name=f"speed {speed:g}",

@@ -49,7 +49,7 @@ def test_switches_and_racks_are_nodes() -> None:
     rules = (*made.link_rules, LinkRule(scope="rack", link="host"))
     graph = graph_of(made.model_copy(update={"hosts": hosts, "link_rules": rules}))
     names = [edge[1] for edge in routes(graph, [(0, 2)])[0, 2]]
-    assert names == ["switch switch0 of host0", "host host0", "switch switch1 of host0", "device 2"]
+    assert names == ["switch 0 of host0", "host host0", "switch 1 of host0", "device 2"]
     assert [edge[1] for edge in routes(graph, [(0, 4)])[0, 4]][3:5] == ["rack r0", "nic of host1"]
     assert ("rack r0", "network") in routes(graph, [(0, 15)])[0, 15]
 
