@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spec.cluster import Cluster
+from ..spec.cluster import SCOPES, Cluster
 from ..spec.curve import Curve
 from ..spec.executed import ELSE, not_executed
 from ..spec.model import DTYPE_BYTES, Block, Model
@@ -43,7 +43,9 @@ class Costs:
         self.cluster, self.model, self.dtype, self.asked = cluster, model, dtype, asked or model.name
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)
-        self.hosts = [cluster.host_of(i) for i in range(self.devices)]
+        self.hosts: list[int] = cluster.host_index.tolist()
+        cores = np.array([kind.cpu_share if kind.type == "cpu" else 1.0 for kind in cluster.kinds])
+        self._cores = cores[cluster.kind_index]
         self._beyond: dict[str, dict[str, float]] = {}
         self._operators: dict[tuple, Table] = {}
         self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
@@ -138,10 +140,9 @@ class Costs:
             return tuple({} for _ in group)
         mean_size = (sizes.sum(0) + sizes.sum(1)) / (2 * (len(group) - 1))
         busy = busy_curve.read(bytes=np.maximum(mean_size, 1))[0]
-        cores = np.array([d.cpu_share if d.kind == "cpu" else 1.0 for d in (self.cluster.devices[i] for i in group)])
         outward, inward = flow.crossing(sizes)
         used = {
-            "compute": busy / cores / duration,
+            "compute": busy / self._cores[list(group)] / duration,
             "out": sizes.sum(1) / flow.out_rate / duration,
             "in": sizes.sum(0) / flow.in_rate / duration,
             "uplink out": _share(outward, flow.host, flow.uplink_out * duration),
@@ -163,6 +164,14 @@ class Costs:
             same = next((known[0] for (_, g), known in self._collectives.items() if g == group), None)
             self._collectives[key] = (same or FlowModel(self.cluster, group), Table(entry.curve), Table(entry.busy))
         return self._collectives[key]
+
+    def link_seconds(self, size: int) -> tuple[float | None, float | None]:
+        """Mean seconds of ``size`` bytes over a link inside a host, and over one between hosts; None without any."""
+        seconds = np.array([link.curve.at(bytes=size).seconds for link in self.cluster.link_classes])
+        counts, inside = self.cluster.link_counts(), SCOPES.index("host") + 1
+        found = (counts[:inside].sum(0), counts[inside:].sum(0))
+        within, between = (float(count @ seconds / count.sum()) if count.sum() else None for count in found)
+        return within, between
 
     def table(self, device: int, operator: str, shape: Shape) -> Table:
         key = (device, operator, *shape.values())

@@ -21,12 +21,15 @@ class FlowModel:
     def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
         n = len(group)
         self.off = ~np.eye(n, dtype=bool)
-        pairs = {(a, b): cluster.link(i, j) for a, i in enumerate(group) for b, j in enumerate(group) if i != j}
-        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in pairs.values()]))
+        members = np.array(group)
+        of = cluster.link_class_index(members[:, None], members[None, :])
+        used = {c: cluster.link_classes[c] for c in np.unique(of[self.off]).tolist()}
+        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in used.values()]))
         self.times = np.zeros((n, n, len(self.knots)))
         self.latency = np.zeros((n, n))
         rate = np.zeros((n, n))
-        for pair, link in pairs.items():
+        for c, link in used.items():
+            pair = of == c
             # More bytes never take less: noise only adds time, so a smaller message counts at most what a larger took.
             seconds = np.minimum.accumulate(Table(link.curve).read(bytes=self.knots)[0][::-1])[::-1]
             self.times[pair] = seconds + self.knots / FASTEST
@@ -35,7 +38,7 @@ class FlowModel:
             whole = link.curve.at(bytes=largest).seconds
             rate[pair] = largest / max(whole - link.latency, 1e-3 * whole, largest / FASTEST)
         self.out_rate, self.in_rate = rate.max(1), rate.max(0)
-        self.host = np.array([cluster.host_of(i) for i in group])
+        self.host = cluster.host_index[members]
         self.uplink_out = np.array([h.uplink_out or np.inf for h in cluster.hosts])
         self.uplink_in = np.array([h.uplink_in or np.inf for h in cluster.hosts])
         self.crosses = self.host[:, None] != self.host[None, :]

@@ -4,11 +4,23 @@ A device of speed v computes v * 100 GFLOP/s and moves v * 10 GB/s; every call c
 ``local`` bytes per second, links between hosts ``uplink``, which all devices of a host share.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 
 from moeplan.spec import Cluster, Model
-from moeplan.spec.cluster import CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
+from moeplan.spec.cluster import (
+    SCOPES,
+    CollectiveCurve,
+    Device,
+    DeviceKind,
+    Host,
+    LinkClass,
+    LinkRule,
+    OperatorCurve,
+    Provenance,
+    Scope,
+)
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
 from moeplan.spec.operators import (
@@ -130,50 +142,73 @@ def cluster(
     uplink: float = 1e9,
     memory: float | Sequence[float] = 4 * 2**30,
     dtype: str = "f32",
+    tensors: Sequence[int] = (1, 2, 4),
+    switches: int = 1,
 ) -> Cluster:
-    """One device per speed, one host per group of speeds."""
+    """One device per speed, one host per group of speeds; a kind per speed.
+
+    tensors: degrees of tensor parallelism to have curves for, where they divide every host. switches: of each host,
+    with as many of its devices each, one after another; between them links carry half of ``local``.
+    """
     flat = [(h, speed) for h, group in enumerate(speeds) for speed in group]
     n, host = len(flat), [h for h, _ in flat]
     per_host = [len(group) for group in speeds]
-    tensors = [t for t in (1, 2, 4) if all(count % t == 0 for count in per_host)]
+    tensors = [t for t in tensors if all(count % t == 0 for count in per_host)]
     memories = [memory] * n if isinstance(memory, int | float) else list(memory)
-    devices = tuple(
-        Device(
-            host=f"host{h}",
-            kind="cpu",
-            name="synthetic",
-            memory_bytes=int(memories[i]),
+    hangs_on = [str(s * switches // count) if switches > 1 else None for count in per_host for s in range(count)]
+    kinds = tuple(
+        DeviceKind(
+            name=f"speed {speed:g}",
+            type="cpu",
+            product="synthetic",
             stream_bandwidth=BYTES * speed,
-            cpu_share=1.0,
             operators=operators(model, speed, n, tensors, dtype),
         )
-        for i, (h, speed) in enumerate(flat)
+        for speed in dict.fromkeys(speed for _, speed in flat)
+    )
+    devices = tuple(
+        Device(kind=f"speed {speed:g}", host=f"host{h}", switch=switch, memory_bytes=int(bytes))
+        for (h, speed), switch, bytes in zip(flat, hangs_on, memories, strict=True)
     )
 
-    def link(i: int, j: int) -> Link:
-        rate = local if host[i] == host[j] else min(local, uplink)
-        curve = grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
-        return Link(source=i, target=j, latency=LATENCY, curve=curve)
+    def link(scope: str, rate: float) -> LinkClass:
+        return LinkClass(
+            name=scope, latency=LATENCY, curve=grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
+        )
 
-    def collective(name: str, group: tuple[int, ...]) -> CollectiveCurve:
-        across = max(sum(host[i] != host[j] for j in group) for i in group)
-        sharing = max(sum(host[i] == h for i in group) for h in range(len(speeds)))
+    def collective(name: str, members: tuple[int, ...], scope: Scope | None) -> CollectiveCurve:
+        count = sum(members)
+        across, sharing = count - min(members), max(members)
+        rate = local if scope in (None, "switch") else local / 2
 
         def seconds(bytes: float) -> float:
-            return CALL + LATENCY + bytes * max((len(group) - 1) / local, across * sharing / uplink)
+            return CALL + LATENCY + bytes * max((count - 1) / rate, across * sharing / uplink)
 
-        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (len(group) - 1) * bytes / 1e10)
-        return CollectiveCurve(collective=name, group=group, curve=grid({"bytes": SIZES}, seconds), busy=busy)
+        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (count - 1) * bytes / 1e10)
+        whole = grid({"bytes": SIZES}, seconds)
+        return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=busy)
 
-    groups = [tuple(range(i, i + t)) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    def shape(group: range) -> tuple[tuple[int, ...], Scope | None]:
+        """Members on each host, and the scope where a host has several."""
+        members = tuple(sorted(Counter(host[i] for i in group).values(), reverse=True))
+        alone = len({hangs_on[i] for i in group}) == 1
+        return members, None if switches == 1 else "cluster" if len(members) > 1 else "switch" if alone else "host"
+
+    groups = [range(i, i + t) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    rates = {"switch": local, "host": local / 2 if switches > 1 else local, "cluster": min(local, uplink)}
+    scopes = [scope for scope in SCOPES if scope in rates and (switches > 1 or scope != "switch")]
     hosts = len(speeds)
     return Cluster(
+        kinds=kinds,
         devices=devices,
         hosts=tuple(
             Host(name=f"host{h}", uplink_out=uplink, uplink_in=uplink) if hosts > 1 else Host(name="host0")
             for h in range(hosts)
         ),
-        links=tuple(link(i, j) for i in range(n) for j in range(n) if i != j),
-        collectives=tuple(collective(name, group) for group in groups for name in COLLECTIVES),
+        link_classes=tuple(link(scope, rates[scope]) for scope in scopes),
+        link_rules=tuple(LinkRule(scope=scope, link=scope) for scope in scopes),
+        collectives=tuple(
+            collective(name, *found) for found in dict.fromkeys(map(shape, groups)) for name in COLLECTIVES
+        ),
         provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),
     )

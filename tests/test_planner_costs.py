@@ -121,7 +121,7 @@ def test_what_lies_beyond_the_measured_range_is_noted(costs):
 
 def test_equal_rows_per_expert_read_the_curve_itself(costs):
     block = MODEL.moe_block()
-    curve = CLUSTER.devices[0].operators
+    curve = CLUSTER.kinds[0].operators
     entry = next(c.curve for c in curve if c.operator == "expert_ffn")
     counts = np.array([30, 0, 30, 30, 0])
     assert float(costs.expert_ffn(0, block, 100, counts)) == pytest.approx(
@@ -131,7 +131,7 @@ def test_equal_rows_per_expert_read_the_curve_itself(costs):
 
 def test_unequal_rows_are_the_mean_over_active_experts(costs):
     block = MODEL.moe_block()
-    entry = next(c.curve for c in CLUSTER.devices[0].operators if c.operator == "expert_ffn")
+    entry = next(c.curve for c in CLUSTER.kinds[0].operators if c.operator == "expert_ffn")
     parts = [entry.at(ffn=128, experts=2, tokens=n).seconds for n in (10, 500)]
     assert float(costs.expert_ffn(0, block, 128, np.array([10, 500, 0]))) == pytest.approx(sum(parts) / 2)
     several = costs.expert_ffn(0, block, np.array([0, 64, 128]), np.array([10, 500, 0]))

@@ -15,7 +15,7 @@ def build(graph: Graph, layer: Layer, plan: LayerPlan) -> None:
     pending = graph.start("gather", "all_gather", costs.all_gather(group, held * expert_bytes))
     for device in group:
         # Its own experts are copied into the region while the others' are under way: read and written once each.
-        seconds = 2 * held[device] * expert_bytes / costs.cluster.devices[device].stream_bandwidth
+        seconds = 2 * held[device] * expert_bytes / costs.cluster.kind_of(device).stream_bandwidth
         graph.compute(device, "gather", "copy own experts", float(seconds))
     attention(graph, layer)
     route(graph, layer)
