@@ -15,6 +15,7 @@ from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
 from .costs import Costs
+from .given import Given
 from .layout import Layout
 from .options import Classes, Options
 from .splits import even, layouts
@@ -53,6 +54,7 @@ class Search:
     seed: int
     deadline: float
     on_event: Callable[[dict[str, Any]], None] | None = None
+    given: Given | None = None  # a user's own placement: ``ep`` with nothing else
     choices: list[Choice] = field(default_factory=list)
     missing: list[np.ndarray] = field(default_factory=list)
     bound: float = float("inf")
@@ -67,7 +69,8 @@ class Search:
 
     @cached_property
     def options(self) -> Options:
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline)
+        given = None if self.given is None else self.given.layers
+        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline, given)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -76,8 +79,10 @@ class Search:
 
     @cached_property
     def degrees(self) -> list[int]:
-        """Expert degrees; only ``ep`` knows any but all devices."""
+        """Expert degrees; only ``ep`` knows any but all devices, for which a placement is given."""
         devices = self.costs.devices
+        if self.given is not None:
+            return [devices]
         return [d for d in range(devices, 0, -1) if devices % d == 0] if "ep" in self.strategies else [devices]
 
     def run(self) -> None:
@@ -159,11 +164,11 @@ class Search:
         self.bound = min(self.bound, max(chains, additive + dense + step.outside_bounds()))
 
     def _baselines(self) -> None:
-        """They count as candidates only where ``ep`` is searched, which has them among its options."""
+        """They count as candidates only where ``ep`` is searched, which has them among its options (``searched``)."""
         devices = self.costs.devices
         layout = Layout.of(self.workload, 1, even(self.workload.sequences, devices))
         step = Step(self.costs, self.model, layout, self.routing)
-        placements = self.options.ep(devices, self._share(step, "ep", devices))
+        placements = self.options.usual(devices, self._share(step, "ep", devices))
         for name, method in BASELINES.items():
             plans = self.classes.spread(placements.get(method, placements["linear"]))
             held = step.memory(plans, self.stored, self.limits)

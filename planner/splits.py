@@ -156,12 +156,17 @@ def ffn_splits(
     return list(dict.fromkeys(splits))
 
 
-def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
-    """[devices] relative speed of each device on its even share of an average layer's experts; mean 1."""
+def expert_seconds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
+    """[devices] seconds of each device on its even share of an average layer's experts; counts: [layers, experts]."""
     block = model.moe_block()
-    mean = counts.mean()
     experts = -(-counts.shape[1] // costs.devices)
-    at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(mean, 1.0)}
-    seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
-    speeds = 1 / np.maximum(seconds, 1e-12)
+    at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(counts.mean(), 1.0)}
+    return np.array(
+        [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
+    )
+
+
+def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
+    """[devices] relative speed of each device there; mean 1."""
+    speeds = 1 / np.maximum(expert_seconds(costs, model, counts), 1e-12)
     return speeds / speeds.mean()

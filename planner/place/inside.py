@@ -1,0 +1,237 @@
+"""Placements inside ``solve``: the candidates of ``ep`` for the tokens of one step, on measured devices.
+
+    d[c, e] in devices     the device of expert e in class c of layers (single copies)
+    minimise  inside * devices[c] + (between - inside) * hosts[c] + ideal[c] * balance[c]      seconds, class by class
+
+devices, hosts are the means over tokens of how many hold the token's experts; ``inside`` and ``between`` what one of
+them more takes over the measured links, for all tokens of the step; ideal[c] what the experts take where all devices
+are equally busy, and balance[c] the hottest device over that. It is an estimate: contention and curves are left to the
+prediction, which has the last word over every candidate.
+
+Classes do not touch each other. Where their arrangements are few all are looked at, which proves the optimum; else they
+are annealed. With slots to spare, copies of hot experts and the shares that they take are searched for balance
+(``solvers.replication``), and offered a second time without shares: then tokens go to the nearest copy.
+"""
+
+# C classes of layers, T tokens of a class, K top-k, E experts, G devices, N arrangements
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...solvers.balance import balance, balance_bound, linear, over_ideal
+from ...solvers.exact.arrangements import arrangements, hottest
+from ...solvers.placement.affinity import Affinity, pairs
+from ...solvers.placement.fan_out import expert_sets, fan_outs, places
+from ...solvers.result import Solution
+from ...solvers.slots import Slots
+from ..budget import Budget
+from . import baselines
+from .fleet import Fleet, spread_slots
+
+PRICES = {
+    "local": 1.0,
+    "local, balance first": 3.0,
+}  # times the ideal time of the experts: what a unit of balance costs
+STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 1_000_000, 4  # work of one annealing, of which there are many in a search
+REPLICATION_STEPS = 20_000  # per class
+MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
+LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
+EVERY = 64  # arrangements of all classes together that are all offered
+SECONDS = "estimated seconds of a layer's exchange and experts"
+HOTTEST = "hottest device of a layer over the ideal"
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What to place: ids per class [T, K]; load [C, E] token-expert pairs; ideal [C] seconds; see the formulation.
+
+    weights: (inside, between) seconds of a layer's exchange per mean device of a token.
+    """
+
+    ids: tuple[np.ndarray, ...]
+    load: np.ndarray
+    fleet: Fleet
+    weights: tuple[float, float]
+    ideal: np.ndarray
+
+    @property
+    def experts(self) -> int:
+        return self.load.shape[1]
+
+    def seconds(self, device_of: np.ndarray) -> np.ndarray:
+        """[C] the objective of single copies [C, E]."""
+        (inside, between), hosts = self.weights, self.fleet.hosts
+        found = self.ideal * balance(device_of, self.load, self.fleet.speed)
+        for c, (row, ids) in enumerate(zip(device_of, self.ids, strict=True)):
+            found[c] += inside * places(row, ids).mean() + (between - inside) * places(hosts[row], ids).mean()
+        return found
+
+    def least(self) -> np.ndarray:
+        """[C] no single copies have less: a token's experts fit on so few devices, and so cool is the hottest."""
+        (inside, between), fleet, top_k = self.weights, self.fleet, self.ids[0].shape[1]
+        room = np.bincount(fleet.hosts, fleet.capacity)
+        devices, hosts = (-(-top_k // int(largest.max())) for largest in (fleet.capacity, room))
+        ideal = np.maximum(self.load.sum(1), 1e-300) / fleet.speed.sum()
+        cool = np.array([balance_bound(row, fleet.speed, fleet.capacity) for row in self.load]) / ideal
+        return inside * devices + (between - inside) * hosts + self.ideal * np.maximum(cool, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A candidate and how sure it is; proof: (objective, bound) [C] of what ``minimised`` names, made when asked."""
+
+    slots: Slots
+    solver: str
+    minimised: str
+    proof: Callable[[], tuple[np.ndarray, np.ndarray]] = field(repr=False)
+    near: bool = False  # copies without shares: tokens go to the nearest
+
+    @property
+    def single(self) -> bool:
+        return bool((self.slots.copies == 1).all())
+
+
+def usual(question: Question, *, measured: bool) -> dict[str, Placed]:
+    """What needs no search: experts by number, and greedy balance; ``measured``: by the devices' speeds as well."""
+    fleet, load, devices = question.fleet, question.load, len(question.fleet.speed)
+    rows = np.tile(linear(question.experts, devices), (len(load), 1))
+    found = {"linear": _single(question, rows, "experts by number", wide=True)}
+    if devices > 1 and fleet.capacity.sum() >= question.experts:
+        equal = Fleet(np.ones(devices), fleet.capacity, fleet.hosts, fleet.names)
+        found["greedy"] = _single(question, baselines.greedy(load, equal), "greedy balance")
+        if measured:
+            found["weighted"] = _single(question, baselines.greedy(load, fleet), "greedy balance by measured speed")
+    return found
+
+
+def placements_for(question: Question, *, seed: int, budget: Budget, copies: bool) -> dict[str, Placed]:
+    """By name what a search finds in the budget: single copies exactly or annealed, and ``copies`` in spare slots."""
+    fleet = question.fleet
+    if len(fleet.speed) == 1 or fleet.capacity.sum() < question.experts:
+        return {}
+    found, able = _exactly(question), _affords_loops(budget)
+    if found is None:
+        found = _annealed(question, seed, budget.part(0.5 if copies else 1.0)) if able else {}
+    if copies and able:
+        found |= _replicated(question, seed, budget)
+    return found
+
+
+def _affords_loops(budget: Budget) -> bool:
+    """Whether the compiled loops are loaded, or there is time to."""
+    return "moeplan.solvers.placement.kernel" in sys.modules or budget.left > LOAD_TIME
+
+
+def _single(question: Question, device_of: np.ndarray, solver: str, *, wide: bool = False) -> Placed:
+    """wide: slots are taken as they are needed, whether the devices have them or not."""
+    fleet = question.fleet
+    if wide:
+        held = np.max([np.bincount(row, minlength=len(fleet.speed)) for row in device_of], axis=0)
+        question = replace(question, fleet=replace(fleet, capacity=np.maximum(fleet.capacity, held)))
+    slots = Slots.from_device_of(device_of, question.fleet.capacity)
+    return Placed(slots, solver, SECONDS, lambda: (question.seconds(device_of), question.least()))
+
+
+def _exactly(question: Question) -> dict[str, Placed] | None:
+    """Every arrangement looked at; None where they are too many."""
+    fleet, (inside, between) = question.fleet, question.weights
+    at = arrangements(question.experts, fleet.capacity, fleet.hosts, most=MOST_ARRANGEMENTS)
+    if at is None:
+        return None
+    levels = [(inside, np.arange(len(fleet.speed))), (between - inside, fleet.hosts)]
+    levels = [(weight, place) for weight, place in levels if weight > 0]
+    sets = [expert_sets(ids[:, None])[0] for ids in question.ids]
+    if sum(len(tokens) for _, tokens in sets) * len(at) * len(fleet.speed) * len(levels) > MOST_CELLS:
+        return None
+    relative = over_ideal(question.load, fleet.speed)
+    moved = np.stack([fan_outs(at, one, levels) / one[1].sum() for one in sets])
+    heat = question.ideal[:, None] * np.stack([hottest(at, row[None], fleet.speed) for row in relative])
+    found = {}
+    for name, price in PRICES.items():
+        rows = at[(moved + price * heat).argmin(axis=1)]
+        found[name] = _arranged(question, rows, (moved + heat).min(axis=1))
+    if len(at) * len(question.load) <= EVERY:
+        for n, row in enumerate(at):
+            rows = np.tile(row, (len(question.load), 1))
+            found[f"arrangement {n}"] = _arranged(question, rows, (moved + heat).min(axis=1))
+    return found
+
+
+def _arranged(question: Question, device_of: np.ndarray, least: np.ndarray) -> Placed:
+    slots = Slots.from_device_of(device_of, question.fleet.capacity)
+    return Placed(slots, "all arrangements", SECONDS, lambda: (question.seconds(device_of), least))
+
+
+def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed]:
+    # Imported when it is needed: its compiled loops take a second to load.
+    from ...solvers.placement.annealing import anneal
+
+    fleet, (inside, between), top_k = question.fleet, question.weights, question.ids[0].shape[1]
+    together = np.stack(
+        [pairs(ids[:, None], question.experts)[0] / (len(ids) * max(top_k - 1, 1)) for ids in question.ids]
+    )
+    affinity = Affinity.of(np.zeros((len(together) - 1, *together.shape[1:])), together)
+    found: dict[str, Placed] = {}
+    for done, (name, price) in enumerate(PRICES.items()):
+        solution: Solution[np.ndarray] = anneal(
+            affinity,
+            question.load,
+            fleet.capacity,
+            fleet.speed,
+            fleet.hosts,
+            device_weight=inside,
+            host_weight=between,
+            price=price * float(question.ideal.mean()),
+            steps=min(STEPS_PER_EXPERT * question.load.size, MOST_STEPS),
+            chains=CHAINS,
+            seed=seed,
+            time_limit=budget.part(1 / (len(PRICES) - done)).left,
+        )
+        found[name] = _single(question, solution.assignment, "annealing")
+    return found
+
+
+def _replicated(question: Question, seed: int, budget: Budget) -> dict[str, Placed]:
+    """Copies in one spare slot per device, and in all; each with shares for balance, and to the nearest copy."""
+    # Imported when it is needed: as above.
+    from ...solvers.replication.replicate import replicate
+
+    fleet, experts = question.fleet, question.experts
+    useful = np.minimum(fleet.capacity, experts)
+    found: dict[str, Placed] = {}
+    for name, slots in {"replicated": experts + len(useful), "replicated, all slots": int(useful.sum())}.items():
+        if not experts < slots <= useful.sum():
+            continue
+        room = spread_slots(useful, slots)
+        solution = replicate(
+            question.load,
+            fleet.speed,
+            room,
+            fleet.hosts,
+            shares="optimal",
+            seed=seed,
+            steps=REPLICATION_STEPS,
+            time_limit=budget.left,
+        )
+        copies = solution.assignment
+        proof = _balanced(question, copies, room)
+        found[name] = Placed(copies, "annealed copies, exact shares", HOTTEST, proof)
+        found[f"{name}, nearest"] = Placed(copies, "annealed copies, nearest serves", HOTTEST, proof, near=True)
+    return found
+
+
+def _balanced(question: Question, slots: Slots, room: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """The balance of copies, and the least of any in so many slots."""
+
+    def proof() -> tuple[np.ndarray, np.ndarray]:
+        from ...solvers.bounds.replication import hottest_bound
+
+        fleet = question.fleet
+        ideal = np.maximum(question.load.sum(1), 1e-300) / fleet.speed.sum()
+        least = hottest_bound(question.load, fleet.speed, room, fleet.hosts, 1, "optimal", False)
+        return slots.hottest(question.load, fleet.speed) / ideal, np.array(least) / ideal
+
+    return proof
