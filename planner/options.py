@@ -27,7 +27,7 @@ from .place.layers import plan_layers
 from .place.weights import exchange_weights
 
 SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search for placements may take
-LEAST_SECONDS, ROUNDING = 1e-12, 1e-9
+ROUNDING = 1e-9  # relative
 
 
 class Origin(NamedTuple):
@@ -193,20 +193,29 @@ class Options:
     def _question(self, degree: int, capacity: np.ndarray) -> Question:
         """The placement problem of a group of ``degree`` devices."""
         costs, ids = self.costs, self.routing.expert_ids
-        seconds = splits.expert_seconds(costs, self.model, self.counts)
-        speed = (1 / np.maximum(seconds, LEAST_SECONDS)).reshape(-1, degree).mean(0)
-        load = np.stack([self.counts[list(members)].sum(0) for members in self.classes.members]).astype(float)
-        per_layer = load.sum(1) / [len(members) for members in self.classes.members]
+        seconds, speed = self._expert_seconds
         number = np.unique(costs.hosts[:degree], return_inverse=True)[1]
         block = self.model.moe_block()
         row = row_bytes(block, costs.element_bytes) + block.hidden_size * costs.element_bytes
+        load = self._by_class(seconds)
         return Question(
             ids=tuple(np.concatenate([ids[:, ordinal] for ordinal in members]) for members in self.classes.members),
+            counts=self._by_class(self.counts),
             load=load,
-            fleet=Fleet(speed / speed.mean(), capacity, number, tuple(map(str, range(int(number.max()) + 1)))),
+            fleet=Fleet(
+                speed.reshape(-1, degree).mean(0), capacity, number, tuple(map(str, range(int(number.max()) + 1)))
+            ),
             weights=exchange_weights(costs, row * len(ids)),
-            ideal=len(seconds) / (1 / np.maximum(seconds, LEAST_SECONDS)).sum() * per_layer / per_layer.mean(),
+            ideal=load.sum(1) / speed.sum(),
         )
+
+    @cached_property
+    def _expert_seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        return splits.expert_seconds(self.costs, self.model, self.counts)
+
+    def _by_class(self, values: np.ndarray) -> np.ndarray:
+        """[classes, experts] means over the layers of each class; values: [moe layers, experts]."""
+        return np.stack([values[list(members)].mean(0) for members in self.classes.members])
 
     def _plans(self, degree: int, found: dict[str, Placed]) -> dict[str, list[LayerPlan]]:
         """The plans of every method, and whose they are."""

@@ -28,6 +28,7 @@ from ..spec.workload import Workload
 from .budget import Budget
 from .costs import Costs
 from .given import Given
+from .place.question import fits_tables
 from .probes import probe_points
 from .space import BASELINES, Choice, Search, lacking
 from .step import Step, check_supported
@@ -81,7 +82,9 @@ def solve(
     given = None
     if placement is not None:
         if strategy not in (None, "ep"):
-            raise MoeplanError(f"--placement does not go with --strategy {strategy}: only ep keeps experts where it says")
+            raise MoeplanError(
+                f"--placement does not go with --strategy {strategy}: only ep keeps experts where it says"
+            )
         given, strategy = Given.of(placement, model, cluster, placement_path or "placement"), "ep"
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
@@ -269,8 +272,10 @@ def _space(search: Search) -> str:
     """What was searched, in words; the bound claims no more than this."""
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
+    copies = fits_tables(len(search.limits), search.options.moe.num_experts)
+    placed = "speed-weighted, local and replicated" if copies else "speed-weighted and local"
     within = {
-        "ep": "ep (linear, greedy, speed-weighted, local and replicated placement)",
+        "ep": f"ep (linear, greedy, {placed} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }

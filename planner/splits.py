@@ -156,17 +156,35 @@ def ffn_splits(
     return list(dict.fromkeys(splits))
 
 
-def expert_seconds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
-    """[devices] seconds of each device on its even share of an average layer's experts; counts: [layers, experts]."""
-    block = model.moe_block()
-    experts = -(-counts.shape[1] // costs.devices)
-    at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(counts.mean(), 1.0)}
-    return np.array(
-        [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
-    )
-
-
 def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
-    """[devices] relative speed of each device there; mean 1."""
-    speeds = 1 / np.maximum(expert_seconds(costs, model, counts), 1e-12)
+    """[devices] relative speed of each device on its even share of an average layer's experts; mean 1."""
+    block = model.moe_block()
+    mean = counts.mean()
+    experts = -(-counts.shape[1] // costs.devices)
+    at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(mean, 1.0)}
+    seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
+    speeds = 1 / np.maximum(seconds, 1e-12)
     return speeds / speeds.mean()
+
+
+def expert_seconds(costs: Costs, model: Model, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([layers, experts] seconds that each expert adds to a device of speed 1, [devices] speeds of mean 1).
+
+    As ``Costs.expert_ffn`` reads a call with unequal rows: an expert takes its share of the call that would have its
+    rows everywhere, here with as many active experts as an even share has. counts: [layers, experts] rows.
+    """
+    block = model.moe_block()
+    assert block.moe is not None
+    rows, at = np.unique(counts, return_inverse=True)
+    active = -(-counts.shape[1] // costs.devices)
+    read: dict[int, np.ndarray] = {}
+    seconds = []
+    for device in range(costs.devices):
+        table = costs.table(device, "expert_ffn", expert_shape(block))
+        if id(table) not in read:
+            found = table.read(ffn=block.moe.ffn_size, experts=active, tokens=np.maximum(rows, 1))[0] / active
+            read[id(table)] = np.where(rows > 0, found, 0.0)[at].reshape(counts.shape)
+        seconds.append(read[id(table)])
+    total = np.maximum([own.sum() for own in seconds], 1e-300)
+    speed = 1 / total / (1 / total).mean()
+    return np.mean([own * pace for own, pace in zip(seconds, speed, strict=True)], axis=0), speed

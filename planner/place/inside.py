@@ -8,90 +8,36 @@ them more takes over the measured links, for all tokens of the step; ideal[c] wh
 are equally busy, and balance[c] the hottest device over that. It is an estimate: contention and curves are left to the
 prediction, which has the last word over every candidate.
 
-Classes do not touch each other. Where their arrangements are few all are looked at, which proves the optimum; else they
-are annealed. With slots to spare, copies of hot experts and the shares that they take are searched for balance
-(``solvers.replication``), and offered a second time without shares: then tokens go to the nearest copy.
+Classes do not touch each other. Where their arrangements are few all are looked at, which proves the optimum (very few
+are all offered); else they are annealed. With slots to spare, copies of hot experts and the shares that they take are
+searched for balance (``solvers.replication``), and offered a second time without shares: tokens then go to the nearest.
 """
 
 # C classes of layers, T tokens of a class, K top-k, E experts, G devices, N arrangements
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
-from ...solvers.balance import balance, balance_bound, linear, over_ideal
+from ...solvers.balance import linear, over_ideal
 from ...solvers.exact.arrangements import arrangements, hottest
 from ...solvers.placement.affinity import Affinity, pairs
-from ...solvers.placement.fan_out import expert_sets, fan_outs, places
+from ...solvers.placement.fan_out import expert_sets, fan_outs
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ..budget import Budget
 from . import baselines
-from .fleet import Fleet, spread_slots
+from .fleet import Fleet
+from .question import Placed, Question
 
-PRICES = {
-    "local": 1.0,
-    "local, balance first": 3.0,
-}  # times the ideal time of the experts: what a unit of balance costs
+PRICES = {"local": 1.0, "local, balance first": 3.0}
+"""What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
 STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 1_000_000, 4  # work of one annealing, of which there are many in a search
-REPLICATION_STEPS = 20_000  # per class
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
 LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
 EVERY = 64  # arrangements of all classes together that are all offered
 SECONDS = "estimated seconds of a layer's exchange and experts"
-HOTTEST = "hottest device of a layer over the ideal"
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """What to place: ids per class [T, K]; load [C, E] token-expert pairs; ideal [C] seconds; see the formulation.
-
-    weights: (inside, between) seconds of a layer's exchange per mean device of a token.
-    """
-
-    ids: tuple[np.ndarray, ...]
-    load: np.ndarray
-    fleet: Fleet
-    weights: tuple[float, float]
-    ideal: np.ndarray
-
-    @property
-    def experts(self) -> int:
-        return self.load.shape[1]
-
-    def seconds(self, device_of: np.ndarray) -> np.ndarray:
-        """[C] the objective of single copies [C, E]."""
-        (inside, between), hosts = self.weights, self.fleet.hosts
-        found = self.ideal * balance(device_of, self.load, self.fleet.speed)
-        for c, (row, ids) in enumerate(zip(device_of, self.ids, strict=True)):
-            found[c] += inside * places(row, ids).mean() + (between - inside) * places(hosts[row], ids).mean()
-        return found
-
-    def least(self) -> np.ndarray:
-        """[C] no single copies have less: a token's experts fit on so few devices, and so cool is the hottest."""
-        (inside, between), fleet, top_k = self.weights, self.fleet, self.ids[0].shape[1]
-        room = np.bincount(fleet.hosts, fleet.capacity)
-        devices, hosts = (-(-top_k // int(largest.max())) for largest in (fleet.capacity, room))
-        ideal = np.maximum(self.load.sum(1), 1e-300) / fleet.speed.sum()
-        cool = np.array([balance_bound(row, fleet.speed, fleet.capacity) for row in self.load]) / ideal
-        return inside * devices + (between - inside) * hosts + self.ideal * np.maximum(cool, 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Placed:
-    """A candidate and how sure it is; proof: (objective, bound) [C] of what ``minimised`` names, made when asked."""
-
-    slots: Slots
-    solver: str
-    minimised: str
-    proof: Callable[[], tuple[np.ndarray, np.ndarray]] = field(repr=False)
-    near: bool = False  # copies without shares: tokens go to the nearest
-
-    @property
-    def single(self) -> bool:
-        return bool((self.slots.copies == 1).all())
 
 
 def usual(question: Question, *, measured: bool) -> dict[str, Placed]:
@@ -101,7 +47,7 @@ def usual(question: Question, *, measured: bool) -> dict[str, Placed]:
     found = {"linear": _single(question, rows, "experts by number", wide=True)}
     if devices > 1 and fleet.capacity.sum() >= question.experts:
         equal = Fleet(np.ones(devices), fleet.capacity, fleet.hosts, fleet.names)
-        found["greedy"] = _single(question, baselines.greedy(load, equal), "greedy balance")
+        found["greedy"] = _single(question, baselines.greedy(question.counts, equal), "greedy balance")
         if measured:
             found["weighted"] = _single(question, baselines.greedy(load, fleet), "greedy balance by measured speed")
     return found
@@ -115,8 +61,11 @@ def placements_for(question: Question, *, seed: int, budget: Budget, copies: boo
     found, able = _exactly(question), _affords_loops(budget)
     if found is None:
         found = _annealed(question, seed, budget.part(0.5 if copies else 1.0)) if able else {}
-    if copies and able:
-        found |= _replicated(question, seed, budget)
+    if copies and found and able:
+        # Imported when it is needed: its compiled loops take a second to load.
+        from .inside_copies import replicated
+
+        found |= replicated(question, found["local"].slots, seed, budget)
     return found
 
 
@@ -192,46 +141,3 @@ def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed
         )
         found[name] = _single(question, solution.assignment, "annealing")
     return found
-
-
-def _replicated(question: Question, seed: int, budget: Budget) -> dict[str, Placed]:
-    """Copies in one spare slot per device, and in all; each with shares for balance, and to the nearest copy."""
-    # Imported when it is needed: as above.
-    from ...solvers.replication.replicate import replicate
-
-    fleet, experts = question.fleet, question.experts
-    useful = np.minimum(fleet.capacity, experts)
-    found: dict[str, Placed] = {}
-    for name, slots in {"replicated": experts + len(useful), "replicated, all slots": int(useful.sum())}.items():
-        if not experts < slots <= useful.sum():
-            continue
-        room = spread_slots(useful, slots)
-        solution = replicate(
-            question.load,
-            fleet.speed,
-            room,
-            fleet.hosts,
-            shares="optimal",
-            seed=seed,
-            steps=REPLICATION_STEPS,
-            time_limit=budget.left,
-        )
-        copies = solution.assignment
-        proof = _balanced(question, copies, room)
-        found[name] = Placed(copies, "annealed copies, exact shares", HOTTEST, proof)
-        found[f"{name}, nearest"] = Placed(copies, "annealed copies, nearest serves", HOTTEST, proof, near=True)
-    return found
-
-
-def _balanced(question: Question, slots: Slots, room: np.ndarray) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    """The balance of copies, and the least of any in so many slots."""
-
-    def proof() -> tuple[np.ndarray, np.ndarray]:
-        from ...solvers.bounds.replication import hottest_bound
-
-        fleet = question.fleet
-        ideal = np.maximum(question.load.sum(1), 1e-300) / fleet.speed.sum()
-        least = hottest_bound(question.load, fleet.speed, room, fleet.hosts, 1, "optimal", False)
-        return slots.hottest(question.load, fleet.speed) / ideal, np.array(least) / ideal
-
-    return proof

@@ -1,0 +1,96 @@
+"""Copies inside ``solve``: hot experts in spare memory, with the shares that they take.
+
+Searched for balance (``solvers.replication``); what copies do to the exchange is left to the prediction.
+"""
+
+# C classes of layers, E experts, G devices
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...solvers.bounds.replication import hottest_bound
+from ...solvers.replication.replicate import replicate
+from ...solvers.slots import EMPTY, Slots
+from ..budget import Budget
+from .question import Placed, Proof, Question, fits_tables
+
+STEPS = 20_000  # of the search, per class
+HOTTEST = "hottest device of a layer over the ideal"
+
+
+def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> dict[str, Placed]:
+    """Copies with shares for balance. Each makes its device read the expert's weights again, so that few may be better.
+
+    ``few``: the single copies ``best``, and a slot more on the coolest quarter of the devices. Else as many slots more
+    as there are devices, all of them divided by speed; and the same copies for tokens that go to the nearest.
+    """
+    fleet, experts, devices = question.fleet, question.experts, len(question.fleet.speed)
+    useful, found = np.minimum(fleet.capacity, experts), dict[str, Placed]()
+    if not fits_tables(devices, experts):
+        return {}
+    few, rooms = [], []
+    for c, (held, _) in enumerate(best.to_lists()):
+        single = Slots.from_lists([held], None, best.capacity)
+        rooms.append(_roomier(question, c, single, useful, max(1, devices // 4)))
+        few.append(_copied(question, c, rooms[-1], seed, budget, single))
+    found["replicated, few"] = _shared(question, few, rooms)
+    if useful.sum() >= experts + devices:
+        room = _by_speed(useful, fleet.speed, experts + devices)
+        many = [_copied(question, c, room, seed, budget) for c in range(len(question.load))]
+        found["replicated"] = _shared(question, many, [room] * len(many))
+        if fits_tables(devices * devices, experts):  # which is nearest depends on the token's own device
+            near = replace(found["replicated"], solver="annealed copies, nearest serves", near=True)
+            found["replicated, nearest"] = near
+    return {name: placed for name, placed in found.items() if not placed.single}
+
+
+def _roomier(question: Question, c: int, single: Slots, useful: np.ndarray, spare: int) -> np.ndarray:
+    """[G] the slots that are taken, and one more on each of the ``spare`` coolest devices that may have it."""
+    fleet = question.fleet
+    room = np.bincount(single.device_of_slot[single.expert_of[0] != EMPTY], minlength=len(fleet.speed))
+    coolest = np.argsort(single.finish(question.load[c : c + 1], fleet.speed)[0], kind="stable")
+    room[[g for g in coolest if room[g] < useful[g]][:spare]] += 1
+    return room
+
+
+def _by_speed(useful: np.ndarray, speed: np.ndarray, slots: int) -> np.ndarray:
+    """[G] so many slots in all, in proportion to speed as far as the devices can use them."""
+    room = np.zeros_like(useful)
+    for _ in range(slots):
+        room[np.where(room < useful, (room + 1) / speed, np.inf).argmin()] += 1
+    return room
+
+
+def _copied(
+    question: Question, c: int, room: np.ndarray, seed: int, budget: Budget, start: Slots | None = None
+) -> Slots:
+    """Class ``c`` with copies and shares for balance in ``room`` [G] slots."""
+    fleet = question.fleet
+    load, limit = question.load[c : c + 1], budget.part(1 / (len(question.load) - c)).left
+    options: dict[str, Any] = {"seed": seed, "steps": STEPS, "time_limit": limit, "start": start}
+    return replicate(load, fleet.speed, room, fleet.hosts, shares="optimal", **options).assignment
+
+
+def _shared(question: Question, layers: list[Slots], rooms: list[np.ndarray]) -> Placed:
+    """Layers of different rooms together."""
+    lists, room = [layer.to_lists()[0] for layer in layers], np.max(rooms, axis=0)
+    slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], room)
+    return Placed(slots, "annealed copies, exact shares", HOTTEST, _balanced(question, slots, rooms))
+
+
+def _balanced(question: Question, slots: Slots, rooms: Sequence[np.ndarray]) -> Proof:
+    """The balance of copies, and the least of any in so many slots; rooms: [C, G]."""
+
+    def proof() -> tuple[np.ndarray, np.ndarray]:
+        fleet = question.fleet
+        ideal = np.maximum(question.load.sum(1), 1e-300) / fleet.speed.sum()
+        least = [
+            hottest_bound(load[None], fleet.speed, room, fleet.hosts, 1, "optimal", False)[0]
+            for load, room in zip(question.load, rooms, strict=True)
+        ]
+        return slots.hottest(question.load, fleet.speed) / ideal, np.array(least) / ideal
+
+    return proof
