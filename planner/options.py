@@ -22,8 +22,9 @@ from . import splits
 from .budget import Budget
 from .costs import Costs
 from .place.fleet import Fleet
-from .place.inside import Placed, Question, placements_for, usual
+from .place.inside import ALL, placements_for, usual
 from .place.layers import plan_layers
+from .place.question import Placed, Question
 from .place.weights import exchange_weights
 
 SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search for placements may take
@@ -154,6 +155,12 @@ class Options:
             found = placements_for(question, seed=self.seed, budget=budget, copies=degree == self.costs.devices)
             self._memo[key] = self._plans(degree, found)
         return self._memo[key]
+
+    @property
+    def offers_all(self) -> bool:
+        """Whether every placement of single copies was among the options, over all devices."""
+        searched = [plans for key, plans in self._memo.items() if key[:2] == ("searched", self.costs.devices)]
+        return bool(searched) and all(ALL in plans for plans in searched)
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""

@@ -30,7 +30,7 @@ from .costs import Costs
 from .given import Given
 from .place.question import fits_tables
 from .probes import probe_points
-from .space import BASELINES, Choice, Search, lacking
+from .space import BASELINES, ROUNDING, Choice, Search, lacking
 from .step import Step, check_supported
 from .units import bytes_text
 
@@ -126,10 +126,10 @@ def _plan(
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
     step = Step(final, model, best.step.layout, search.routing)
     prediction, _ = step.predict(best.plans, search.stored, search.limits)
-    bound = min(search.bound, objective)
+    bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
-    status: Status = "time_limit" if not complete else "optimal" if gap < 1e-9 else "feasible"
+    status: Status = "time_limit" if not complete else "optimal" if gap == 0 else "feasible"
     placed = search.options.placement_records(best.plans) if search.given is None else (search.given.record,)
     return Plan(
         model=model,
@@ -273,7 +273,8 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
     copies = fits_tables(len(search.limits), search.options.moe.num_experts)
-    placed = "speed-weighted, local and replicated" if copies else "speed-weighted and local"
+    placed = "speed-weighted, local" + (", replicated" if copies else "")
+    placed += ", every single-copy" if search.options.offers_all else ""
     within = {
         "ep": f"ep (linear, greedy, {placed} placement)",
         "sharded": "sharded (even and min-max FFN splits)",

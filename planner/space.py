@@ -158,7 +158,7 @@ class Search:
             bound = left.bound
             if bound < self._best * (1 - ROUNDING) and not self.interrupted:
                 found = left.fastest(self.classes, self.stored, self.limits, self.deadline)
-                if found is not None:
+                if found is not None and found[0]:
                     plans, bound = found
                     used = {plan.strategy for plan in plans}
                     kind = f"all {used.pop()}" if len(used) == 1 else "mixed"

@@ -36,6 +36,7 @@ PRICES = {"local": 1.0, "local, balance first": 3.0}
 STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 1_000_000, 4  # work of one annealing, of which there are many in a search
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
 LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
+ALL = "arrangement 0"  # is there where all are
 EVERY = 64  # arrangements of all classes together that are all offered
 SECONDS = "estimated seconds of a layer's exchange and experts"
 
