@@ -43,7 +43,7 @@ class Given:
         return PlacementRecord(
             layers=tuple(range(len(self.layers))),
             method="given",
-            solver=f"{self.name}, not searched for again",
+            solver=f"given in {self.name}",
             minimised=solver.minimised,
             objective=solver.objective,
             bound=solver.bound,

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..solvers import balance
 from ..solvers.slots import Slots
+from ..spec.layout import even
 from ..spec.model import Model, Moe
 from ..spec.operators import row_bytes
 from ..spec.plan import LayerPlan, PlacementRecord, Strategy
@@ -106,7 +107,7 @@ class Options:
         """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
         devices, experts = self.costs.devices, self.moe.num_experts
         if strategy == "sharded":
-            return LayerPlan(strategy=strategy, slots=((),) * devices, split=splits.even(self.moe.ffn_size, devices))
+            return LayerPlan(strategy=strategy, slots=((),) * devices, split=even(self.moe.ffn_size, devices))
         parts = degree if strategy == "ep" else devices
         return _placed(balance.linear(experts, parts), strategy, parts, devices // parts)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..solvers.result import Infeasible, NotFound
+from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
@@ -20,7 +21,7 @@ from .few import Open
 from .given import Given
 from .layout import Layout
 from .options import Classes, Options
-from .splits import even, layouts
+from .splits import layouts
 from .step import Step
 from .tables import Tables
 from .units import bytes_text

@@ -11,6 +11,7 @@ import numpy as np
 from ..solvers.result import Infeasible
 from ..solvers.splits.split import split
 from ..spec.errors import MissingCurveError
+from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.operators import attention_shape, expert_shape, route_shape
 from ..spec.routing import Routing
@@ -22,12 +23,6 @@ GRANULES = 32  # pieces that an FFN is divided into, ...
 LEAST_COLUMNS = 16  # ... of at least so many columns each
 KNOTS = 17  # sequence counts at which the experts' time is read from the actual routing; linear between them
 SAMPLED_LAYERS = 4
-
-
-def even(units: int, parts: int) -> tuple[int, ...]:
-    """As equal as whole numbers allow, the larger parts first."""
-    each, more = divmod(units, parts)
-    return tuple(each + (part < more) for part in range(parts))
 
 
 def tensor_degrees(costs: Costs, model: Model) -> list[int]:

@@ -23,6 +23,7 @@ from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
 from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.layout import even
 from ...spec.model import DType, Model
 from ...spec.operators import expert_shape
 from ...spec.placement import PlacementDevice, PlacementLayer
@@ -32,7 +33,7 @@ from ...spec.workload import Workload
 from ..budget import ROOM, Budget
 from ..costs import Costs
 from ..layout import Layout
-from ..splits import even, expert_speeds
+from ..splits import expert_speeds
 from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
 from ..units import bytes_text
