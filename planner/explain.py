@@ -113,7 +113,7 @@ def verdict(plan: Plan) -> Text:
     if plan.placements:
         who = ", ".join(f"{len(placed.layers)} {placed.method}" for placed in plan.placements)
         gap = max(placed.gap for placed in plan.placements)
-        sure = f"at most {100 * gap:.2g} % of what each minimised could be saved" if gap else "proven best, each by itself"
+        sure = f"at most {100 * gap:.2g} % of what each minimised could be saved" if gap else "each proven best"
         text.append(f"experts placed (layers): {who}; {sure}\n")
     proof = "optimal" if record.status == "optimal" else f"at most {100 * record.gap:.2g} % could be saved"
     text.append(f"{proof} in the searched space: {record.space}")
