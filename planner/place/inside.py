@@ -33,7 +33,7 @@ from .question import Placed, Question
 
 PRICES = {"local": 1.0, "local, balance first": 3.0}
 """What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
-STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 1_000_000, 4  # work of one annealing, of which there are many in a search
+STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 2_000_000, 1  # work of one annealing, of which a search has many
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
 LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
 ALL = "arrangement 0"  # is there where all are

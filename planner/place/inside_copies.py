@@ -17,7 +17,7 @@ from ...solvers.slots import EMPTY, Slots
 from ..budget import Budget
 from .question import Placed, Proof, Question, fits_tables
 
-STEPS = 20_000  # of the search, per class
+STEPS = 5_000  # of the search, per class
 HOTTEST = "hottest device of a layer over the ideal"
 
 
@@ -35,12 +35,13 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
     for c, (held, _) in enumerate(best.to_lists()):
         single = Slots.from_lists([held], None, best.capacity)
         rooms.append(_roomier(question, c, single, useful, max(1, devices // 4)))
-        few.append(_copied(question, c, rooms[-1], seed, budget, single))
+        limit = budget.part(0.5 / (len(question.load) - c)).left
+        few.append(_copied(question, slice(c, c + 1), rooms[-1], seed, limit, single))
     found["replicated, few"] = _shared(question, few, rooms)
     if useful.sum() >= experts + devices:
         room = _by_speed(useful, fleet.speed, experts + devices)
-        many = [_copied(question, c, room, seed, budget) for c in range(len(question.load))]
-        found["replicated"] = _shared(question, many, [room] * len(many))
+        many = _copied(question, slice(None), room, seed, budget.left)
+        found["replicated"] = _placed(question, many, [room] * len(question.load))
         if fits_tables(devices * devices, experts):  # which is nearest depends on the token's own device
             near = replace(found["replicated"], solver="annealed copies, nearest serves", near=True)
             found["replicated, nearest"] = near
@@ -65,19 +66,22 @@ def _by_speed(useful: np.ndarray, speed: np.ndarray, slots: int) -> np.ndarray:
 
 
 def _copied(
-    question: Question, c: int, room: np.ndarray, seed: int, budget: Budget, start: Slots | None = None
+    question: Question, classes: slice, room: np.ndarray, seed: int, time_limit: float, start: Slots | None = None
 ) -> Slots:
-    """Class ``c`` with copies and shares for balance in ``room`` [G] slots."""
+    """Some classes with copies and shares for balance in ``room`` [G] slots."""
     fleet = question.fleet
-    load, limit = question.load[c : c + 1], budget.part(1 / (len(question.load) - c)).left
-    options: dict[str, Any] = {"seed": seed, "steps": STEPS, "time_limit": limit, "start": start}
-    return replicate(load, fleet.speed, room, fleet.hosts, shares="optimal", **options).assignment
+    options: dict[str, Any] = {"seed": seed, "steps": STEPS, "time_limit": time_limit, "start": start}
+    return replicate(question.load[classes], fleet.speed, room, fleet.hosts, shares="optimal", **options).assignment
 
 
 def _shared(question: Question, layers: list[Slots], rooms: list[np.ndarray]) -> Placed:
     """Layers of different rooms together."""
     lists, room = [layer.to_lists()[0] for layer in layers], np.max(rooms, axis=0)
     slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], room)
+    return _placed(question, slots, rooms)
+
+
+def _placed(question: Question, slots: Slots, rooms: list[np.ndarray]) -> Placed:
     return Placed(slots, "annealed copies, exact shares", HOTTEST, _balanced(question, slots, rooms))
 
 
