@@ -23,12 +23,11 @@ from . import splits
 from .budget import Budget
 from .costs import Costs
 from .place.fleet import Fleet
-from .place.inside import ALL, placements_for, usual
+from .place.inside import ALL, ONE, placements_for, usual
 from .place.layers import plan_layers
 from .place.question import Placed, Question
 from .place.weights import exchange_weights
 
-SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search for placements may take
 ROUNDING = 1e-9  # relative
 
 
@@ -151,17 +150,26 @@ class Options:
         key = "searched", degree, *capacity.tolist()
         if key not in self._memo:
             question = self._question(degree, capacity)
-            budget = Budget(time.perf_counter(), self.deadline)
-            budget = budget.part(max(SEARCH_TIME, LEAST_TIME / max(budget.left, LEAST_TIME)))
-            found = placements_for(question, seed=self.seed, budget=budget, copies=degree == self.costs.devices)
+            found = placements_for(question, seed=self.seed, budget=self._budget, copies=degree == self.costs.devices)
             self._memo[key] = self._plans(degree, found)
         return self._memo[key]
 
     @property
-    def offers_all(self) -> bool:
-        """Whether every placement of single copies was among the options, over all devices."""
-        searched = [plans for key, plans in self._memo.items() if key[:2] == ("searched", self.costs.devices)]
-        return bool(searched) and all(ALL in plans for plans in searched)
+    def placed_by(self) -> str:
+        """The placements that were offered for ``ep``, in words."""
+        named = {"weighted": "speed-weighted", ALL: "every single-copy"}
+        methods = {name: None for plans in self._memo.values() if isinstance(plans, dict) for name in plans}
+        words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
+        return ", ".join(dict.fromkeys(words))
+
+    @property
+    def skipped(self) -> list[str]:
+        """What there was no time for."""
+        return self._budget.skipped
+
+    @cached_property
+    def _budget(self) -> Budget:
+        return Budget(time.perf_counter(), self.deadline)
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""

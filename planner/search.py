@@ -28,7 +28,6 @@ from ..spec.workload import Workload
 from .budget import Budget
 from .costs import Costs
 from .given import Given
-from .place.question import fits_tables
 from .probes import probe_points
 from .space import BASELINES, ROUNDING, Choice, Search, lacking
 from .step import Step, check_supported
@@ -272,16 +271,13 @@ def _space(search: Search) -> str:
     """What was searched, in words; the bound claims no more than this."""
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
-    copies = fits_tables(len(search.limits), search.options.moe.num_experts)
-    placed = "speed-weighted, local" + (", replicated" if copies else "")
-    placed += ", every single-copy" if search.options.offers_all else ""
     within = {
-        "ep": f"ep (linear, greedy, {placed} placement)",
+        "ep": f"ep ({search.options.placed_by} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
     if search.even:
-        within |= {"ep": "ep (linear and greedy placement)", "sharded": "sharded (even FFN split)"}
+        within["sharded"] = "sharded (even FFN split)"
     if search.given is not None:
         within = {"ep": f"ep as {search.given.name} places its experts"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
@@ -313,6 +309,8 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             f"plan counts: {bytes_text(search.model.computed_expert_bytes(0, dtype))} for each expert, where engines "
             f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
+    if search.options.skipped:
+        notes.append(f"no time for {', '.join(search.options.skipped)}: raise --time-limit")
     if search.cut:
         notes.append("time limit: mixtures of strategies were left out in some layouts: raise --time-limit")
     if search.searched < search.spaces:

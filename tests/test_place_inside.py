@@ -2,13 +2,14 @@
 
 import functools
 import itertools
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner import few, search
+from moeplan.planner import few
 from moeplan.planner.budget import Budget
 from moeplan.planner.costs import Costs
 from moeplan.planner.place import inside, inside_copies
@@ -157,8 +158,7 @@ def test_a_hot_expert_gets_copies_and_the_step_is_faster(monkeypatch):
     assert all(sum(0 in held for held in layer.slots) > 1 for layer in plan.layers)
     assert "replicated" in plan.solver.space
     assert sorted(layer for record in plan.placements for layer in record.layers) == [0, 1]
-    for module in (search, inside_copies):
-        monkeypatch.setattr(module, "fits_tables", lambda devices, experts: False)
+    monkeypatch.setattr(inside_copies, "fits_tables", lambda devices, experts: False)
     without = found.__wrapped__()
     assert plan.solver.objective < 0.92 * without.solver.objective
     assert "replicated" not in without.solver.space
@@ -175,6 +175,19 @@ def test_copies_never_make_the_prediction_worse(seed, workload, monkeypatch):
     monkeypatch.setattr(inside_copies, "fits_tables", lambda devices, experts: False)
     without = solve(model, machines, Workload.from_text(workload), trace, **options)
     assert with_copies.solver.objective <= without.solver.objective * (1 + 1e-12)
+
+
+def test_what_there_is_no_time_for_is_said(monkeypatch):
+    """Where the solvers cannot be loaded in time, the plan claims no search for placements."""
+    model = tiny_model(layers=2, experts=16)
+    plan = solve(model, cluster(model), PREFILL, strategy="ep")
+    assert "local" in plan.solver.space
+    assert not any(note.startswith("no time for") for note in plan.notes)
+    monkeypatch.delitem(sys.modules, "moeplan.solvers.placement.kernel")
+    hurried = solve(model, cluster(model), PREFILL, strategy="ep", time_limit=1.0)
+    assert "local" not in hurried.solver.space
+    assert "replicated" not in hurried.solver.space
+    assert any(note.startswith("no time for a search for placements") for note in hurried.notes)
 
 
 def test_every_layer_of_ep_says_who_placed_it():
@@ -200,6 +213,7 @@ def test_brute_force_over_placements_options_and_layouts_agrees(speeds, workload
     plan = solve(model, machines, step_of, strategy=strategy)
     assert plan.solver.gap == 0
     assert plan.solver.status == "optimal"
+    assert "every single-copy" in plan.solver.space
     costs, routing = Costs(machines, model, "f32"), draw_routing(None, model, step_of, 0)
     strategies = ("ep", "sharded", "gathered") if strategy is None else ("ep",)
     limits = [m.limit for m in plan.predicted.memory]

@@ -35,8 +35,9 @@ PRICES = {"local": 1.0, "local, balance first": 3.0}
 """What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
 STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 2_000_000, 1  # work of one annealing, of which a search has many
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
+SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search may take
 LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
-ALL = "arrangement 0"  # is there where all are
+ONE, ALL = "arrangement", "arrangement 0"  # the second is there where all are
 EVERY = 64  # arrangements of all classes together that are all offered
 SECONDS = "estimated seconds of a layer's exchange and experts"
 
@@ -55,24 +56,31 @@ def usual(question: Question, *, measured: bool) -> dict[str, Placed]:
 
 
 def placements_for(question: Question, *, seed: int, budget: Budget, copies: bool) -> dict[str, Placed]:
-    """By name what a search finds in the budget: single copies exactly or annealed, and ``copies`` in spare slots."""
+    """By name what a search finds: single copies exactly or annealed, and ``copies`` in spare slots.
+
+    budget: of all that is searched, of which this takes a part.
+    """
     fleet = question.fleet
     if len(fleet.speed) == 1 or fleet.capacity.sum() < question.experts:
         return {}
     found, able = _exactly(question), _affords_loops(budget)
+    mine = Budget.of(max(SEARCH_TIME * budget.left, LEAST_TIME))
     if found is None:
-        found = _annealed(question, seed, budget.part(0.5 if copies else 1.0)) if able else {}
+        found = _annealed(question, seed, mine.part(0.5 if copies else 1.0)) if able else {}
     if copies and found and able:
         # Imported when it is needed: its compiled loops take a second to load.
         from .inside_copies import replicated
 
-        found |= replicated(question, found["local"].slots, seed, budget)
+        found |= replicated(question, found["local"].slots, seed, mine)
     return found
 
 
 def _affords_loops(budget: Budget) -> bool:
     """Whether the compiled loops are loaded, or there is time to."""
-    return "moeplan.solvers.placement.kernel" in sys.modules or budget.left > LOAD_TIME
+    if "moeplan.solvers.placement.kernel" in sys.modules or budget.left > LOAD_TIME:
+        return True
+    budget.skip("a search for placements (loading the solvers would take too long)")
+    return False
 
 
 def _single(question: Question, device_of: np.ndarray, solver: str, *, wide: bool = False) -> Placed:
@@ -106,7 +114,7 @@ def _exactly(question: Question) -> dict[str, Placed] | None:
     if len(at) * len(question.load) <= EVERY:
         for n, row in enumerate(at):
             rows = np.tile(row, (len(question.load), 1))
-            found[f"arrangement {n}"] = _arranged(question, rows, (moved + heat).min(axis=1))
+            found[f"{ONE} {n}"] = _arranged(question, rows, (moved + heat).min(axis=1))
     return found
 
 
