@@ -69,7 +69,7 @@ def run(
 
     Exit code 1 when either is beyond tolerance. Under torchrun every process is a rank.
 
-    Examples: `moeplan run plan.json --picture report.png`, and
+    Example: `moeplan run plan.json --picture report.png`; of a placement:
     `moeplan run --placement place.json --model olmoe --trace trace.npz --workload prefill:512`
     """
     # torch takes seconds to import: only when it is needed.
