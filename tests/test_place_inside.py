@@ -21,6 +21,7 @@ from moeplan.planner.search import solve
 from moeplan.planner.space import Search
 from moeplan.planner.splits import expert_seconds
 from moeplan.planner.step import Step
+from moeplan.solvers.compiled import load_all
 from moeplan.solvers.slots import Slots
 from moeplan.spec import Trace, Workload
 from moeplan.spec.plan import LayerPlan
@@ -100,6 +101,15 @@ def test_larger_ones_are_annealed_and_no_worse_than_greedy():
     )
     again = placements_for(question, seed=0, budget=Budget.of(60), copies=False)
     assert (again["local"].slots.expert_of == local.slots.expert_of).all()
+
+
+def test_a_search_that_the_clock_ended_says_so():
+    question = asked(3, 40, 64, 4, 2, 24)
+    load_all()
+    found = placements_for(question, seed=0, budget=Budget.of(1e-6), copies=True)
+    assert found["local"].solver == "annealing, cut short by the time limit"
+    for placed in found.values():
+        assert all((placed.slots.copies > 0).all(axis=1))
 
 
 def test_without_room_for_all_experts_there_is_only_linear():

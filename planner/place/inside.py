@@ -29,7 +29,7 @@ from ...solvers.slots import Slots
 from ..budget import Budget
 from . import baselines
 from .fleet import Fleet
-from .question import Placed, Question
+from .question import Placed, Question, said
 
 PRICES = {"local": 1.0, "local, balance first": 3.0}
 """What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
@@ -148,5 +148,5 @@ def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed
             seed=seed,
             time_limit=budget.part(1 / (len(PRICES) - done)).left,
         )
-        found[name] = _single(question, solution.assignment, "annealing")
+        found[name] = _single(question, solution.assignment, said("annealing", solution.status))
     return found

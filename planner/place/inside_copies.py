@@ -13,9 +13,10 @@ import numpy as np
 
 from ...solvers.bounds.replication import hottest_bound
 from ...solvers.replication.replicate import replicate
+from ...solvers.result import Solution, Status
 from ...solvers.slots import EMPTY, Slots
 from ..budget import Budget
-from .question import Placed, Proof, Question, fits_tables
+from .question import Placed, Proof, Question, fits_tables, said
 
 STEPS = 5_000  # of the search, per class
 HOTTEST = "hottest device of a layer over the ideal"
@@ -31,20 +32,22 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
     useful, found = np.minimum(fleet.capacity, experts), dict[str, Placed]()
     if not fits_tables(devices, experts):
         return {}
-    few, rooms = [], []
+    few, rooms, late = [], [], False
     for c, (held, _) in enumerate(best.to_lists()):
         single = Slots.from_lists([held], None, best.capacity)
         rooms.append(_roomier(question, c, single, useful, max(1, devices // 4)))
         limit = budget.part(0.5 / (len(question.load) - c)).left
-        few.append(_copied(question, slice(c, c + 1), rooms[-1], seed, limit, single))
-    found["replicated, few"] = _shared(question, few, rooms)
+        one = _copied(question, slice(c, c + 1), rooms[-1], seed, limit, single)
+        late |= one.status == "time_limit"
+        few.append(one.assignment)
+    found["replicated, few"] = _placed(question, _together(few, rooms), rooms, "time_limit" if late else "feasible")
     if useful.sum() >= experts + devices:
         room = _by_speed(useful, fleet.speed, experts + devices)
         many = _copied(question, slice(None), room, seed, budget.left)
-        found["replicated"] = _placed(question, many, [room] * len(question.load))
+        found["replicated"] = _placed(question, many.assignment, [room] * len(question.load), many.status)
         if fits_tables(devices * devices, experts):  # which is nearest depends on the token's own device
-            near = replace(found["replicated"], solver="annealed copies, nearest serves", near=True)
-            found["replicated, nearest"] = near
+            solver = said("annealed copies, nearest serves", many.status)
+            found["replicated, nearest"] = replace(found["replicated"], solver=solver, near=True)
     return {name: placed for name, placed in found.items() if not placed.single}
 
 
@@ -67,22 +70,22 @@ def _by_speed(useful: np.ndarray, speed: np.ndarray, slots: int) -> np.ndarray:
 
 def _copied(
     question: Question, classes: slice, room: np.ndarray, seed: int, time_limit: float, start: Slots | None = None
-) -> Slots:
+) -> Solution[Slots]:
     """Some classes with copies and shares for balance in ``room`` [G] slots."""
     fleet = question.fleet
     options: dict[str, Any] = {"seed": seed, "steps": STEPS, "time_limit": time_limit, "start": start}
-    return replicate(question.load[classes], fleet.speed, room, fleet.hosts, shares="optimal", **options).assignment
+    return replicate(question.load[classes], fleet.speed, room, fleet.hosts, shares="optimal", **options)
 
 
-def _shared(question: Question, layers: list[Slots], rooms: list[np.ndarray]) -> Placed:
-    """Layers of different rooms together."""
-    lists, room = [layer.to_lists()[0] for layer in layers], np.max(rooms, axis=0)
-    slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], room)
-    return _placed(question, slots, rooms)
+def _together(layers: list[Slots], rooms: list[np.ndarray]) -> Slots:
+    """Layers of different rooms."""
+    lists = [layer.to_lists()[0] for layer in layers]
+    return Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], np.max(rooms, axis=0))
 
 
-def _placed(question: Question, slots: Slots, rooms: list[np.ndarray]) -> Placed:
-    return Placed(slots, "annealed copies, exact shares", HOTTEST, _balanced(question, slots, rooms))
+def _placed(question: Question, slots: Slots, rooms: list[np.ndarray], status: Status) -> Placed:
+    solver = said("annealed copies, exact shares", status)
+    return Placed(slots, solver, HOTTEST, _balanced(question, slots, rooms))
 
 
 def _balanced(question: Question, slots: Slots, rooms: Sequence[np.ndarray]) -> Proof:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...solvers.balance import balance, balance_bound
 from ...solvers.placement.fan_out import places
+from ...solvers.result import Status
 from ...solvers.slots import Slots
 from ...spec.routing import COPY_PHASES
 from .fleet import Fleet
@@ -66,6 +67,11 @@ class Placed:
     @property
     def single(self) -> bool:
         return bool((self.slots.copies == 1).all())
+
+
+def said(solver: str, status: Status) -> str:
+    """The solver's name, and whether the clock ended it: another run may then find something else."""
+    return f"{solver}, cut short by the time limit" if status == "time_limit" else solver
 
 
 def fits_tables(devices: int, experts: int) -> bool:

@@ -136,14 +136,16 @@ def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Pa
     # Imported when it is needed: a plan is run without a solver.
     from ...planner.search import solve
 
-    return solve(
-        load_model(model),
-        Cluster.read(cluster),
-        Workload.from_text(workload),
-        Trace.read(trace) if trace else None,
-        trace_path=str(trace or ""),
-        asked=model,
-        placement=Placement.read(placement),
-        placement_path=str(placement),
-        time_limit=PLANNING,
-    )
+    with progress("planning") as show:
+        return solve(
+            load_model(model),
+            Cluster.read(cluster),
+            Workload.from_text(workload),
+            Trace.read(trace) if trace else None,
+            trace_path=str(trace or ""),
+            asked=model,
+            placement=Placement.read(placement),
+            placement_path=str(placement),
+            time_limit=PLANNING,
+            on_event=show,
+        )
