@@ -14,11 +14,12 @@ import numpy as np
 from ...solvers.bounds.replication import hottest_bound
 from ...solvers.replication.replicate import replicate
 from ...solvers.result import Solution, Status
-from ...solvers.slots import EMPTY, Slots
+from ...solvers.slots import Slots
 from ..budget import Budget
 from .question import Placed, Proof, Question, fits_tables, said
 
 STEPS = 5_000  # of the search, per class
+WORTH = 0.01  # of the ideal: cooler by less, copies are no option
 HOTTEST = "hottest device of a layer over the ideal"
 
 
@@ -32,19 +33,20 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
     useful, found = np.minimum(fleet.capacity, experts), dict[str, Placed]()
     if not fits_tables(devices, experts):
         return {}
-    few, rooms, late = [], [], False
-    for c, (held, _) in enumerate(best.to_lists()):
-        single = Slots.from_lists([held], None, best.capacity)
-        rooms.append(_roomier(question, c, single, useful, max(1, devices // 4)))
-        limit = budget.part(0.5 / (len(question.load) - c)).left
-        one = _copied(question, slice(c, c + 1), rooms[-1], seed, limit, single)
+    singles = [Slots.from_lists([held], None, [len(mine) for mine in held]) for held, _ in best.to_lists()]
+    few, late = [], False
+    for c, single in enumerate(singles):
+        room = _roomier(question, c, single, useful, max(1, devices // 4))
+        limit = budget.part(0.5 / (len(singles) - c)).left
+        one = _copied(question, slice(c, c + 1), room, seed, limit, single)
         late |= one.status == "time_limit"
-        few.append(one.assignment)
-    found["replicated, few"] = _placed(question, _together(few, rooms), rooms, "time_limit" if late else "feasible")
+        few.append(_worth(question, c, single, one.assignment))
+    found["replicated, few"] = _together(question, few, "time_limit" if late else "feasible")
     if useful.sum() >= experts + devices:
         room = _by_speed(useful, fleet.speed, experts + devices)
         many = _copied(question, slice(None), room, seed, budget.left)
-        found["replicated"] = _placed(question, many.assignment, [room] * len(question.load), many.status)
+        layers = [_worth(question, c, single, _layer(many.assignment, c)) for c, single in enumerate(singles)]
+        found["replicated"] = _together(question, layers, many.status)
         if fits_tables(devices * devices, experts):  # which is nearest depends on the token's own device
             solver = said("annealed copies, nearest serves", many.status)
             found["replicated, nearest"] = replace(found["replicated"], solver=solver, near=True)
@@ -54,7 +56,7 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
 def _roomier(question: Question, c: int, single: Slots, useful: np.ndarray, spare: int) -> np.ndarray:
     """[G] the slots that are taken, and one more on each of the ``spare`` coolest devices that may have it."""
     fleet = question.fleet
-    room = np.bincount(single.device_of_slot[single.expert_of[0] != EMPTY], minlength=len(fleet.speed))
+    room = single.capacity.copy()
     coolest = np.argsort(single.finish(question.load[c : c + 1], fleet.speed)[0], kind="stable")
     room[[g for g in coolest if room[g] < useful[g]][:spare]] += 1
     return room
@@ -77,15 +79,23 @@ def _copied(
     return replicate(question.load[classes], fleet.speed, room, fleet.hosts, shares="optimal", **options)
 
 
-def _together(layers: list[Slots], rooms: list[np.ndarray]) -> Slots:
-    """Layers of different rooms."""
-    lists = [layer.to_lists()[0] for layer in layers]
-    return Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], np.max(rooms, axis=0))
+def _layer(slots: Slots, c: int) -> Slots:
+    return Slots(slots.expert_of[c : c + 1], slots.share_of[c : c + 1], slots.capacity)
 
 
-def _placed(question: Question, slots: Slots, rooms: list[np.ndarray], status: Status) -> Placed:
-    solver = said("annealed copies, exact shares", status)
-    return Placed(slots, solver, HOTTEST, _balanced(question, slots, rooms))
+def _worth(question: Question, c: int, single: Slots, copied: Slots) -> Slots:
+    """Copies where they cool the hottest device of class ``c`` enough; else the single copies, an option already."""
+    load, speed = question.load[c : c + 1], question.fleet.speed
+    gain = float(single.hottest(load, speed)[0] - copied.hottest(load, speed)[0])
+    return copied if gain * speed.sum() > WORTH * load.sum() else single
+
+
+def _together(question: Question, layers: list[Slots], status: Status) -> Placed:
+    """One layer of each class, of different rooms."""
+    lists, room = [layer.to_lists()[0] for layer in layers], np.max([layer.capacity for layer in layers], axis=0)
+    slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], room)
+    proof = _balanced(question, slots, [layer.capacity for layer in layers])
+    return Placed(slots, said("annealed copies, exact shares", status), HOTTEST, proof)
 
 
 def _balanced(question: Question, slots: Slots, rooms: Sequence[np.ndarray]) -> Proof:
