@@ -1,10 +1,11 @@
-"""Who holds which tokens and sequences of a step; the same rule as the runtime's."""
+"""Who holds which tokens and sequences of a step, for all devices; the rule is ``spec.layout``."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from ..spec.layout import last_counts, tokens_of
 from ..spec.workload import Workload
 
 
@@ -23,11 +24,7 @@ class Layout:
     @classmethod
     def of(cls, workload: Workload, tensor: int, sequences: tuple[int, ...]) -> "Layout":
         """Tokens of a group divided evenly over its devices, the remainder to the first."""
-        tokens: list[int] = []
-        for count in sequences:
-            each, more = divmod(count * workload.length, tensor)
-            tokens += [each + (member < more) for member in range(tensor)]
-        return cls(workload, tensor, tuple(sequences), tuple(tokens))
+        return cls(workload, tensor, tuple(sequences), tokens_of(sequences, workload.length, tensor))
 
     @property
     def devices(self) -> int:
@@ -40,9 +37,8 @@ class Layout:
 
     @cached_property
     def last_counts(self) -> tuple[int, ...]:
-        """Per device, sequences whose last token it holds: the rows that the head computes."""
-        ends = np.cumsum((0, *self.tokens)) // self.workload.length
-        return tuple(np.diff(ends).tolist())
+        """Per device, sequences whose last token it holds."""
+        return tuple(last_counts(self.tokens, self.workload.length))
 
     def group(self, device: int) -> tuple[int, ...]:
         first = device - device % self.tensor

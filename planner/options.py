@@ -4,32 +4,52 @@ Layers that share storage share one plan; they form a class. With storage for ev
 """
 
 import math
-import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..solvers import balance
-from ..solvers.placement.affinity import Affinity
-from ..solvers.placement.affinity import pairs as expert_pairs
-from ..solvers.result import SolverError
+from ..solvers.slots import Slots
+from ..spec.layout import even
 from ..spec.model import Model, Moe
-from ..spec.plan import LayerPlan, Strategy
+from ..spec.operators import row_bytes
+from ..spec.plan import LayerPlan, PlacementRecord, Strategy
 from ..spec.routing import Routing
 from . import splits
+from .budget import Budget
 from .costs import Costs
+from .place.fleet import Fleet
+from .place.inside import ALL, ONE, placements_for, usual
+from .place.layers import plan_layers
+from .place.question import Placed, Question
+from .place.weights import exchange_weights
 
-Slots = tuple[tuple[int, ...], ...]
-BALANCE_SLACK = 1.05  # the local placement may be this much less balanced than the greedy one
-STEPS_PER_EXPERT, CHAINS = 500, 4  # work budget of the local placement, which is one of many candidates
-LOCAL_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that it may take
-LOAD_TIME = 2.0  # seconds that loading its compiled loops takes, about
-PROBE_BYTES = 65536  # message by which crossing a host is weighed against crossing a device
+ROUNDING = 1e-9  # relative
+
+
+class Origin(NamedTuple):
+    """Who found a placement."""
+
+    method: str
+    placed: Placed
+
+    def record(self, ordinals: Sequence[int], classes: Sequence[int]) -> PlacementRecord:
+        """For the layers ``ordinals``, which are of ``classes``."""
+        objective, bound = (float(np.mean(side[list(classes)])) for side in self.placed.proof())
+        bound = min(bound, objective)
+        return PlacementRecord(
+            layers=tuple(ordinals),
+            method=self.method,
+            solver=self.placed.solver,
+            minimised=self.placed.minimised,
+            objective=objective,
+            bound=bound,
+            gap=(objective - bound) / objective if objective > bound * (1 + ROUNDING) else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,9 @@ class Options:
     even: bool
     seed: int
     deadline: float = math.inf  # ``time.perf_counter()`` by which the search must end
+    given: Sequence[LayerPlan] | None = None  # a user's own placement, one per mixture-of-experts layer
     _memo: dict[tuple, Any] = field(default_factory=dict)
+    _origins: dict[tuple[int, LayerPlan], Origin] = field(default_factory=dict)
 
     @property
     def moe(self) -> Moe:
@@ -84,66 +106,74 @@ class Options:
         """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
         devices, experts = self.costs.devices, self.moe.num_experts
         if strategy == "sharded":
-            return LayerPlan(strategy=strategy, slots=((),) * devices, split=splits.even(self.moe.ffn_size, devices))
+            return LayerPlan(strategy=strategy, slots=((),) * devices, split=even(self.moe.ffn_size, devices))
         parts = degree if strategy == "ep" else devices
-        return LayerPlan(strategy=strategy, slots=_slots(balance.linear(experts, parts), parts) * (devices // parts))
+        return _placed(balance.linear(experts, parts), strategy, parts, devices // parts)
 
     def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
-        """Per method one plan per class: linear, greedy balance by load, the same by measured speed, and
-        ``local``: experts that tokens need together are placed together.
+        """Per method one plan per class: the given placement alone, or what ``usual`` and a search find.
 
         degree: consecutive devices that together hold all experts; with fewer than all devices every group of them
-        holds the same. Where room is too little for any balancing, only ``linear`` is there; without ``thorough``
-        ``local`` is left out.
+        holds the same. Without ``thorough`` nothing is searched for.
         """
-        sizes = [self.model.computed_expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
-        slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
-        capacity = np.minimum(slots.reshape(-1, degree).min(0), self.moe.num_experts).astype(int)
-        key = "ep", degree, thorough, *capacity.tolist()
+        if self.given is not None:
+            return {"given": [self.given[members[0]] for members in self.classes.members]}
+        return self.usual(degree, room) | (self._searched(degree, room) if thorough and not self.even else {})
+
+    def usual(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+        """Experts by number, greedy balance by load, and the same by measured speed.
+
+        Where room is too little for any balancing, only ``linear`` is there.
+        """
+        capacity = self._capacity(degree, room)
+        key = "usual", degree, *capacity.tolist()
         if key not in self._memo:
-            groups = self.costs.devices // degree
-            self._memo[key] = {
-                method: [LayerPlan(strategy="ep", slots=_slots(row, degree) * groups) for row in device_of]
-                for method, device_of in self._placed(degree, capacity, thorough).items()
-            }
+            question = self._question(degree, capacity)
+            self._memo[key] = self._plans(degree, usual(question, measured=not self.even))
         return self._memo[key]
 
-    def _placed(self, degree: int, capacity: np.ndarray, thorough: bool) -> dict[str, np.ndarray]:
-        """Per method [classes, experts] device among ``degree``; capacity: [degree] experts that one can hold."""
-        costs, experts = self.costs, self.moe.num_experts
-        load = np.stack([self.counts[list(members)].sum(0) for members in self.classes.members]).astype(float)
-        found = {"linear": np.tile(balance.linear(experts, degree), (len(load), 1))}
-        if degree == 1 or capacity.sum() < experts:
-            return found
-        speed = splits.expert_speeds(costs, self.model, self.counts).reshape(-1, degree).mean(0)
-        found["greedy"] = balance.greedy_balance(load, np.ones(degree), capacity).assignment
-        if self.even:
-            return found
-        found["weighted"] = balance.greedy_balance(load, speed, capacity).assignment
-        with suppress(SolverError):  # where no other placement keeps the balance, the greedy one stands
-            if thorough and self._affords_search():
-                # Imported when it is needed: its compiled loops take a second to load.
-                from ..solvers.placement.annealing import anneal
+    def placement_records(self, chosen: Sequence[LayerPlan]) -> tuple[PlacementRecord, ...]:
+        """Who placed the ``ep`` layers of a plan, one record per method; chosen: one per mixture-of-experts layer."""
+        found: dict[int, tuple[Origin, list[int], list[int]]] = {}
+        for c, members in enumerate(self.classes.members):
+            for ordinal in members:
+                origin = self._origins.get((c, chosen[ordinal]))
+                if origin is not None:
+                    _, ordinals, classes = found.setdefault(id(origin.placed), (origin, [], []))
+                    ordinals.append(ordinal)
+                    classes.append(c)
+        return tuple(origin.record(ordinals, classes) for origin, ordinals, classes in found.values())
 
-                cap = BALANCE_SLACK * balance.mean_balance(found["weighted"], load[None], speed)
-                found["local"] = anneal(
-                    self._together(),
-                    load,
-                    capacity,
-                    speed,
-                    np.array(costs.hosts[:degree]),
-                    host_weight=self._host_weight(),
-                    balance_cap=cap,
-                    steps=STEPS_PER_EXPERT * load.size,
-                    chains=CHAINS,
-                    seed=self.seed,
-                    time_limit=max(LOCAL_TIME * (self.deadline - time.perf_counter()), LEAST_TIME),
-                ).assignment
-        return found
+    def _searched(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+        """What ``place``'s solvers find; copies only where all devices together hold the experts once."""
+        capacity = self._capacity(degree, room)
+        key = "searched", degree, *capacity.tolist()
+        if key not in self._memo:
+            question = self._question(degree, capacity)
+            found = placements_for(question, seed=self.seed, budget=self._budget, copies=degree == self.costs.devices)
+            self._memo[key] = self._plans(degree, found)
+        return self._memo[key]
+
+    @property
+    def placed_by(self) -> str:
+        """The placements that were offered for ``ep``, in words."""
+        named = {"weighted": "speed-weighted", ALL: "every single-copy"}
+        methods = {name: None for plans in self._memo.values() if isinstance(plans, dict) for name in plans}
+        words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
+        return ", ".join(dict.fromkeys(words))
+
+    @property
+    def skipped(self) -> list[str]:
+        """What there was no time for."""
+        return self._budget.skipped
+
+    @cached_property
+    def _budget(self) -> Budget:
+        return Budget(time.perf_counter(), self.deadline)
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""
-        nothing: Slots = ((),) * self.costs.devices
+        nothing = ((),) * self.costs.devices
         found = []
         for c, members in enumerate(self.classes.members):
             key = "sharded", c, *room[c].tolist()
@@ -159,35 +189,61 @@ class Options:
         experts, devices = self.moe.num_experts, self.costs.devices
         found = []
         for c, members in enumerate(self.classes.members):
-            options = [self.plain("gathered", devices).slots]
+            options = [self.plain("gathered", devices)]
             most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
-            held = np.array([len(slots) for slots in options[0]])
+            held = np.array([len(slots) for slots in options[0].slots])
             if (held > most).any() and most.sum() >= experts:
                 held = np.minimum(held, most).astype(int)
                 while held.sum() < experts:
                     held[np.argmax(most - held)] += 1
-                options.append(_slots(np.repeat(np.arange(devices), held), devices))
-            found.append([LayerPlan(strategy="gathered", slots=slots) for slots in options])
+                options.append(_placed(np.repeat(np.arange(devices), held), "gathered", devices))
+            found.append(options)
         return found
 
-    def _affords_search(self) -> bool:
-        """Whether the solvers are loaded, or there is time to."""
-        if self.deadline == math.inf or "moeplan.solvers.placement.kernel" in sys.modules:
-            return True
-        return time.perf_counter() + LOAD_TIME < self.deadline
+    def _capacity(self, degree: int, room: np.ndarray) -> np.ndarray:
+        """[degree] experts that one device can hold, of every layer; room: [classes, devices] bytes."""
+        sizes = [self.model.computed_expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
+        slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
+        return np.minimum(slots.reshape(-1, degree).min(0), self.moe.num_experts).astype(int)
 
-    def _together(self) -> Affinity:
-        """What the de-duplicated fan-out of ``ep`` costs: tokens that need both experts, per class."""
-        experts = self.moe.num_experts
-        by_layer = expert_pairs(self.routing.expert_ids, experts)
-        together = np.stack([by_layer[list(members)].sum(0) for members in self.classes.members])
-        return Affinity.of(np.zeros((len(together) - 1, experts, experts)), together)
+    def _question(self, degree: int, capacity: np.ndarray) -> Question:
+        """The placement problem of a group of ``degree`` devices."""
+        costs, ids = self.costs, self.routing.expert_ids
+        seconds, speed = self._expert_seconds
+        number = np.unique(costs.hosts[:degree], return_inverse=True)[1]
+        block = self.model.moe_block()
+        row = row_bytes(block, costs.element_bytes) + block.hidden_size * costs.element_bytes
+        load = self._by_class(seconds)
+        return Question(
+            ids=tuple(np.concatenate([ids[:, ordinal] for ordinal in members]) for members in self.classes.members),
+            counts=self._by_class(self.counts),
+            load=load,
+            fleet=Fleet(
+                speed.reshape(-1, degree).mean(0), capacity, number, tuple(map(str, range(int(number.max()) + 1)))
+            ),
+            weights=exchange_weights(costs, row * len(ids)),
+            ideal=load.sum(1) / speed.sum(),
+        )
 
-    def _host_weight(self) -> float:
-        """How many times longer a message between hosts takes than one inside a host; 1 on a single host."""
-        inside, between = self.costs.link_seconds(PROBE_BYTES)
-        return 1.0 if inside is None or between is None else max(1.0, between / inside)
+    @cached_property
+    def _expert_seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        return splits.expert_seconds(self.costs, self.model, self.counts)
+
+    def _by_class(self, values: np.ndarray) -> np.ndarray:
+        """[classes, experts] means over the layers of each class; values: [moe layers, experts]."""
+        return np.stack([values[list(members)].mean(0) for members in self.classes.members])
+
+    def _plans(self, degree: int, found: dict[str, Placed]) -> dict[str, list[LayerPlan]]:
+        """The plans of every method, and whose they are."""
+        plans = {}
+        for method, placed in found.items():
+            plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
+            for c, plan in enumerate(plans[method]):
+                self._origins.setdefault((c, plan), Origin(method, placed))
+        return plans
 
 
-def _slots(device_of: np.ndarray, devices: int) -> Slots:
-    return tuple(tuple(int(e) for e in np.flatnonzero(device_of == device)) for device in range(devices))
+def _placed(device_of: np.ndarray, strategy: Strategy, devices: int, groups: int = 1) -> LayerPlan:
+    """Single copies on ``devices`` devices, and the same on the next ones, ``groups`` times; device_of: [experts]."""
+    slots = Slots.from_device_of(device_of[None], np.bincount(device_of, minlength=devices))
+    return plan_layers(slots, groups, strategy=strategy)[0]

@@ -16,17 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from ..solvers.result import Status
 from ..spec.cluster import Cluster
 from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
+from ..spec.placement import Placement
 from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, check_shape, draw_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .budget import Budget
 from .costs import Costs
+from .given import Given
 from .probes import probe_points
-from .space import BASELINES, Choice, Search, lacking
+from .space import BASELINES, ROUNDING, Choice, Search, lacking
 from .step import Step, check_supported
 from .units import bytes_text
 
@@ -43,6 +46,8 @@ def solve(
     workload: Workload,
     trace: Trace | None = None,
     *,
+    placement: Placement | None = None,
+    placement_path: str = "",
     strategy: str | None = None,
     even: bool = False,
     dtype: str | None = None,
@@ -56,21 +61,30 @@ def solve(
 ) -> Plan:
     """The plan for one step of ``workload``.
 
-    strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if all devices were
-    equal, which shows what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device;
-    without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
-    layout is always searched. budget: what ends the whole of it instead, writing included. trace_path: recorded in the
-    plan for the runtime. asked: what the user typed for the model, which advice names; by default its name. on_event:
-    progress, once per space.
+    placement: the experts are where it says, in every layer, under ``ep``; only layouts are searched. strategy: force
+    this one for every layer. even: divide tokens, FFN columns and experts as if all devices were equal, which shows
+    what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device; without it, layers
+    share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first layout is always
+    searched. budget: what ends the whole of it instead, writing included. trace_path: recorded in the plan for the
+    runtime; placement_path: named in what is said. asked: what the user typed for the model, which advice names; by
+    default its name. on_event: progress, once per space.
     Ctrl-C ends the search and keeps what was found, once there is anything.
 
-    Raises MoeplanError for models, curves or arguments that cannot be planned, InfeasibleError where nothing fits.
+    Raises MoeplanError for models, curves, placements or arguments that cannot be planned, InfeasibleError where
+    nothing fits.
     """
     started = time.perf_counter()
     budget = budget or Budget.of(time_limit)
     dtype = dtype or model.dtype
     _check_arguments(strategy, dtype, memory_bytes, time_limit)
     check_supported(model, asked)
+    given = None
+    if placement is not None:
+        if strategy not in (None, "ep"):
+            raise MoeplanError(
+                f"--placement does not go with --strategy {strategy}: only ep keeps experts where it says"
+            )
+        given, strategy = Given.of(placement, model, cluster, placement_path or "placement"), "ep"
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
     costs = Costs(cluster, model, dtype, asked)
@@ -86,23 +100,39 @@ def solve(
         "seed": seed,
         "deadline": budget.before(FINISH * budget.left).deadline,
         "on_event": on_event,
+        "given": given,
     }
-    search = _search_with_storage(arguments, shared=memory_bytes is None)
-    best = _best(search)
+    search = _search_with_storage(arguments, shared=memory_bytes is None and given is None)
+    source = _routing_source(trace, trace_path, seed)
+    inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
+    digests = {name: document.digest() for name, document in inputs.items() if document is not None}
+    return _plan(search, cluster, source, _notes(search, trace), digests, started)
+
+
+def _plan(
+    search: Search,
+    cluster: Cluster,
+    source: RoutingSource,
+    notes: list[str],
+    digests: dict[str, str],
+    started: float,
+) -> Plan:
+    """The document of the fastest alternative; started: ``time.perf_counter()`` when the search began."""
+    best, model, dtype = _best(search), search.model, search.costs.dtype
     assert best is not None
     assert best.candidate.step_seconds is not None
     objective = best.candidate.step_seconds
-
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
     step = Step(final, model, best.step.layout, search.routing)
-    prediction, _ = step.predict(best.plans, search.stored, limits)
-    bound = min(search.bound, objective)
+    prediction, _ = step.predict(best.plans, search.stored, search.limits)
+    bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
-    status = "time_limit" if not complete else "optimal" if gap < 1e-9 else "feasible"
+    status: Status = "time_limit" if not complete else "optimal" if gap == 0 else "feasible"
+    placed = search.options.placement_records(best.plans) if search.given is None else (search.given.record,)
     return Plan(
         model=model,
-        workload=workload,
+        workload=search.workload,
         dtype=dtype,
         devices=tuple(
             PlanDevice(
@@ -113,7 +143,7 @@ def solve(
                 cpu_share=kind.cpu_share,
                 memory_bytes=limit,
             )
-            for i, (device, limit) in enumerate(zip(cluster.devices, limits, strict=True))
+            for i, (device, limit) in enumerate(zip(cluster.devices, search.limits, strict=True))
             for kind in (cluster.kind_of(i),)
         ),
         lab=cluster.lab,
@@ -122,15 +152,16 @@ def solve(
         tokens=best.step.layout.tokens,
         layers=tuple(best.plans),
         stored_layers=search.stored,
-        routing=_routing_source(trace, trace_path, seed),
+        routing=source,
         predicted=prediction,
         solver=SolverRecord(status=status, objective=objective, bound=bound, gap=gap, space=_space(search)),
+        placements=placed,
         solve_seconds=time.perf_counter() - started,
         baselines={name: _baseline_seconds(search, name) for name in BASELINES},
         candidates=tuple(choice.candidate for choice in search.choices),
-        notes=(*_notes(search, trace), *final.notes),
-        seed=seed,
-        digests={"model": model.digest(), "cluster": cluster.digest()} | ({"trace": trace.digest()} if trace else {}),
+        notes=(*notes, *final.notes),
+        seed=search.seed,
+        digests=digests,
         probes=probe_points(cluster, model, dtype),
         profile_load=cluster.provenance.load,
     )
@@ -189,12 +220,15 @@ def _repeats(model: Model, stored: int) -> bool:
 
 
 def _best(search: Search) -> Choice | None:
-    """The fastest alternative that fits, of several equals the first (single strategies come before mixtures)."""
+    """The fastest alternative that fits, of several equals the first (single strategies come before mixtures).
+
+    The baselines are among them where what they do is searched.
+    """
+    searched = "ep" in search.strategies and search.given is None
     allowed = [
         choice
         for choice in search.choices
-        if choice.candidate.step_seconds is not None
-        and (choice.candidate.name not in BASELINES or "ep" in search.strategies)
+        if choice.candidate.step_seconds is not None and (choice.candidate.name not in BASELINES or searched)
     ]
     return min(allowed, key=lambda choice: choice.candidate.step_seconds or 0.0, default=None)
 
@@ -207,6 +241,8 @@ def _baseline_seconds(search: Search, name: str) -> float:
 
 def _shortage(search: Search, shared: bool) -> str:
     """How much is missing on which device, in the space that comes closest."""
+    if search.given is not None:
+        return _placement_shortage(search, search.given)
     least = min(search.missing, key=lambda missing: int(missing.sum()), default=np.zeros(0, int))
     what = f"{search.model.name} at {search.workload}"
     if shared:
@@ -214,6 +250,20 @@ def _shortage(search: Search, shared: bool) -> str:
         return f"{what} {lacking(least)}, even with weights for {stored} only: use more devices or fewer tokens"
     limit = f"the limit of {bytes_text(search.limits[0])} per device"
     return f"{what} {lacking(least)} at least, beyond {limit}: raise --memory, or leave it out to share layer storage"
+
+
+def _placement_shortage(search: Search, given: Given) -> str:
+    """The same of a given placement, which nothing but other memory makes fit."""
+    lacks = []
+    for layout in search.layouts.values():
+        step = Step(search.costs, search.model, layout, search.routing)
+        held = step.memory(given.layers, search.stored, search.limits)
+        lacks.append(np.array([max(0, m.total - m.limit) for m in held]))
+    least = min(lacks, key=lambda lack: int(lack.sum()))
+    return (
+        f"{given.name}: with its experts {search.model.name} at {search.workload} {lacking(least)}: place with fewer "
+        "--slots or other devices, use fewer tokens, or raise --memory"
+    )
 
 
 def _routing_source(trace: Trace | None, path: str, seed: int) -> RoutingSource:
@@ -228,12 +278,14 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
     within = {
-        "ep": "ep (linear, greedy, speed-weighted and local placement)",
+        "ep": f"ep ({search.options.placed_by} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
     if search.even:
-        within |= {"ep": "ep (linear and greedy placement)", "sharded": "sharded (even FFN split)"}
+        within["sharded"] = "sharded (even FFN split)"
+    if search.given is not None:
+        within = {"ep": f"ep as {search.given.name} places its experts"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
@@ -243,7 +295,7 @@ def _space(search: Search) -> str:
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:
-    notes = []
+    notes = [] if search.given is None else [search.given.note]
     if trace is None:
         notes.append(f"routing is assumed, not measured: {ASSUMPTION}; give a trace with --trace")
     elif trace.counts_only:
@@ -263,6 +315,8 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             f"plan counts: {bytes_text(search.model.computed_expert_bytes(0, dtype))} for each expert, where engines "
             f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
+    if search.options.skipped:
+        notes.append(f"no time for {', '.join(search.options.skipped)}: raise --time-limit")
     if search.cut:
         notes.append("time limit: mixtures of strategies were left out in some layouts: raise --time-limit")
     if search.searched < search.spaces:

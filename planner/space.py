@@ -4,24 +4,29 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..solvers.result import Infeasible, NotFound
+from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
 from .costs import Costs
+from .few import Open
+from .given import Given
 from .layout import Layout
 from .options import Classes, Options
-from .splits import even, layouts
+from .splits import layouts
 from .step import Step
 from .tables import Tables
 from .units import bytes_text
 
+ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
@@ -53,9 +58,11 @@ class Search:
     seed: int
     deadline: float
     on_event: Callable[[dict[str, Any]], None] | None = None
+    given: Given | None = None  # a user's own placement: ``ep`` with nothing else
     choices: list[Choice] = field(default_factory=list)
     missing: list[np.ndarray] = field(default_factory=list)
-    bound: float = float("inf")
+    bound: float = inf
+    open: list[Open] = field(default_factory=list)  # spaces of few plans whose bound is not taken in yet
     searched: int = 0  # spaces
     spaces: int = 0
     interrupted: bool = False
@@ -67,7 +74,8 @@ class Search:
 
     @cached_property
     def options(self) -> Options:
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline)
+        given = None if self.given is None else self.given.layers
+        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline, given)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -76,8 +84,10 @@ class Search:
 
     @cached_property
     def degrees(self) -> list[int]:
-        """Expert degrees; only ``ep`` knows any but all devices."""
+        """Expert degrees; only ``ep`` knows any but all devices, for which a placement is given."""
         devices = self.costs.devices
+        if self.given is not None:
+            return [devices]
         return [d for d in range(devices, 0, -1) if devices % d == 0] if "ep" in self.strategies else [devices]
 
     def run(self) -> None:
@@ -97,6 +107,11 @@ class Search:
             if not self.searched:
                 raise
             self.interrupted = True
+        try:
+            self._settle()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.bound = min(self.bound, *(left.bound for left in self.open))
         self._baselines()
 
     def fits(self, strategy: Strategy | None) -> bool:
@@ -131,10 +146,38 @@ class Search:
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
-        self._lower_bound(step, tables)
+        bound = self._lower_bound(step, tables)
+        left = Open(where, step, degree, tables.options, bound)
+        if bound < self._best * (1 - ROUNDING) and left.few:
+            self.open.append(left)
+        else:
+            self.bound = min(self.bound, bound)
+
+    def _settle(self) -> None:
+        """Look at every plan of the open spaces, the most promising first, as far as they may hold the fastest."""
+        for left in sorted(self.open, key=lambda space: space.bound):
+            bound = left.bound
+            if bound < self._best * (1 - ROUNDING) and not self.interrupted:
+                found = left.fastest(self.classes, self.stored, self.limits, self.deadline)
+                if found is not None and found[0]:
+                    plans, bound = found
+                    used = {plan.strategy for plan in plans}
+                    kind = f"all {used.pop()}" if len(used) == 1 else "mixed"
+                    self._record(f"{kind} ({left.where})", left.step, left.degree, plans, "")
+            self.bound = min(self.bound, bound)
+
+    @property
+    def _best(self) -> float:
+        """Seconds of the fastest so far."""
+        return min(
+            (c.candidate.step_seconds for c in self.choices if c.candidate.step_seconds is not None), default=inf
+        )
 
     def _choose(self, name: str, step: Step, degree: int, tables: Tables, strategy: Strategy | None) -> None:
-        """The exact choice among the options (of one strategy, or of all), simulated whole."""
+        """The exact choice among the options (of one strategy, or of all), simulated whole; few: where all plans are.
+
+        Copies of experts are chosen only where the whole step is no slower with them.
+        """
         try:
             solution = tables.select(tables.seconds, strategy, self._left(), self.seed)
         except Infeasible as error:
@@ -143,27 +186,46 @@ class Search:
         except NotFound:
             self._record(name, step, degree, [], "nothing that fits was found in the time allowed")
         else:
-            self._record(name, step, degree, self.classes.spread(tables.plans(solution)), "")
+            plans = self.classes.spread(tables.plans(solution))
+            if degree == self.costs.devices and any(map(self._copied, plans)):
+                plans = self._with_or_without_copies(step, tables, strategy, plans)
+            self._record(name, step, degree, plans, "")
 
-    def _lower_bound(self, step: Step, tables: Tables) -> None:
-        """Take in what is proven for this space; where nothing fits there is nothing to prove."""
+    def _copied(self, plan: LayerPlan) -> bool:
+        return sum(map(len, plan.slots)) > self.options.moe.num_experts
+
+    def _with_or_without_copies(
+        self, step: Step, tables: Tables, strategy: Strategy | None, plans: list[LayerPlan]
+    ) -> list[LayerPlan]:
+        """The faster, simulated whole, of ``plans`` and of the choice among options of single copies."""
+        cost = tables.seconds.copy()
+        for c, options in enumerate(tables.options):
+            cost[c, [o for o, plan in enumerate(options) if self._copied(plan)]] = np.inf
+        try:
+            single = tables.select(cost, strategy, self._left(), self.seed)
+        except (Infeasible, NotFound):
+            return plans
+        return min(plans, self.classes.spread(tables.plans(single)), key=step.seconds)
+
+    def _lower_bound(self, step: Step, tables: Tables) -> float:
+        """What is proven for this space; infinite where nothing fits."""
         try:
             additive = tables.select(tables.arrival, None, self._left(), self.seed).bound
         except Infeasible:
-            return
+            return inf
         except NotFound:
             additive = 0.0
         of_class = {ordinal: c for c, members in enumerate(self.classes.members) for ordinal in members}
         chains = step.lower_bound([tables.options[of_class[ordinal]] for ordinal in range(len(of_class))])
         dense = sum(step.slowest_arrival(i, None) for i, block in enumerate(self.model.layers) if not block.moe)
-        self.bound = min(self.bound, max(chains, additive + dense + step.outside_bounds()))
+        return max(chains, additive + dense + step.outside_bounds())
 
     def _baselines(self) -> None:
-        """They count as candidates only where ``ep`` is searched, which has them among its options."""
+        """They count as candidates only where ``ep`` is searched, which has them among its options (``searched``)."""
         devices = self.costs.devices
         layout = Layout.of(self.workload, 1, even(self.workload.sequences, devices))
         step = Step(self.costs, self.model, layout, self.routing)
-        placements = self.options.ep(devices, self._share(step, "ep", devices))
+        placements = self.options.usual(devices, self._share(step, "ep", devices))
         for name, method in BASELINES.items():
             plans = self.classes.spread(placements.get(method, placements["linear"]))
             held = step.memory(plans, self.stored, self.limits)

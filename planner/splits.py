@@ -11,6 +11,7 @@ import numpy as np
 from ..solvers.result import Infeasible
 from ..solvers.splits.split import split
 from ..spec.errors import MissingCurveError
+from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.operators import attention_shape, expert_shape, route_shape
 from ..spec.routing import Routing
@@ -22,12 +23,6 @@ GRANULES = 32  # pieces that an FFN is divided into, ...
 LEAST_COLUMNS = 16  # ... of at least so many columns each
 KNOTS = 17  # sequence counts at which the experts' time is read from the actual routing; linear between them
 SAMPLED_LAYERS = 4
-
-
-def even(units: int, parts: int) -> tuple[int, ...]:
-    """As equal as whole numbers allow, the larger parts first."""
-    each, more = divmod(units, parts)
-    return tuple(each + (part < more) for part in range(parts))
 
 
 def tensor_degrees(costs: Costs, model: Model) -> list[int]:
@@ -165,3 +160,26 @@ def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
     seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
     speeds = 1 / np.maximum(seconds, 1e-12)
     return speeds / speeds.mean()
+
+
+def expert_seconds(costs: Costs, model: Model, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([layers, experts] seconds that each expert adds to a device of speed 1, [devices] speeds of mean 1).
+
+    As ``Costs.expert_ffn`` reads a call with unequal rows: an expert takes its share of the call that would have its
+    rows everywhere, here with as many active experts as an even share has. counts: [layers, experts] rows.
+    """
+    block = model.moe_block()
+    assert block.moe is not None
+    rows, at = np.unique(counts, return_inverse=True)
+    active = -(-counts.shape[1] // costs.devices)
+    read: dict[int, np.ndarray] = {}
+    seconds = []
+    for device in range(costs.devices):
+        table = costs.table(device, "expert_ffn", expert_shape(block))
+        if id(table) not in read:
+            found = table.read(ffn=block.moe.ffn_size, experts=active, tokens=np.maximum(rows, 1))[0] / active
+            read[id(table)] = np.where(rows > 0, found, 0.0)[at].reshape(counts.shape)
+        seconds.append(read[id(table)])
+    total = np.maximum([own.sum() for own in seconds], 1e-300)
+    speed = 1 / total / (1 / total).mean()
+    return np.mean([own * pace for own, pace in zip(seconds, speed, strict=True)], axis=0), speed

@@ -1,14 +1,10 @@
-"""Which tokens of a step each device holds.
-
-Tokens are numbered sequence-major over the whole step: t = sequence * length + position. Device r holds the
-``tokens[r]`` consecutive tokens after those of the devices before it; every ``tensor`` consecutive devices form a group
-that owns whole sequences.
-"""
+"""Which tokens of a step each device holds, seen from one of them; the rule is ``spec.layout``."""
 
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..spec import Plan
+from ..spec.layout import last_counts, tokens_of
 from .attention import Batch
 
 
@@ -28,11 +24,7 @@ class Layout:
 
     def decode(self) -> "Layout":
         """The step that goes on with one token per sequence: each group's tokens evenly over its devices."""
-        tokens = []
-        for count in self.sequences:
-            each, more = divmod(count, self.tensor)
-            tokens += [each + (member < more) for member in range(self.tensor)]
-        return Layout(self.rank, self.tensor, tuple(tokens), self.sequences, 1)
+        return Layout(self.rank, self.tensor, tokens_of(self.sequences, 1, self.tensor), self.sequences, 1)
 
     @property
     def group(self) -> int:
@@ -71,8 +63,4 @@ class Layout:
     @cached_property
     def last_counts(self) -> list[int]:
         """Sequences whose last token each device holds, for all devices."""
-        counts, first = [], 0
-        for held in self.tokens:
-            counts.append((first + held) // self.length - first // self.length)
-            first += held
-        return counts
+        return last_counts(self.tokens, self.length)

@@ -11,6 +11,8 @@ from ..spec.errors import DocumentError
 from ..spec.output import check_output
 from ..spec.picture import picture_kind
 
+CLUSTER, WORKLOAD = Path("cluster.json"), "decode:16@512"
+"""Of `solve`, by default."""
 MAX_SECONDS = 1e7
 """Of a time limit: four months."""
 MAX_SEED = 2**63 - 1

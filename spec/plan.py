@@ -124,6 +124,22 @@ class SolverRecord(Part):
     space: str = Field(description="what was searched, in words")
 
 
+class PlacementRecord(Part):
+    """Who found where the experts of some ``ep`` layers are, and how sure that is.
+
+    No placement of the kind that ``minimised`` names has an objective below ``bound`` there; both are means over the
+    layers.
+    """
+
+    layers: tuple[int, ...] = Field(description="ordinals in the plan's layers")
+    method: str = Field(description="name of the placement: given, linear, greedy, weighted, local, replicated")
+    solver: str = Field(description="what found it, in words")
+    minimised: str = Field(description="what the objective is, in words")
+    objective: float
+    bound: float
+    gap: float = Field(ge=0, description="(objective - bound) / objective")
+
+
 class Candidate(Part):
     """One searched alternative, for the table."""
 
@@ -172,6 +188,7 @@ class Plan(Document):
     routing: RoutingSource
     predicted: Prediction
     solver: SolverRecord
+    placements: tuple[PlacementRecord, ...] = Field((), description="who placed the experts of the ep layers")
     solve_seconds: float = Field(ge=0, description="recorded time, the one field that differs between equal solves")
     baselines: dict[str, float] = Field(description="predicted step seconds of what a user would do by hand")
     candidates: tuple[Candidate, ...] = ()

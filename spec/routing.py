@@ -133,14 +133,19 @@ def copy_table(
     held, host_of = weight > 0, np.asarray(hosts)
     if not held.any(1).all():
         raise ValueError(f"no device serves expert {int(np.argmin(held.any(1)))}")
-    phases = (np.arange(COPY_PHASES) + 0.5) / COPY_PHASES
+    if shares is not None:  # the same from everywhere
+        return np.broadcast_to(_divided(weight), (devices, num_experts, COPY_PHASES))
     table = np.empty((devices, num_experts, COPY_PHASES), np.int32)
     for source in range(devices):
-        near = weight
-        if shares is None:
-            local = held & (host_of == host_of[source])
-            near = np.where(local.any(1, keepdims=True), local, held).astype(float)
-            near[held[:, source]] = np.eye(devices)[source]
-        bounds = np.cumsum(near / near.sum(1, keepdims=True), axis=1)
-        table[source] = (phases[None, :, None] > bounds[:, None, :-1]).sum(2)
+        local = held & (host_of == host_of[source])
+        near = np.where(local.any(1, keepdims=True), local, held).astype(float)
+        near[held[:, source]] = np.eye(devices)[source]
+        table[source] = _divided(near)
     return table
+
+
+def _divided(weight: np.ndarray) -> np.ndarray:
+    """[experts, phases] device of each phase, by the devices' weights [experts, devices]."""
+    phases = (np.arange(COPY_PHASES) + 0.5) / COPY_PHASES
+    bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
+    return (phases[None, :, None] > bounds[:, None, :-1]).sum(2).astype(np.int32)

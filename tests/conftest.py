@@ -17,6 +17,7 @@ ALONE = {
     "test_launch",
     "test_profiler",
     "test_run",
+    "test_run_placement",
     "test_run_weights",
     "test_strategies",
     "test_two_hosts",

@@ -135,6 +135,8 @@ def readers(folder: Path) -> dict[str, list[list[str]]]:
             ["compare", "place.json", "place.json", "--trace", "trace.npz", "--json"],
             ["export", "place.json", "--to", "deepspeed", "-m", "config.json", "-o", "out"],
             [*place, "--previous", "place.json"],
+            [*solve, "--placement", "place.json"],
+            ["run", "--placement", "place.json", "-m", "config.json", "--workload", "decode:4@8"],
         ],
         "trace.npz": [
             place,
@@ -165,8 +167,10 @@ def readers(folder: Path) -> dict[str, list[list[str]]]:
 OPTIONS = {
     "place": ["--devices", "--hosts", "--slots", "--groups", "--max-moves", "--balance-cap", "--fit", "--steps",
               "--seed", "--time-limit", "--workload", "--model", "--previous", "--output", "--pareto"],
-    "solve": ["--workload", "--memory", "--seed", "--time-limit", "--strategy", "--dtype", "--output", "--model"],
-    "run": ["--tolerance", "--repetitions", "--timeout", "--port", "--output", "--picture", "--trace"],
+    "solve": ["--workload", "--memory", "--seed", "--time-limit", "--strategy", "--dtype", "--output", "--model",
+              "--placement"],
+    "run": ["--tolerance", "--repetitions", "--timeout", "--port", "--output", "--picture", "--trace", "--placement",
+            "--model", "--workload", "--cluster"],
     "profile": ["--ranks", "--budget", "--port", "--dtype", "--device", "--output"],
 }  # fmt: skip
 

@@ -26,6 +26,9 @@ CASES = [
     (["solve", "-m", "model", "--cluster", "cluster.json", "-o", "OUT"], "cluster.json"),
     (["solve", "-m", "model", "-o", "OUT"], "model/config.json"),
     (["solve", "-m", "model", "--trace", "trace.npz", "-o", "OUT"], "trace.npz"),
+    (["solve", "-m", "model", "--placement", "place.json", "-o", "OUT"], "place.json"),
+    (["run", "--placement", "place.json", "-m", "model", "-o", "OUT"], "place.json"),
+    (["run", "--placement", "place.json", "-m", "model", "-o", "OUT"], "cluster.json"),
     (["run", "plan.json", "-o", "OUT"], "plan.json"),
     (["run", "plan.json", "-o", "OUT"], "trace.npz"),  # named by the plan
     (["run", "plan.json", "--trace", "trace.npz", "-o", "OUT"], "trace.npz"),

@@ -1,6 +1,7 @@
 """Each strategy against the plain expert FFN of one process, on easy and hostile routings."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeplan.planner.layout import Layout as PlannedLayout
+from moeplan.planner.strategies.ep import dispatched
+from moeplan.planner.strategies.layer import Layer
 from moeplan.runtime.kernels import expert_ffn
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.layout import Layout
@@ -16,6 +20,7 @@ from moeplan.runtime.strategies.rows import unpack
 from moeplan.spec.model import Block, Moe
 from moeplan.spec.operators import row_bytes
 from moeplan.spec.plan import LayerPlan
+from moeplan.spec.workload import Workload
 
 WORLD, HIDDEN, EXPERTS, TOP_K, FFN = 4, 16, 8, 3, 12
 MOE = Moe(num_experts=EXPERTS, top_k=TOP_K, ffn_size=FFN)
@@ -157,6 +162,41 @@ def test_ep_pack_and_combine(slots, counts, seed):
         outputs.append(ep.combine(torch.cat(returned), token, residual[own]))
     wanted = residual + expert_ffn(x, gate_up, down, ids, weights, activation="silu", implementation="reference")
     torch.testing.assert_close(torch.cat(outputs), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.beside
+@settings(max_examples=30, deadline=None)
+@given(placements(), st.lists(st.integers(0, 300), min_size=4, max_size=4), st.integers(0, 2**30), st.booleans())
+def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared):
+    """Rows between all devices, and rows of every expert on every device, copies and uneven shares included."""
+    devices, tokens = len(slots), tuple(tokens[: len(slots)])
+    rng = np.random.default_rng(seed)
+    shares = None
+    if shared:
+        weight = rng.uniform(0.01, 1.0, (devices, EXPERTS))
+        held = np.array([[e in experts for e in range(EXPERTS)] for experts in slots])
+        taken = weight * held / (weight * held).sum(0)
+        shares = tuple(tuple(float(taken[g, e]) for e in experts) for g, experts in enumerate(slots))
+    plan = LayerPlan(strategy="ep", slots=slots, shares=shares)
+    hosts = [0] * devices if seed % 2 else [g * 2 // devices for g in range(devices)]
+    ids = rng.random((sum(tokens), EXPERTS)).argsort(1)[:, :TOP_K]
+    workload = Workload(phase="prefill", tokens=max(sum(tokens), 1), sequences=max(sum(tokens), 1))
+    costs = SimpleNamespace(hosts=hosts, element_bytes=4)
+    block = Block(hidden_size=HIDDEN, moe=MOE)
+    rows, counts = dispatched(Layer(costs, block, PlannedLayout(workload, 1, tokens, tokens), ids), plan)
+    computed = np.zeros((devices, EXPERTS), int)
+    for rank in range(devices):
+        own = Layout(rank, 1, tokens, tokens, 1).own
+        table = ep.serving(plan, hosts, EXPERTS, rank, torch.device("cpu"))
+        phase = ep.phases(own.start, own.stop - own.start, torch.device("cpu"))
+        x, mine = torch.ones(own.stop - own.start, HIDDEN), torch.from_numpy(ids[own])
+        packed, _, sent = ep.pack(x, mine, torch.ones(mine.shape), table, phase)
+        assert sent.tolist() == rows[rank].tolist()
+        for g, chunk in enumerate(packed.split(sent.tolist())):
+            _, here, _ = unpack(chunk, HIDDEN, torch.float32, TOP_K)
+            served = np.bincount(here[here >= 0].numpy(), minlength=len(slots[g]))
+            computed[g, list(slots[g])] += served[: len(slots[g])]
+    assert (computed == counts).all()
 
 
 @pytest.mark.beside

@@ -9,9 +9,9 @@ import numpy as np
 
 from ...solvers.balance import over_ideal
 from ...solvers.exact.arrangements import arrangements, classes, hottest
-from ...solvers.exact.fan_out import expert_sets
 from ...solvers.exact.layers import MOST_PAIRS, Layers, shortest
 from ...solvers.placement.affinity import Affinity
+from ...solvers.placement.fan_out import expert_sets, fan_outs
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
 from .answer import ALL_ARRANGEMENTS
@@ -53,7 +53,7 @@ def place_exactly(
         sets = expert_sets(trace.expert_ids)
         if sum(members.size for members, _ in sets) * len(at) * len(levels) > MOST_CELLS:
             return None
-        cost = np.stack([_fan_out(at, one, levels) for one in sets]) / (layers * trace.tokens)
+        cost = np.stack([fan_outs(at, one, levels) for one in sets]) / (layers * trace.tokens)
     first, of_class = classes(at, fleet.capacity, fleet.speed, fleet.hosts)
     problem = Layers(at, cost, heat, cap, first, of_class, transitions, tuple(levels))
     if problem.pairs > MOST_PAIRS:
@@ -92,16 +92,3 @@ def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray,
     else:
         words, value, _ = fan_out(trace, single, placed)
     return Movement(words, value, {ALL_ARRANGEMENTS: min(bound, value)})
-
-
-def _fan_out(at: np.ndarray, sets: tuple[np.ndarray, np.ndarray], levels: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """[N] weighted places that the tokens of a layer need; sets: [Q, K] experts and [Q] tokens."""
-    members, tokens = sets
-    found = np.zeros(len(at))
-    for weight, place in levels:
-        where = place[at]
-        for p in range(int(place.max()) + 1):
-            there = where == p  # [N, E]
-            for chosen, count in zip(members, tokens.tolist(), strict=True):
-                found += weight * count * there[:, chosen].any(axis=1)
-    return found

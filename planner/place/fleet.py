@@ -82,6 +82,14 @@ def uneven_fleet(held: Sequence[int], hosts: int) -> tuple[PlacementDevice, ...]
     )
 
 
+def spread_slots(room: np.ndarray, slots: int) -> np.ndarray:
+    """[G] at most ``room`` each, ``slots`` in all where they fit: one more at a time for the device with fewest."""
+    capacity = np.zeros_like(room)
+    for _ in range(min(slots, int(room.sum()))):
+        capacity[np.where(capacity < room, capacity, slots + 1).argmin()] += 1
+    return capacity
+
+
 def check_groups(groups: int, experts: int, hosts: int) -> int:
     """Experts per group, adjacent ones; raises where the rules of group-limited routing are broken."""
     if experts % groups:

@@ -23,26 +23,26 @@ from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
 from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.layout import even
 from ...spec.model import DType, Model
 from ...spec.operators import expert_shape
 from ...spec.placement import PlacementDevice, PlacementLayer
-from ...spec.plan import LayerPlan
 from ...spec.routing import check_shape, traced_routing
 from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ...spec.workload import Workload
 from ..budget import ROOM, Budget
 from ..costs import Costs
 from ..layout import Layout
-from ..splits import even, expert_speeds
+from ..splits import expert_speeds
 from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
 from ..units import bytes_text
-from .fleet import even_fleet
-from .layers import document_layers
+from .fleet import even_fleet, spread_slots
+from .layers import document_layers, layer_plan
 from .sample import load_samples, windows
 from .single import Single
+from .weights import exchange_weights
 
-PROBE_BYTES = 1 << 20  # message at which links are compared
 AFFINITY_TIME = 0.3  # of the time, at most, for the traffic between experts
 PRICES = (0.3, 1.0, 3.0)  # times the ideal time of a layer's experts
 USED_MEMORY = 0.9  # of a device's memory may be weights; the rest is for activations and keys and values
@@ -84,7 +84,7 @@ class Timing:
             )  # names the engines' rule where it is broken
             capacity = np.where(capacity >= slots // len(room), slots // len(room), 0)
         elif slots > trace.num_experts:
-            capacity = _as_even_as_possible(capacity, slots)
+            capacity = spread_slots(capacity, slots)
         if capacity.sum() < slots or capacity.min() < 1:
             lacking = max(0, slots - int(capacity.sum()))
             raise InfeasibleError(
@@ -106,8 +106,7 @@ class Timing:
         total = 0.0
         group = tuple(range(self.costs.devices))
         for layer, placed in zip(self._step(trace), layers, strict=True):
-            plan = LayerPlan(strategy="ep", slots=placed.slots, shares=placed.shares)
-            rows, counts = dispatched(layer, plan)
+            rows, counts = dispatched(layer, layer_plan(placed))
             out = self.costs.all_to_all(group, rows * layer.row_bytes)
             back = self.costs.all_to_all(group, rows.T * layer.activation_bytes)
             experts = [float(self.costs.expert_ffn(g, layer.block, layer.moe.ffn_size, counts[g])) for g in group]
@@ -135,12 +134,7 @@ class Timing:
     def weights(self, trace: Trace) -> tuple[float, float]:
         """Seconds of a whole layer's exchange per mean row of a token inside a host, and between hosts."""
         layer = self._step(trace)[0]
-        within, across = (seconds and seconds / PROBE_BYTES for seconds in self.costs.link_seconds(PROBE_BYTES))
-        moved = (layer.row_bytes + layer.activation_bytes) * self.workload.tokens
-        inside = moved * (within or across or 0.0) / self.costs.devices
-        # Devices of a host share its uplink.
-        between = moved * (across or 0.0) / len(set(self.costs.hosts))
-        return inside, max(inside, between)
+        return exchange_weights(self.costs, (layer.row_bytes + layer.activation_bytes) * self.workload.tokens)
 
     def _step(self, trace: Trace) -> list[Layer]:
         """One layer per mixture-of-experts layer, with the same tokens for every placement."""
@@ -152,14 +146,6 @@ class Timing:
     def _counts(self, trace: Trace) -> np.ndarray:
         """[L, E] token-expert pairs of a step, as the whole trace has them on average."""
         return trace.expert_counts * (self.workload.tokens / trace.tokens)
-
-
-def _as_even_as_possible(room: np.ndarray, slots: int) -> np.ndarray:
-    """[G] at most ``room`` each, ``slots`` in all where they fit: one more at a time for the device with fewest."""
-    capacity = np.zeros_like(room)
-    for _ in range(min(slots, int(room.sum()))):
-        capacity[np.where(capacity < room, capacity, slots + 1).argmin()] += 1
-    return capacity
 
 
 def place_for_time(

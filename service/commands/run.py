@@ -5,17 +5,42 @@ from typing import Annotated
 
 import typer
 
+from ...spec.catalogue import load_model
+from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
+from ...spec.placement import Placement
 from ...spec.plan import Plan
+from ...spec.trace import Trace
+from ...spec.workload import Workload
 from ..console import note, out, print_json, progress, say
-from ..options import output_option, picture_option
+from ..options import CLUSTER, WORKLOAD, output_option, picture_option
 from ..pages.report import draw_report, machine_notes, report_table
+
+PLANNING = 1e6  # seconds, which is no limit: under torchrun every rank must make the same plan
 
 
 def run(
-    plan_path: Annotated[Path, typer.Argument(metavar="PLAN", help="What `moeplan solve` wrote.")],
+    plan_path: Annotated[
+        Path | None, typer.Argument(metavar="PLAN", help="What `moeplan solve` wrote; or give --placement.")
+    ] = None,
+    placement: Annotated[
+        Path | None,
+        typer.Option(help="Instead of a plan: run the model under ep with experts where this file of `place` says."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With --placement: catalogue name or path of a config.json.")
+    ] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="With --placement: what `moeplan profile` wrote; by default cluster.json.")
+    ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(help=f"With --placement: prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]; {WORKLOAD}."),
+    ] = None,
     lab: Annotated[Path | None, typer.Option(help="Run inside the emulated cluster of this YAML file.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="The plan's trace, where it has moved.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="The plan's trace, where it has moved; with --placement, the routing.")
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(help="Folder with Hugging Face safetensors, plain or quantised; by default random weights."),
@@ -40,11 +65,12 @@ def run(
     picture: Annotated[Path | None, picture_option("Draw predicted beside measured")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of a table.")] = False,
 ) -> None:
-    """Execute a plan, compare its output with a plain reference and its time with the prediction.
+    """Execute a plan or a placement, compare its output with a plain reference and its time with the prediction.
 
     Exit code 1 when either is beyond tolerance. Under torchrun every process is a rank.
 
-    Example: `moeplan run plan.json --picture report.png`
+    Example: `moeplan run plan.json --picture report.png`; of a placement:
+    `moeplan run --placement place.json --model olmoe --trace trace.npz --workload prefill:512`
     """
     # torch takes seconds to import: only when it is needed.
     from ...profiler import PROBE
@@ -52,9 +78,18 @@ def run(
     from ...runtime.launch.choose import choose_launcher, is_primary
     from ...runtime.run import run as execute
 
-    plan = Plan.read(plan_path)
+    planning = {"--model": model, "--cluster": cluster, "--workload": workload}
+    if placement is not None:
+        if plan_path is not None:
+            raise MoeplanError(f"run takes {plan_path} or --placement: `moeplan solve --placement` plans with one")
+        if model is None:
+            raise MoeplanError("--placement needs --model: it says where experts are, not what they compute")
+        plan = _placed(placement, model, cluster or CLUSTER, workload or WORKLOAD, trace)
+    else:
+        plan = _planned(plan_path, [option for option, value in planning.items() if value is not None])
     if plan.lab and lab is None and not EnvironmentLauncher.present():
-        raise MoeplanError(f"{plan_path} was made in the lab {plan.lab!r}: give its file with --lab")
+        what = plan_path or f"the cluster of {placement}"
+        raise MoeplanError(f"{what} was made in the lab {plan.lab!r}: give its file with --lab")
     with (
         choose_launcher(lab, len(plan.devices), plan.devices[0].kind, port) as launcher,
         progress("running") as show,
@@ -85,3 +120,32 @@ def run(
         say(f"wrote {output}" + (f" and {picture}" if picture else ""))
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _planned(path: Path | None, planning: list[str]) -> Plan:
+    """The plan of a file; planning: options given that only a placement needs."""
+    if path is None:
+        raise MoeplanError("run needs a PLAN, which `moeplan solve` writes, or --placement with --model")
+    if planning:
+        raise MoeplanError(f"{planning[0]} goes with --placement: {path} says it already; solve again to change it")
+    return Plan.read(path)
+
+
+def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Path | None) -> Plan:
+    """The plan that keeps to a placement, made as `moeplan solve --placement` makes it."""
+    # Imported when it is needed: a plan is run without a solver.
+    from ...planner.search import solve
+
+    with progress("planning") as show:
+        return solve(
+            load_model(model),
+            Cluster.read(cluster),
+            Workload.from_text(workload),
+            Trace.read(trace) if trace else None,
+            trace_path=str(trace or ""),
+            asked=model,
+            placement=Placement.read(placement),
+            placement_path=str(placement),
+            time_limit=PLANNING,
+            on_event=show,
+        )

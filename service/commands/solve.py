@@ -9,23 +9,26 @@ from ...planner.budget import Budget
 from ...planner.search import solve as search
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
+from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
 from ..console import note, out, parse_bytes, print_json, progress, say
-from ..options import MAX_SECONDS, MAX_SEED, output_option
+from ..options import CLUSTER, MAX_SECONDS, MAX_SEED, WORKLOAD, output_option
 from ..pages.plan import breakdown_table, candidates_table, memory_table, verdict
 
 
 def solve(
     model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name or path of a Hugging Face config.json.")],
-    cluster: Annotated[Path, typer.Option(help="What `moeplan profile` wrote.")] = Path("cluster.json"),
+    cluster: Annotated[Path, typer.Option(help="What `moeplan profile` wrote.")] = CLUSTER,
     trace: Annotated[
         Path | None, typer.Option(help="Recorded routing (.npz); without one a power law is assumed, and said.")
     ] = None,
-    workload: Annotated[
-        str, typer.Option(help="prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")
-    ] = "decode:16@512",
+    workload: Annotated[str, typer.Option(help="prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")] = WORKLOAD,
+    placement: Annotated[
+        Path | None,
+        typer.Option(help="Your own, such as `moeplan place` writes: every layer runs ep with its slots and shares."),
+    ] = None,
     strategy: Annotated[str | None, typer.Option(help="Only this one: ep, sharded or gathered.")] = None,
     even: Annotated[bool, typer.Option("--even", help="Divide as if all devices were equal, to compare.")] = False,
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
@@ -52,6 +55,8 @@ def solve(
             Trace.read(trace) if trace else None,
             trace_path=str(trace or ""),
             asked=model,
+            placement=Placement.read(placement) if placement else None,
+            placement_path=str(placement or ""),
             strategy=strategy,
             even=even,
             dtype=dtype,

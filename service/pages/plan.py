@@ -110,6 +110,11 @@ def verdict(plan: Plan) -> Text:
         reason = next((c.reason for c in plan.candidates if c.name == name), "")
         gain = f"{seconds / record.objective:.2f}x faster than" if seconds > record.objective else "the same as"
         text.append(f"{gain} {name} ({seconds_text(seconds)}){f', which {reason}' if reason else ''}\n")
+    if plan.placements:
+        who = ", ".join(f"{len(placed.layers)} {placed.method}" for placed in plan.placements)
+        gap = max(placed.gap for placed in plan.placements)
+        sure = f"at most {100 * gap:.2g} % of what each minimised could be saved" if gap else "each proven best"
+        text.append(f"experts placed (layers): {who}; {sure}\n")
     proof = "optimal" if record.status == "optimal" else f"at most {100 * record.gap:.2g} % could be saved"
     text.append(f"{proof} in the searched space: {record.space}")
     return text

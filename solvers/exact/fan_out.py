@@ -28,40 +28,12 @@ import pulp
 from numpy.typing import ArrayLike
 
 from .. import mip
+from ..placement.fan_out import ExpertSets, expert_sets, fan_out
 from ..placement.problem import AffinityProblem, Level
 from ..result import NotFound, Solution, Status
 from .program import PlacementProgram, Search
 
-ExpertSets = tuple[np.ndarray, np.ndarray]  # ([S, K] experts, [S] tokens)
-
-
-def expert_sets(expert_ids: ArrayLike) -> list[ExpertSets]:
-    """The distinct sets of every layer and the tokens of each; expert_ids: [T, L, K]."""
-    ids = np.sort(np.asarray(expert_ids), axis=2)
-    return [np.unique(ids[:, layer], axis=0, return_counts=True) for layer in range(ids.shape[1])]
-
-
-def fan_out(
-    device_of: ArrayLike,
-    sets: Sequence[ExpertSets],
-    hosts: ArrayLike,
-    device_weight: float = 1.0,
-    host_weight: float = 1.0,
-) -> float:
-    """Weighted copies of all tokens; device_of: [L, E]; sets as ``expert_sets`` gives them; hosts: [G]."""
-    host = np.asarray(hosts)
-    return sum(
-        _touching(np.asarray(row), layer_sets, np.arange(len(host)), device_weight)
-        + _touching(np.asarray(row), layer_sets, host, host_weight - device_weight)
-        for row, layer_sets in zip(np.asarray(device_of), sets, strict=True)
-    )
-
-
-def _touching(placed: np.ndarray, sets: ExpertSets, place_of: np.ndarray, weight: float) -> float:
-    members, tokens = sets
-    at = np.sort(place_of[placed[members]], axis=1)
-    places = 1 + (np.diff(at, axis=1) != 0).sum(axis=1)
-    return weight * float(tokens @ places)
+__all__ = ["ExpertSets", "expert_sets", "fan_out", "place_by_fan_out"]
 
 
 def place_by_fan_out(

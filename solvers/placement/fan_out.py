@@ -1,0 +1,57 @@
+"""Fan-out: how many devices and hosts hold the experts that a token chose, which is what ``ep`` dispatch sends.
+
+    weighted fan-out of a token = device_weight * devices + (host_weight - device_weight) * hosts
+
+A copy to another device of a host that is reached anyway costs ``device_weight``, the first one on a host
+``host_weight``. Tokens that choose the same experts pay the same, so they may be counted as sets.
+"""
+
+# T tokens, L layers, K top-k, S distinct sets, N placements, E experts, G devices
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+ExpertSets = tuple[np.ndarray, np.ndarray]  # ([S, K] experts, [S] tokens)
+
+
+def expert_sets(expert_ids: ArrayLike) -> list[ExpertSets]:
+    """The distinct sets of every layer and the tokens of each; expert_ids: [T, L, K]."""
+    ids = np.sort(np.asarray(expert_ids), axis=2)
+    return [np.unique(ids[:, layer], axis=0, return_counts=True) for layer in range(ids.shape[1])]
+
+
+def places(place_of: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """[S] distinct places of each row's experts; place_of: [E], members: [S, K]."""
+    at = np.sort(place_of[members], axis=1)
+    return 1 + (np.diff(at, axis=1) != 0).sum(axis=1)
+
+
+def fan_out(
+    device_of: ArrayLike,
+    sets: Sequence[ExpertSets],
+    hosts: ArrayLike,
+    device_weight: float = 1.0,
+    host_weight: float = 1.0,
+) -> float:
+    """Weighted fan-out of all tokens; device_of: [L, E]; sets as ``expert_sets`` gives them; hosts: [G]."""
+    host = np.asarray(hosts)
+    return sum(
+        device_weight * float(tokens @ places(row, members))
+        + (host_weight - device_weight) * float(tokens @ places(host[row], members))
+        for row, (members, tokens) in zip(np.asarray(device_of), sets, strict=True)
+    )
+
+
+def fan_outs(at: np.ndarray, sets: ExpertSets, levels: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
+    """[N] weighted fan-out of a layer's tokens in each placement at [N, E]; levels: (weight, place of each device)."""
+    members, tokens = sets
+    found = np.zeros(len(at))
+    for weight, place in levels:
+        where = place[at]
+        for p in range(int(place.max()) + 1):
+            there = where == p  # [N, E]
+            for chosen, count in zip(members, tokens.tolist(), strict=True):
+                found += weight * count * there[:, chosen].any(axis=1)
+    return found
