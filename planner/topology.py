@@ -1,11 +1,11 @@
 """The graph of what lies between devices: which transfers share what, and what limits a group.
 
 Nodes have a ``type`` (device, switch, nvlink, numa, host, nic, rack, network). Edges are directed and have a ``rate``
-in bytes per second, None where nothing is known of it. The graph is the document's ``topology`` where it has one, else
-it is made of what the document says: a device hangs on its switch, the switch on the NUMA node, that on the host, the
-host through its network card on the rack and the network; GPUs with NVLink hang on that too. Rates are the measured ones
-of uplinks, PCIe's own by generation and width, and else the fastest link that was measured through the edge, alone: what
-it carries at least.
+in bytes per second, None where nothing is known of it. The graph is the document's ``topology`` where it has one,
+else it is made of what the document says: a device hangs on its switch, the switch on the NUMA node, that on the
+host, the host through its network card on the rack and the network; GPUs with NVLink hang on that too. Rates are the
+measured ones of uplinks, PCIe's own by generation and width, and else the fastest link that was measured through the
+edge, alone: what it carries at least.
 
 A transfer takes the fewest edges, and of equally many the faster ones.
 """

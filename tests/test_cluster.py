@@ -297,3 +297,13 @@ def test_a_kind_says_what_to_measure_without_a_device() -> None:
         MissingCurveError, match=r"no embed curve \(hidden 1, f32\) for devices of kind speed 1: measure"
     ):
         kind.operator("embed", {"hidden": 1}, "f32", "tiny")
+
+
+def test_a_shape_that_was_measured_on_one_kind_only_says_nothing_of_others() -> None:
+    made = cluster(tiny_model(), ((1.0,) * 4, (0.5,) * 4))
+    found = by_class(spelled_out(made, [(0, 1), (2, 3)]))
+    assert found.collective("all_gather", (0, 2)).members == (2,)
+    with pytest.raises(MissingCurveError, match=r"no all_gather curve for devices \[4, 5\]"):
+        found.collective("all_gather", (4, 5))
+    both = by_class(spelled_out(made, [(0, 1), (4, 5)]))
+    assert both.collective("all_gather", (4, 6)).kinds is None
