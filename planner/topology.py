@@ -22,7 +22,7 @@ from ..spec.cluster.topology import device_node, host_node
 if TYPE_CHECKING:
     import networkx as nx
 
-AT_ONCE = 64  # sources whose routes are looked at together
+AT_ONCE = 256  # sources whose routes are looked at together
 
 Edge = tuple[str, str]
 Transfer = tuple[int, int]
@@ -136,7 +136,7 @@ class _Routes:
 
 
 def _wire(graph: "nx.DiGraph", a: str, b: str, rate: float | None, back: float | None) -> None:
-    """Both directions. A faster edge costs a little less than one hop, an unknown one just as much."""
+    """Both directions. An edge costs one hop and a little, which is the less the faster it is."""
     for source, target, carries in ((a, b, rate), (b, a, back)):
         graph.add_edge(source, target, rate=carries, cost=1 + 1e-4 / (1 + (carries or 0.0) / 1e9))
 
