@@ -1,11 +1,11 @@
 """The graph of what lies between devices: which transfers share what, and what limits a group.
 
 Nodes have a ``type`` (device, switch, nvlink, numa, host, nic, rack, network). Edges are directed and have a ``rate``
-in bytes per second, None where nothing is known of it. The graph is the document's ``topology`` where it has one, else
-it is made of what the document says: a device hangs on its switch (its own, or the one that NVML says it shares with
-others), the switch on the NUMA node, that on the host, the host through its network card on the rack and the network;
-GPUs with NVLink hang on that too. The rates are the measured ones of uplinks, PCIe's own by generation and width, and
-else the fastest link that was measured through the edge, alone: what it carries at least.
+in bytes per second, None where nothing is known of it. The graph is the document's ``topology`` where it has one,
+else it is made of what the document says: a device hangs on its switch, the switch on the NUMA node, that on the
+host, the host through its network card on the rack and the network; GPUs with NVLink hang on that too. Rates are the
+measured ones of uplinks, PCIe's own by generation and width, and else the fastest link that was measured through the
+edge, alone: what it carries at least.
 
 A transfer takes the fewest edges, and of equally many the faster ones.
 """
@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..spec.cluster import SCOPES, Cluster, Device
+from ..spec.cluster.nvml import has_nvlink, pcie_rate
 from ..spec.cluster.topology import device_node, host_node
 
 if TYPE_CHECKING:
     import networkx as nx
 
-PCIE_LANE = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}  # bytes per second, by generation
-SAME_SWITCH = ("same board", "PIX", "PXB")  # what ``nvidia-smi topo`` calls it when no host bridge lies between
-AT_ONCE = 64  # sources whose routes are looked at together
+AT_ONCE = 256  # sources whose routes are looked at together
 
 Edge = tuple[str, str]
 Transfer = tuple[int, int]
@@ -56,9 +55,8 @@ def graph_of(cluster: Cluster) -> "nx.DiGraph":
         graph.remove_nodes_from([name for name in list(graph) if graph.degree(name) == 0])
         return graph
     inside, within_switch = _measured_rates(cluster)
-    switch_of = _switches(cluster)
     for i, device in enumerate(cluster.devices):
-        _hang(graph, i, device, switch_of[i], inside[i], within_switch[i])
+        _hang(graph, i, device, inside[i], within_switch[i])
     _join_hosts(graph, cluster)
     return graph
 
@@ -138,31 +136,29 @@ class _Routes:
 
 
 def _wire(graph: "nx.DiGraph", a: str, b: str, rate: float | None, back: float | None) -> None:
-    """Both directions. A faster edge costs a little less than one hop, an unknown one just as much."""
+    """Both directions. An edge costs one hop and a little, which is the less the faster it is."""
     for source, target, carries in ((a, b, rate), (b, a, back)):
         graph.add_edge(source, target, rate=carries, cost=1 + 1e-4 / (1 + (carries or 0.0) / 1e9))
 
 
-def _hang(
-    graph: "nx.DiGraph", i: int, device: Device, switch: str | None, inside: float | None, within: float | None
-) -> None:
+def _hang(graph: "nx.DiGraph", i: int, device: Device, inside: float | None, within: float | None) -> None:
     """Everything from one device to its host. inside, within: its fastest link in the host, and below its switch."""
     host, details = host_node(device.host), device.details
     graph.add_node(host, type="host")
     above = host
-    nvlink = details.get("nvlinks", "0") not in ("", "0")
+    nvlink = has_nvlink(details)
     through = None if nvlink else inside  # what was measured went over NVLink there
     if "numa_node" in details:
         above = f"numa {details['numa_node']} of {device.host}"
         graph.add_node(above, type="numa")
         _widen(graph, above, host, through)
-    if switch is not None:
-        node = f"{switch} of {device.host}"
+    if device.switch is not None:
+        node = f"switch {device.switch} of {device.host}"
         graph.add_node(node, type="switch")
         _widen(graph, node, above, through)
         above = node
     fastest = max((rate for rate in (inside, within) if rate is not None), default=None)
-    rate = _pcie(details) or (None if nvlink else fastest)
+    rate = pcie_rate(details) or (None if nvlink else fastest)
     _wire(graph, device_node(i), above, rate, rate)
     if nvlink:
         node = f"nvlink of {device.host}"
@@ -195,14 +191,6 @@ def _join_hosts(graph: "nx.DiGraph", cluster: Cluster) -> None:
         _wire(graph, nic, above, host.uplink_out, host.uplink_in)
 
 
-def _pcie(details: dict[str, str]) -> float | None:
-    """Bytes per second of a device's PCIe link, where NVML says what it is."""
-    try:
-        return PCIE_LANE[int(details["pcie_generation"])] * int(details["pcie_width"])
-    except (KeyError, ValueError):
-        return None
-
-
 def _measured_rates(cluster: Cluster) -> tuple[list[float | None], list[float | None]]:
     """Of each device the fastest link to another switch of its host, and below its own switch."""
     rates = np.array([link.bandwidth for link in cluster.link_classes] or [0.0])
@@ -216,23 +204,3 @@ def _measured_rates(cluster: Cluster) -> tuple[list[float | None], list[float | 
             here = rate[scope == SCOPES.index(name)]
             column.append(float(here.max()) if len(here) else None)
     return found
-
-
-def _switches(cluster: Cluster) -> list[str | None]:
-    """The switch of each device: as the document says, else one for all that NVML says share one."""
-    found: list[str | None] = [device.switch and f"switch {device.switch}" for device in cluster.devices]
-    for i, device in enumerate(cluster.devices):
-        near = _near(device)
-        if found[i] is None and len(near) > 1:
-            found[i] = f"switch of gpu{min(near)}"
-    return found
-
-
-def _near(device: Device) -> set[int]:
-    """NVML's numbers of the GPUs below the same switch, its own included; empty where it does not say."""
-    pairs = [entry.split(": ") for entry in device.details.get("topology", "").split(", ") if ": " in entry]
-    levels = {int(name[3:]): level for name, level in pairs if name.startswith("gpu") and name[3:].isdigit()}
-    if not levels:
-        return set()
-    own = next(n for n in range(len(levels) + 1) if n not in levels)  # it lists all others of its host
-    return {own} | {number for number, level in levels.items() if level in SAME_SWITCH}

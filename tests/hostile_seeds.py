@@ -17,11 +17,13 @@ from moeplan.planner.export import export as make
 from moeplan.spec import Model
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.catalogue.published import PUBLISHED
+from moeplan.spec.cluster import LinkException, Topology, TopologyEdge, TopologyNode
 from moeplan.spec.plan import LayerPlan
 from moeplan.tests.exports import linear_placement
 from moeplan.tests.hostile_mutations import VALUES, mutate
 from moeplan.tests.plans import even_slots, hand_made_plan
 from moeplan.tests.routings import random_trace
+from moeplan.tests.spelled_out import first_version, spelled_out
 from moeplan.tests.synthetic import cluster
 
 LAYERS, EXPERTS, HIDDEN, FFN, HEADS, WORDS = 3, 4, 32, 48, 4, 64
@@ -45,7 +47,16 @@ def make_seeds(folder: Path) -> None:
     """Every valid file, in ``folder``."""
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1))
     model = load_model(str(folder / "config.json"))
-    cluster(model, ((1.0, 0.5),)).write(folder / "cluster.json")
+    measured = cluster(model, ((1.0, 0.5),))
+    measured.write(folder / "cluster.json")
+    (folder / "first-cluster.json").write_text(first_version(spelled_out(measured)))
+    wires = tuple(TopologyEdge(source=f"device {i}", target="s", rate=1e9) for i in (0, 1))
+    by_hand = {
+        "link_exceptions": (LinkException(source=1, target=0, link="host"),),
+        "topology": Topology(nodes=(TopologyNode(name="s", type="switch"),), edges=wires),
+        "collectives": tuple(c.model_copy(update={"kinds": ("speed 0.5", "speed 1")}) for c in measured.collectives),
+    }
+    measured.model_copy(update=by_hand).write(folder / "hand-cluster.json")
     layer = LayerPlan(strategy="ep", slots=even_slots(EXPERTS, 2))
     hand_made_plan(model, "decode:4@8", [layer], tokens=[2, 2]).write(folder / "plan.json")
     random_trace(0, LAYERS, EXPERTS, 60, 2).write(folder / "trace.npz")
@@ -127,6 +138,8 @@ def readers(folder: Path) -> dict[str, list[list[str]]]:
     found: dict[str, list[list[str]]] = {
         "config.json": [solve, [*place, *named], ["export", "place.json", "--to", "vllm", *named]],
         "cluster.json": [solve, [*place, *named, "--cluster", "cluster.json"], ["profile", *named]],
+        "first-cluster.json": [[*solve, "--cluster", "first-cluster.json"]],
+        "hand-cluster.json": [["explain", "hand-cluster.json"], [*solve, "--cluster", "hand-cluster.json"]],
         "plan.json": [["run", "plan.json"]],
         "lab.yaml": [["run", "plan.json", "--lab", "lab.yaml"]],
         "place.json": [

@@ -19,6 +19,7 @@ from moeplan.tests.spelled_out import first_version, spelled_out
 from moeplan.tests.synthetic import cluster, tiny_model
 
 PROVENANCE = {"created": "now", "command": "test", "versions": {}, "seconds": 1.0, "models": ["tiny"]}
+NVML = [{}, {}, {"topology": "gpu1: PIX, gpu2: SYS"}, {"topology": "gpu0: PIX, gpu2: SYS"}, {"topology": "gpu0: SYS"}]
 
 
 def drawn_curve(draw, axis: str = "bytes") -> dict[str, Any]:
@@ -40,6 +41,7 @@ def measurements(draw) -> Measurement:
             "name": draw(st.sampled_from(["x", "y"])),
             "memory_bytes": draw(st.sampled_from([2**30, 2**31])),
             "cpu_share": draw(st.sampled_from([1.0, 1.0, 0.5])),
+            "details": draw(st.sampled_from(NVML)),
             "stream_bandwidth": draw(st.sampled_from([1e10, 1e10, 2e10])),
             "operators": [
                 {
@@ -230,7 +232,14 @@ def two(**fields: Any) -> dict[str, Any]:
         ({"link_exceptions": [pair(0, 1), pair(0, 1)]}, "link_exceptions[1]: 0 to 1 has an exception already"),
         ({"link_classes": cluster_body()["link_classes"] * 2}, "link class names repeat"),
         ({"kinds": cluster_body()["kinds"] * 2}, "kind names repeat"),
-        ({"devices": cluster_body()["devices"] * 2049}, "devices"),
+        ({"devices": cluster_body()["devices"] * 2049}, "devices: Tuple should have at most 4096 items"),
+        (
+            {
+                "kinds": [cluster_body()["kinds"][0] | {"name": name} for name in ("processor", *map(str, range(257)))],
+                "link_rules": [rule(), *(rule(source=str(i)) for i in range(257))],
+            },
+            "link_rules name 257 kinds, at most 256: give alike kinds a family",
+        ),
         ({"collectives": cluster_body()["collectives"] * 2}, "collectives[1]: a curve of all_gather over the same"),
     ],
 )  # fmt: skip
@@ -288,3 +297,13 @@ def test_a_kind_says_what_to_measure_without_a_device() -> None:
         MissingCurveError, match=r"no embed curve \(hidden 1, f32\) for devices of kind speed 1: measure"
     ):
         kind.operator("embed", {"hidden": 1}, "f32", "tiny")
+
+
+def test_a_shape_that_was_measured_on_one_kind_only_says_nothing_of_others() -> None:
+    made = cluster(tiny_model(), ((1.0,) * 4, (0.5,) * 4))
+    found = by_class(spelled_out(made, [(0, 1), (2, 3)]))
+    assert found.collective("all_gather", (0, 2)).members == (2,)
+    with pytest.raises(MissingCurveError, match=r"no all_gather curve for devices \[4, 5\]"):
+        found.collective("all_gather", (4, 5))
+    both = by_class(spelled_out(made, [(0, 1), (4, 5)]))
+    assert both.collective("all_gather", (4, 6)).kinds is None

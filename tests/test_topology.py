@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from moeplan.planner.topology import graph_of, loads, routes, shared
 from moeplan.spec import Cluster
 from moeplan.spec.cluster import Device, LinkRule, Topology
+from moeplan.spec.cluster.nvml import switch_of
 from moeplan.tests.documents import cluster_body, refused, text
 from moeplan.tests.synthetic import cluster, tiny_model
 
@@ -55,11 +56,11 @@ def test_switches_and_racks_are_nodes() -> None:
 
 
 def gpu(i: int, **details: str) -> Device:
-    return Device(kind="speed 1", host="host0", memory_bytes=2**30, details=details)
+    return Device(kind="speed 1", host="host0", switch=switch_of(details), memory_bytes=2**30, details=details)
 
 
 def test_what_nvml_says_becomes_switches_numa_nodes_and_nvlink() -> None:
-    base = cluster(tiny_model(), ((1.0,) * 4,))
+    base = cluster(tiny_model(), ((1.0,) * 4,), switches=2)
     near = {0: "PIX", 1: "PIX", 2: "SYS", 3: "SYS"}
 
     def topology(i: int) -> str:
@@ -70,12 +71,12 @@ def test_what_nvml_says_becomes_switches_numa_nodes_and_nvlink() -> None:
     devices = [gpu(i, topology=topology(i), numa_node=str(i // 2), **facts) for i in range(4)]
     graph = graph_of(base.model_copy(update={"devices": tuple(devices)}))
     assert routes(graph, [(0, 1)])[0, 1] == [
-        ("device 0", "switch of gpu0 of host0"),
-        ("switch of gpu0 of host0", "device 1"),
+        ("device 0", "switch gpu0 of host0"),
+        ("switch gpu0 of host0", "device 1"),
     ]
-    assert graph.edges["device 0", "switch of gpu0 of host0"]["rate"] == pytest.approx(63e9, rel=0.01)
+    assert graph.edges["device 0", "switch gpu0 of host0"]["rate"] == pytest.approx(63e9, rel=0.01)
     assert [edge[1] for edge in routes(graph, [(0, 2)])[0, 2]] == [
-        "switch of gpu0 of host0",
+        "switch gpu0 of host0",
         "numa 0 of host0",
         "host host0",
         "numa 1 of host0",

@@ -38,32 +38,29 @@ def explain(
     Example: `moeplan explain place.json --picture place.png`
     Example: `moeplan explain cluster.json --group 0-7 --picture topology.png`
     """
-    if document_kind(document) == Cluster.kind:
+    text = read_text(document, Placement.hint())  # once: a pipe is empty then
+    if parse_object(text, str(document)).get("kind") == Cluster.kind:
         if trace is not None:
             raise MoeplanError(f"--trace goes with a placement, {document} is a cluster: leave it out")
-        explain_cluster(Cluster.read(document), group, picture, as_json)
+        explain_cluster(Cluster.parse(text, str(document)), group, picture, as_json)
     else:
         if group is not None:
             raise MoeplanError(f"--group goes with a cluster, {document} is none: leave it out")
-        _explain_placement(document, trace, picture, seed, as_json)
+        placement = parse_placement(text, str(document))
+        explain_placement(placement, trace_of(placement, document, trace), picture, seed, as_json)
     if picture and not as_json:
         say(f"wrote {picture}")
 
 
-def document_kind(path: Path) -> object:
-    """What kind of document a file says it is."""
-    return parse_object(read_text(path, Placement.hint()), str(path)).get("kind")
-
-
-def _explain_placement(path: Path, trace: Path | None, picture: Path | None, seed: int, as_json: bool) -> None:
-    document = read_placement(path)
-    explanation = why(document, trace_of(document, path, trace), seed=seed)
+def explain_placement(placement: Placement, trace: Trace, picture: Path | None, seed: int, as_json: bool) -> None:
+    """Print why a placement is what it is."""
+    explanation = why(placement, trace, seed=seed)
     if picture:
-        draw(document, explanation, picture)
+        draw(placement, explanation, picture)
     if as_json:
-        print_json(body(document, explanation))
+        print_json(body(placement, explanation))
         return
-    out.print(page(document, explanation))
+    out.print(page(placement, explanation))
     for known in explanation.notes:
         note(known)
 
@@ -104,8 +101,13 @@ def devices_of(text: str, count: int) -> tuple[int, ...]:
 
 def read_placement(path: Path) -> Placement:
     """A placement; a document of another kind is refused with the hint of how to make one."""
+    return parse_placement(read_text(path, Placement.hint()), str(path))
+
+
+def parse_placement(text: str, where: str) -> Placement:
+    """The same from its text; ``where`` names it in errors."""
     try:
-        return Placement.read(path)
+        return Placement.parse(text, where)
     except DocumentError as error:
         hint = Placement.hint()
         if "kind: expected" not in str(error) or hint in str(error):

@@ -19,6 +19,7 @@ from .groups import CollectiveCurve, Groups, GroupShape
 from .kinds import Copies, Device, DeviceKind
 from .links import SCOPES, LinkClass, LinkException, LinkRule, Where
 from .measurement import MeasuredCollective, MeasuredDevice, MeasuredLink, Measurement
+from .nvml import switch_of
 
 T = TypeVar("T")
 
@@ -119,7 +120,13 @@ def _kinds(measured: Sequence[MeasuredDevice], alike: Alike) -> tuple[tuple[Devi
         kinds.append(kind.model_copy(update={"name": numbered(kind.name, names)}))
         kind_of |= dict.fromkeys(members, kinds[-1].name)
     devices = (
-        Device(kind=kind_of[i], host=device.host, memory_bytes=device.memory_bytes, details=device.details)
+        Device(
+            kind=kind_of[i],
+            host=device.host,
+            switch=switch_of(device.details),
+            memory_bytes=device.memory_bytes,
+            details=device.details,
+        )
         for i, device in enumerate(measured)
     )
     return tuple(kinds), tuple(devices)
@@ -154,10 +161,10 @@ def _links(
         samples = [Sample((link.latency,), (link.curve,)) for link in links]
         labels = alike(samples)
         name_of = {}
-        for label, _ in Counter(labels).most_common():
-            found = together([s for s, of in zip(samples, labels, strict=True) if of == label])
-            name_of[label] = numbered(SCOPES[scope], names)
-            classes.append(LinkClass(name=name_of[label], latency=found.numbers[0], curve=found.curves[0]))
+        for members in sorted(_grouped(range(len(links)), labels.__getitem__).values(), key=len, reverse=True):
+            found = together([samples[i] for i in members])
+            name = name_of[labels[members[0]]] = numbered(SCOPES[scope], names)
+            classes.append(LinkClass(name=name, latency=found.numbers[0], curve=found.curves[0]))
         pairs = [(link, name_of[label]) for link, label in zip(links, labels, strict=True)]
         more, others = _rules(scope, pairs, devices)
         rules += more
@@ -199,7 +206,8 @@ def _collectives(
         lambda entry: (entry.collective, entry.traffic, *shapes[entry.group]._replace(kinds=())),
     )
     for entries in everyone.values():
-        if len(entries) > 1 and len(set(alike([_sample(entry) for entry in entries]))) == 1:
+        every_kind = {kind for entry in entries for kind in shapes[entry.group].kinds} == set(families)
+        if len(entries) > 1 and every_kind and len(set(alike([_sample(entry) for entry in entries]))) == 1:
             found.append(_of_shape(entries, shapes[entries[0].group], limited=False))
             continue
         for members in _grouped(entries, lambda entry: shapes[entry.group].kinds).values():
@@ -228,6 +236,7 @@ def _of_shape(entries: Sequence[MeasuredCollective], shape: GroupShape, limited:
         traffic=entries[0].traffic,
         members=shape.members,
         kinds=shape.kinds if limited else None,
+        scope=shape.scope,
         curve=curve,
         busy=busy,
     )
