@@ -7,80 +7,128 @@ measured rates. The largest of these is attained by rate allocation, one bottlen
 flow's time.
 """
 
+# n members, C link classes, F flows, B exchanges
+
 import numpy as np
 
-from ..spec.cluster import Cluster
 from .curves import Table
+from .sameness import Sameness
+from .traffic import Traffic
 
 FASTEST = 1e15  # bytes per second; makes every link's time strictly increase, so that it can be inverted
+ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 
 
 class FlowModel:
-    """The flows among ``group``; matrices are indexed by position in the group, [source, target]."""
+    """The flows among ``group``; members are indexed by position in it."""
 
-    def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
-        n = len(group)
-        self.off = ~np.eye(n, dtype=bool)
-        pairs = {(a, b): cluster.link(i, j) for a, i in enumerate(group) for b, j in enumerate(group) if i != j}
-        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in pairs.values()]))
-        self.times = np.zeros((n, n, len(self.knots)))
-        self.latency = np.zeros((n, n))
-        rate = np.zeros((n, n))
-        for pair, link in pairs.items():
+    def __init__(self, cluster: Sameness, group: tuple[int, ...]) -> None:
+        self.cluster, self.members, n = cluster, np.array(group), len(group)
+        self.host = cluster.host_index[self.members]
+        hosts = cluster.cluster.hosts
+        self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
+        self.uplink_in = np.array([h.uplink_in or np.inf for h in hosts])
+        classes = cluster.link_classes
+        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in classes] or [(1.0,)]))
+        self.latency = np.array([link.latency for link in classes])
+        self.times = np.zeros((len(classes), len(self.knots)))  # [C, knots]
+        rate = np.zeros(len(classes))
+        for c, link in enumerate(classes):
             # More bytes never take less: noise only adds time, so a smaller message counts at most what a larger took.
             seconds = np.minimum.accumulate(Table(link.curve).read(bytes=self.knots)[0][::-1])[::-1]
-            self.times[pair] = seconds + self.knots / FASTEST
-            self.latency[pair] = link.latency
+            self.times[c] = seconds + self.knots / FASTEST
             largest = link.curve.axes[0].values[-1]
             whole = link.curve.at(bytes=largest).seconds
-            rate[pair] = largest / max(whole - link.latency, 1e-3 * whole, largest / FASTEST)
-        self.out_rate, self.in_rate = rate.max(1), rate.max(0)
-        self.host = np.array([cluster.host_of(i) for i in group])
-        self.uplink_out = np.array([h.uplink_out or np.inf for h in cluster.hosts])
-        self.uplink_in = np.array([h.uplink_in or np.inf for h in cluster.hosts])
-        self.crosses = self.host[:, None] != self.host[None, :]
-        ones = self.off.astype(float)
-        parts = np.stack([self._parts(s * ones) for s in self.knots], axis=-1)
-        self.components = parts[np.broadcast_to(self.off, parts.shape[:3])]  # [flows x rules, knots]
+            rate[c] = largest / max(whole - link.latency, 1e-3 * whole, largest / FASTEST)
+        self.out_rate, self.in_rate = np.zeros(n), np.zeros(n)
+        self._present(rate)
         self.equal = self.components.max(0)
 
-    def _parts(self, sizes: np.ndarray) -> np.ndarray:
-        """Seconds that each rule demands of each flow: [rule, source, target]."""
-        upper = np.clip(np.searchsorted(self.knots, sizes), 1, max(len(self.knots) - 1, 1))
+    def _present(self, rate: np.ndarray) -> None:
+        """Best rates of the members, largest latency, and ``components``: [distinct flows, knots] seconds that each
+        rule demands of an equal exchange.
+
+        Flows of one class differ in their members' rates and uplinks only, of which the slowest demand the most at
+        every size: one row for each class and rule says all.
+        """
+        n, classes = len(self.members), len(rate)
+        present = [np.zeros((classes, n), bool) for _ in range(4)]  # sources, targets, and of those that cross hosts
+        for first in range(0, n, ROWS):
+            some = self.members[first : first + ROWS, None]
+            kind = self.cluster.link_class_index(some, self.members[None, :])
+            source, target = np.nonzero(kind >= 0)
+            kind = kind[source, target]
+            source += first
+            across = self.host[source] != self.host[target]
+            for seen, end, mine in zip(present, (source, target) * 2, (slice(None),) * 2 + (across,) * 2, strict=True):
+                seen[kind[mine], end[mine]] = True
+        used = present[0].any(1)
+        self.worst_latency = float(self.latency[used].max(initial=0.0))
+        self.out_rate = np.where(present[0], rate[:, None], 0.0).max(0, initial=0.0)
+        self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
+        each = np.bincount(self.host, minlength=len(self.uplink_out))
+        crossing = each * (n - each)
+        loads = (  # seconds per byte of an equal exchange, by member
+            (n - 1) / self.out_rate if n > 1 else np.zeros(n),
+            (n - 1) / self.in_rate if n > 1 else np.zeros(n),
+            (crossing / self.uplink_out)[self.host],
+            (crossing / self.uplink_in)[self.host],
+        )
+        rows = [self.times[used]]
+        for seen, load in zip(present, loads, strict=True):
+            found = seen.any(1)
+            worst = np.where(seen, load, 0.0).max(1, initial=0.0)[found]
+            rows.append(worst[:, None] * self.knots + self.latency[found, None])
+        self.components = np.concatenate(rows) if n > 1 else np.zeros((1, len(self.knots)))
+
+    def crossing(self, traffic: Traffic) -> np.ndarray:
+        """[F] whether each flow goes between hosts."""
+        return self.host[traffic.source] != self.host[traffic.target]
+
+    def _flows(self, traffic: Traffic) -> np.ndarray:
+        """[F] seconds of each flow."""
+        size, at = traffic.bytes, traffic.batch
+        kind = self.cluster.link_class_index(self.members[traffic.source], self.members[traffic.target])
+        latency = self.latency[kind]
         if len(self.knots) == 1:
-            link = self.times[..., 0] * np.maximum(1.0, sizes / self.knots[0])
+            link = self.times[kind, 0] * np.maximum(1.0, size / self.knots[0])
         else:
+            upper = np.clip(np.searchsorted(self.knots, size), 1, len(self.knots) - 1)
             low, high = self.knots[upper - 1], self.knots[upper]
-            weight = np.maximum((sizes - low) / (high - low), 0.0)
-            row, column = np.indices(sizes.shape)
-            link = self.times[row, column, upper - 1] * (1 - weight) + self.times[row, column, upper] * weight
-        out = (sizes.sum(1) / self.out_rate)[:, None] + self.latency
-        into = (sizes.sum(0) / self.in_rate)[None, :] + self.latency
-        outward, inward = self.crossing(sizes)
-        hosts = len(self.uplink_out)
-        up_out = np.bincount(self.host, outward, hosts) / self.uplink_out
-        up_in = np.bincount(self.host, inward, hosts) / self.uplink_in
-        up = np.maximum(up_out[self.host][:, None], up_in[self.host][None, :])
-        return np.stack([link, out, into, np.where(self.crosses, up + self.latency, 0.0)])
+            weight = np.maximum((size - low) / (high - low), 0.0)
+            link = self.times[kind, upper - 1] * (1 - weight) + self.times[kind, upper] * weight
+        out = (traffic.sent() / self.out_rate)[at, traffic.source]
+        into = (traffic.received() / self.in_rate)[at, traffic.target]
+        seconds = np.maximum(link, np.maximum(out, into) + latency)
+        across = self.crossing(traffic)
+        if across.any():
+            up = np.maximum(
+                self._uplinks(traffic.sent(across), self.uplink_out)[at, self.host[traffic.source]],
+                self._uplinks(traffic.received(across), self.uplink_in)[at, self.host[traffic.target]],
+            )
+            seconds = np.where(across, np.maximum(seconds, up + latency), seconds)
+        return seconds
 
-    def crossing(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes that each device sends to, and receives from, other hosts."""
-        across = np.where(self.crosses, sizes, 0.0)
-        return across.sum(1), across.sum(0)
+    def _uplinks(self, crossing: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """[B, hosts] seconds that the uplinks need for what [B, n] members send (receive) across hosts."""
+        place = np.arange(len(crossing))[:, None] * len(rate) + self.host
+        return np.bincount(place.ravel(), crossing.ravel(), len(crossing) * len(rate)).reshape(-1, len(rate)) / rate
 
-    def seconds(self, sizes: np.ndarray) -> np.ndarray:
-        """Per device, when the last flow that it sends or receives has ended. sizes: [source, target] bytes."""
-        flows = np.where(self.off & (sizes > 0), self._parts(np.where(self.off, sizes, 0.0)).max(0), 0.0)
-        return np.maximum(flows.max(1), flows.max(0))
+    def seconds(self, traffic: Traffic) -> np.ndarray:
+        """[B, n] when the last flow that a member sends or receives has ended."""
+        flows = self._flows(traffic)
+        last = np.zeros(traffic.count * traffic.members)
+        np.maximum.at(last, traffic.batch * traffic.members + traffic.source, flows)
+        np.maximum.at(last, traffic.batch * traffic.members + traffic.target, flows)
+        return last.reshape(traffic.count, traffic.members)
 
-    def equal_size(self, seconds: float) -> float:
-        """The bytes per pair whose equal exchange takes ``seconds``; at least the smallest measured message."""
-        if seconds <= self.equal[0]:
-            return float(self.knots[0])
+    def equal_size(self, seconds: np.ndarray) -> np.ndarray:
+        """[B] bytes per pair whose equal exchange takes ``seconds`` [B]; at least the smallest measured message."""
         if len(self.knots) == 1:
-            return float(self.knots[0] * seconds / self.equal[0])
-        k = min(int(np.searchsorted(self.equal, seconds, side="right")) - 1, len(self.knots) - 2)
-        slope = (self.components[:, k + 1] - self.components[:, k]) / (self.knots[k + 1] - self.knots[k])
+            return self.knots[0] * np.maximum(seconds / self.equal[0], 1.0)
+        k = np.clip(np.searchsorted(self.equal, seconds, side="right") - 1, 0, len(self.knots) - 2)
+        start = self.components[:, k]
+        slope = (self.components[:, k + 1] - start) / (self.knots[k + 1] - self.knots[k])
         rising = slope > 0
-        reach = (seconds - self.components[rising, k]) / slope[rising]
-        return float(self.knots[k] + reach.min())
+        reach = np.where(rising, (seconds - start) / np.where(rising, slope, 1.0), np.inf).min(0)
+        return np.where(seconds <= self.equal[0], self.knots[0], self.knots[k] + reach)

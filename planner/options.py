@@ -45,6 +45,14 @@ class Classes:
             found.setdefault(layer % stored, []).append(ordinal)
         return cls(tuple(tuple(members) for members in found.values()))
 
+    @cached_property
+    def of_ordinal(self) -> np.ndarray:
+        """[mixture-of-experts layers] class of each."""
+        index = np.zeros(sum(map(len, self.members)), int)
+        for c, members in enumerate(self.members):
+            index[list(members)] = c
+        return index
+
     def spread(self, chosen: Sequence[LayerPlan]) -> list[LayerPlan]:
         """One plan per mixture-of-experts layer from one per class."""
         plans: dict[int, LayerPlan] = {}

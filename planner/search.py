@@ -90,12 +90,12 @@ def solve(
     search = _search_with_storage(arguments, shared=memory_bytes is None)
     best = _best(search)
     assert best is not None
-    assert best.candidate.step_seconds is not None
-    objective = best.candidate.step_seconds
+    objective = best.seconds
 
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
     step = Step(final, model, best.step.layout, search.routing)
-    prediction, _ = step.predict(best.plans, search.stored, limits)
+    # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
+    prediction = step.predict(best.plans, search.stored, limits).model_copy(update={"step_seconds": objective})
     bound = min(search.bound, objective)
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
@@ -196,7 +196,7 @@ def _best(search: Search) -> Choice | None:
 def _baseline_seconds(search: Search, name: str) -> float:
     """A baseline is predicted even where it does not fit: it is what the plan is compared with."""
     choice = next(choice for choice in search.choices if choice.candidate.name == name)
-    return choice.candidate.step_seconds or choice.step.seconds(choice.plans)
+    return choice.seconds
 
 
 def _shortage(search: Search, shared: bool) -> str:

@@ -1,7 +1,8 @@
 """The searched space: layouts x expert degrees x one option for every mixture-of-experts layer."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
+from .columns import Column
 from .costs import Costs
 from .layout import Layout
 from .options import Classes, Options
@@ -27,11 +29,12 @@ BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would 
 
 
 class Choice(NamedTuple):
-    """One simulated alternative; no plans where nothing fits."""
+    """One alternative and its predicted seconds, whether it fits or not; no plans where nothing fits."""
 
     candidate: Candidate
     step: Step
     plans: list[LayerPlan]
+    seconds: float
 
 
 @dataclass
@@ -60,6 +63,9 @@ class Search:
     spaces: int = 0
     interrupted: bool = False
     cut: bool = False  # by the clock, inside a space
+    _columns: dict[tuple, Column] = field(default_factory=dict)  # of the layout that is searched
+    _tabled: dict[tuple[int, bool], Tables] = field(default_factory=dict)
+    _of: Step | None = None
 
     @cached_property
     def classes(self) -> Classes:
@@ -84,8 +90,7 @@ class Search:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
         self.spaces = len(self.layouts) * len(self.degrees)
         try:
-            for name, layout in self.layouts.items():
-                step = Step(self.costs, self.model, layout, self.routing)
+            for name, step in self._steps():
                 for degree in self.degrees:
                     if self.searched and time.perf_counter() > self.deadline:
                         continue
@@ -101,27 +106,48 @@ class Search:
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
-        for layout in self.layouts.values():
-            step = Step(self.costs, self.model, layout, self.routing)
-            if any(self._tables(step, degree, thorough=False).fits(strategy, self._left()) for degree in self.degrees):
+        for _, step in self._steps():
+            if any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
                 return True
         return False
 
-    def _tables(self, step: Step, degree: int, thorough: bool = True) -> Tables:
+    def _steps(self) -> Iterator[tuple[str, Step]]:
+        """Every layout's step; what is known of one is kept while it is the last that was looked at."""
+        for name, layout in self.layouts.items():
+            if self._of is None or self._of.layout is not layout:
+                self._of = Step(self.costs, self.model, layout, self.routing)
+                self._columns.clear()
+                self._tabled.clear()
+            yield name, self._of
+
+    def _tables(self, step: Step, degree: int, thorough: bool = False) -> Tables:
         """The options of one layout and expert degree."""
-        found: list[list[LayerPlan]] = [[] for _ in self.classes.members]
-        for strategy in self.strategies:
-            share = self._share(step, strategy, degree)
-            if strategy == "ep":
-                for plans in self.options.ep(degree, share, thorough).values():
-                    _extend(found, [[plan] for plan in plans])
-            else:
-                _extend(found, self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share))
-        return Tables(step, self.classes, found, self._room(step))
+        if (degree, thorough) not in self._tabled:
+            found: list[Sequence[LayerPlan]] = []
+            for strategy in self.strategies:
+                share = self._share(step, strategy, degree)
+                if strategy == "ep":
+                    found += self.options.ep(degree, share, thorough).values()
+                else:
+                    options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
+                    # Classes with fewer options than others repeat their last.
+                    most = max(map(len, options))
+                    found += [[plans[min(o, len(plans) - 1)] for plans in options] for o in range(most)]
+            distinct = dict.fromkeys(map(tuple, found))
+            columns = [self._column(step, plans) for plans in distinct]
+            self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
+        return self._tabled[degree, thorough]
+
+    def _column(self, step: Step, plans: tuple[LayerPlan, ...]) -> Column:
+        if step is not self._of:
+            return Column.of(step, self.classes, plans)
+        if plans not in self._columns:
+            self._columns[plans] = Column.of(step, self.classes, plans)
+        return self._columns[plans]
 
     def _space(self, layout: str, step: Step, degree: int) -> None:
         """Candidates and bound of one layout and expert degree."""
-        tables = self._tables(step, degree)
+        tables = self._tables(step, degree, thorough=True)
         where = f"{layout}, expert {degree}"
         for strategy in self.strategies:
             if self.choices and any(c.plans for c in self.choices) and time.perf_counter() > self.deadline:
@@ -131,21 +157,22 @@ class Search:
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
-        self._lower_bound(step, tables)
+        self._lower_bound(tables)
 
     def _choose(self, name: str, step: Step, degree: int, tables: Tables, strategy: Strategy | None) -> None:
-        """The exact choice among the options (of one strategy, or of all), simulated whole."""
+        """The exact choice among the options (of one strategy, or of all), timed whole."""
         try:
             solution = tables.select(tables.seconds, strategy, self._left(), self.seed)
         except Infeasible as error:
             self.missing.append(tables.missing(error))
-            self._record(name, step, degree, [], lacking(self.missing[-1]))
+            self._record(name, step, degree, [], math.inf, lacking(self.missing[-1]))
         except NotFound:
-            self._record(name, step, degree, [], "nothing that fits was found in the time allowed")
+            self._record(name, step, degree, [], math.inf, "nothing that fits was found in the time allowed")
         else:
-            self._record(name, step, degree, self.classes.spread(tables.plans(solution)), "")
+            seconds = tables.step_seconds(solution.assignment)
+            self._record(name, step, degree, self.classes.spread(tables.plans(solution.assignment)), seconds, "")
 
-    def _lower_bound(self, step: Step, tables: Tables) -> None:
+    def _lower_bound(self, tables: Tables) -> None:
         """Take in what is proven for this space; where nothing fits there is nothing to prove."""
         try:
             additive = tables.select(tables.arrival, None, self._left(), self.seed).bound
@@ -153,34 +180,36 @@ class Search:
             return
         except NotFound:
             additive = 0.0
-        of_class = {ordinal: c for c, members in enumerate(self.classes.members) for ordinal in members}
-        chains = step.lower_bound([tables.options[of_class[ordinal]] for ordinal in range(len(of_class))])
-        dense = sum(step.slowest_arrival(i, None) for i, block in enumerate(self.model.layers) if not block.moe)
-        self.bound = min(self.bound, max(chains, additive + dense + step.outside_bounds()))
+        self.bound = min(self.bound, max(tables.lower_bound(), additive + tables.beside()))
 
     def _baselines(self) -> None:
         """They count as candidates only where ``ep`` is searched, which has them among its options."""
         devices = self.costs.devices
         layout = Layout.of(self.workload, 1, even(self.workload.sequences, devices))
-        step = Step(self.costs, self.model, layout, self.routing)
-        placements = self.options.ep(devices, self._share(step, "ep", devices))
+        if self._of is not None and self._of.layout == layout:
+            step = self._of
+        else:
+            step = Step(self.costs, self.model, layout, self.routing)
+        placements = self.options.ep(devices, self._share(step, "ep", devices), thorough=False)
         for name, method in BASELINES.items():
-            plans = self.classes.spread(placements.get(method, placements["linear"]))
+            own = tuple(placements.get(method, placements["linear"]))
+            tables = Tables(step, self.classes, [self._column(step, own)], self._room(step))
+            plans, seconds = self.classes.spread(own), tables.step_seconds([0] * len(own))
             held = step.memory(plans, self.stored, self.limits)
             missing = np.array([max(0, m.total - m.limit) for m in held])
-            self._record(name, step, devices, plans, lacking(missing) if missing.any() else "")
+            self._record(name, step, devices, plans, seconds, lacking(missing) if missing.any() else "")
 
-    def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], reason: str) -> None:
+    def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
         used = [plan.strategy for plan in plans]
         candidate = Candidate(
             name=name,
             degrees=Degrees(tensor=step.layout.tensor, data=step.layout.devices // step.layout.tensor, expert=degree),
             strategies={strategy: used.count(strategy) for strategy in STRATEGIES if strategy in used},
             tokens=step.layout.tokens,
-            step_seconds=None if reason else step.seconds(plans),
+            step_seconds=None if reason else seconds,
             reason=reason,
         )
-        self.choices.append(Choice(candidate, step, plans))
+        self.choices.append(Choice(candidate, step, plans, seconds))
 
     def _room(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""
@@ -195,21 +224,14 @@ class Search:
         It guides uneven placements and splits; activations are those of the even plan. What a choice really takes is
         checked by the selection.
         """
-        plan, layers = self.options.plain(strategy, degree), [step.layers[i] for i in self.model.moe_layers]
-        region = memory.gathered_region(layers[0].block, plan, self.costs.element_bytes)
-        activations = np.max([memory.layer_activations(layer, plan) for layer in layers], axis=0)
         classes = len(self.classes.members)
+        column = self._column(step, (self.options.plain(strategy, degree),) * classes)
+        region, activations = column.regions.max(0)
         return np.tile((self._room(step) - region - activations) // classes, (classes, 1))
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
         return max(LEAST_TIME, SELECT_TIME * (self.deadline - time.perf_counter()))
-
-
-def _extend(options: list[list[LayerPlan]], more: list[list[LayerPlan]]) -> None:
-    """Add the plans that a class does not have yet."""
-    for mine, plans in zip(options, more, strict=True):
-        mine += [plan for plan in plans if plan not in mine]
 
 
 def lacking(missing: np.ndarray) -> str:

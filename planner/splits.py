@@ -3,6 +3,7 @@
 Even ones, and those that `solvers.split` proves best on the measured curves.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -42,12 +43,12 @@ def tensor_degrees(costs: Costs, model: Model) -> list[int]:
             return False
         try:
             for group in groups:
-                costs.cluster.collective("all_gather", group)
-                costs.cluster.collective("reduce_scatter", group)
+                costs.same.collective("all_gather", group)
+                costs.same.collective("reduce_scatter", group)
                 if any(a.qk_norm == "full" for a in attentions):
-                    costs.cluster.collective("all_reduce", group)
+                    costs.same.collective("all_reduce", group)
             for block in dict.fromkeys(model.layers):
-                for device in range(costs.devices) if block.attention else ():
+                for device in costs.representatives if block.attention else ():
                     for phase in ("attention_prefill", "attention_decode"):
                         costs.table(device, phase, attention_shape(block, t))
         except MissingCurveError:
@@ -87,10 +88,9 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
     """[groups, sequences + 1] seconds of attention and routing in a step for each count of sequences."""
     counts = np.arange(workload.sequences + 1)
     tokens = -(-counts * workload.length // tensor)
-    total = np.zeros((costs.devices, len(counts)))
-    for block in dict.fromkeys(model.layers):
-        layers = sum(other == block for other in model.layers)
-        for device in range(costs.devices):
+    total = np.zeros((len(costs.representatives), len(counts)))
+    for block, layers in Counter(model.layers).items():
+        for kind, device in enumerate(costs.representatives):
             if block.attention is not None:
                 shape = attention_shape(block, tensor)
                 if workload.phase == "prefill":
@@ -99,10 +99,10 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
                 else:
                     table = costs.table(device, "attention_decode", shape)
                     seconds = table.read(sequences=counts, context=max(workload.context, 1))[0]
-                total[device] += layers * seconds
+                total[kind] += layers * seconds
             if block.moe is not None:
-                total[device] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
-    return total.reshape(-1, tensor, len(counts)).max(1)
+                total[kind] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
+    return costs.of_devices(total).reshape(-1, tensor, len(counts)).max(1)
 
 
 def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Routing, tensor: int) -> np.ndarray:
@@ -110,18 +110,18 @@ def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Rou
     counts = np.arange(workload.sequences + 1)
     knots = np.unique(np.linspace(0, workload.sequences, KNOTS).round().astype(int))
     ordinals = np.unique(np.linspace(0, len(model.moe_layers) - 1, SAMPLED_LAYERS).astype(int))
-    seconds = np.zeros((costs.devices, len(knots)))
+    seconds = np.zeros((len(costs.representatives), len(knots)))
+    tokens = -(-knots * workload.length // tensor)
     for j in ordinals:
         block = model.moe_block(int(j))
         assert block.moe is not None
-        for k, count in enumerate(knots):
-            tokens = -(-int(count) * workload.length // tensor)
-            rows = np.bincount(routing.expert_ids[:tokens, j].ravel(), minlength=block.moe.num_experts)
-            for device in range(costs.devices):
-                seconds[device, k] += float(costs.expert_ffn(device, block, block.moe.ffn_size, rows))
+        chosen = routing.by_layer[j]
+        rows = np.stack([np.bincount(chosen[:n].ravel(), minlength=block.moe.num_experts) for n in tokens])
+        for kind, device in enumerate(costs.representatives):
+            seconds[kind] += costs.expert_ffn(block, block.moe.ffn_size, rows, device)
     seconds *= len(model.moe_layers) / len(ordinals)
     table = np.stack([np.interp(counts, knots, row) for row in seconds])
-    return table.reshape(-1, tensor, len(counts)).max(1)
+    return costs.of_devices(table).reshape(-1, tensor, len(counts)).max(1)
 
 
 def ffn_splits(
@@ -138,10 +138,9 @@ def ffn_splits(
     granule = min(ffn, max(LEAST_COLUMNS, ffn // GRANULES))
     units = ffn // granule
     columns = np.arange(units + 1) * granule
-    seconds = np.zeros((costs.devices, units + 1))
-    for device in range(costs.devices):
-        for row in counts:
-            seconds[device] += costs.expert_ffn(device, block, columns, row)
+    calls = np.broadcast_to(counts[:, None, :], (len(counts), units + 1, counts.shape[1]))
+    seconds = np.stack([costs.expert_ffn(block, columns, calls, device).sum(0) for device in costs.representatives])
+    seconds = costs.of_devices(seconds)
     bytes_each = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes / ffn
     splits = [even(ffn, costs.devices)]
     fits = columns * bytes_each <= room[:, None]
@@ -162,6 +161,6 @@ def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
     mean = counts.mean()
     experts = -(-counts.shape[1] // costs.devices)
     at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(mean, 1.0)}
-    seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
-    speeds = 1 / np.maximum(seconds, 1e-12)
+    kinds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in costs.representatives]
+    speeds = 1 / np.maximum(costs.of_devices(np.array(kinds)), 1e-12)
     return speeds / speeds.mean()

@@ -5,6 +5,7 @@ made for.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,6 +26,11 @@ class Routing:
 
     expert_ids: np.ndarray
     expert_weights: np.ndarray
+
+    @cached_property
+    def by_layer(self) -> np.ndarray:
+        """[moe_layers, tokens, top_k] expert ids."""
+        return np.ascontiguousarray(self.expert_ids.transpose(1, 0, 2))
 
     def counts(self, num_experts: int) -> np.ndarray:
         """[moe_layers, experts] tokens per expert."""

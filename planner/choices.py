@@ -1,0 +1,186 @@
+"""The experts that the tokens of a step chose, counted where a strategy needs them: by device, and by placement."""
+
+# B layers that are costed together, T tokens, K top-k, G devices, E experts
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from ..spec.plan import LayerPlan
+from ..spec.routing import COPY_PHASES, COPY_STEP
+from .layout import Layout
+from .traffic import Traffic
+
+PIECE = 2**22  # choices that are looked at together
+
+
+class Dispatch(NamedTuple):
+    """What ``ep`` does with the tokens of B layers.
+
+    rows: Traffic of rows between devices, one per token and distinct destination; kept: [B, G] rows that stay.
+    counts: [B, G, E] rows that each expert computes.
+    """
+
+    rows: Traffic
+    kept: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def computed(self) -> np.ndarray:
+        """[B, G] rows that each device computes."""
+        return self.rows.received() + self.kept
+
+    @property
+    def sent(self) -> np.ndarray:
+        """[B, G] rows that each device's tokens become."""
+        return self.rows.sent() + self.kept
+
+
+@dataclass(frozen=True)
+class Choices:
+    """ids: [B, T, K] expert of every choice; hosts: [G]."""
+
+    ids: np.ndarray
+    layout: Layout
+    hosts: np.ndarray
+    experts: int
+    _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
+
+    @cached_property
+    def own(self) -> np.ndarray:
+        """[B, G, E] tokens of each device that chose each expert."""
+        devices = self.layout.devices
+        key = self.layout.source[:, None] * self.experts + self.ids
+        return _counted(key, devices * self.experts).reshape(-1, devices, self.experts)
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """[B, E] tokens that chose each expert."""
+        return _counted(self.ids, self.experts)
+
+    def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        """One plan for each of the B layers; remembered for the same sequence of plans."""
+        if not self._last or self._last[0][0] is not plans:
+            self._last[:] = [(plans, self._dispatch(plans))]
+        return self._last[0][1]
+
+    def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        devices = self.layout.devices
+        rows, kept, counts = [], [], []
+        step = max(1, PIECE // self.ids[0].size)
+        for first in range(0, len(plans), step):
+            ids, some = self.ids[first : first + step], plans[first : first + step]
+            target = self._targets(ids, some)
+            counts.append(_counted(target * self.experts + ids, devices * self.experts))
+            found, stay = self._rows(target, first)
+            rows.append(found)
+            kept.append(stay)
+        batch, source, target, number = (np.concatenate(part) for part in zip(*rows, strict=True))
+        traffic = Traffic(len(plans), devices, batch, source, target, number)
+        return Dispatch(traffic, np.concatenate(kept), np.concatenate(counts).reshape(-1, devices, self.experts))
+
+    def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
+        count, devices = len(target), self.layout.devices
+        target = np.sort(target, axis=2)
+        new = np.ones(target.shape, bool)
+        new[:, :, 1:] = target[:, :, 1:] != target[:, :, :-1]
+        key = ((np.arange(count)[:, None] * devices + self.layout.source)[:, :, None] * devices + target)[new]
+        pairs = count * devices * devices
+        if pairs <= 4 * key.size:
+            every = np.bincount(key, minlength=pairs)
+            key = np.flatnonzero(every)
+            number = every[key]
+        else:
+            key, number = np.unique(key, return_counts=True)
+        batch, pair = np.divmod(key, devices * devices)
+        source, to = np.divmod(pair, devices)
+        home = source == to
+        stay = np.zeros((count, devices))
+        stay[batch[home], source[home]] = number[home]
+        away = ~home
+        return (batch[away] + first, source[away], to[away], number[away].astype(float)), stay
+
+    def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
+        """[b, T, K] device that serves each choice."""
+        if all(sum(map(len, plan.slots)) == self.experts for plan in plans):
+            owner = np.stack([_owner(plan, self.experts) for plan in plans])
+            return owner[np.arange(len(plans))[:, None, None], ids]
+        phase = (np.arange(ids.shape[1]) * COPY_STEP) % COPY_PHASES
+        found = np.empty(ids.shape, np.int64)
+        for b, plan in enumerate(plans):
+            copies = Copies.of(plan, self.experts, self.hosts)
+            found[b] = copies.target(self.layout.source[:, None], ids[b], phase[:, None])
+        return found
+
+
+def _owner(plan: LayerPlan, experts: int) -> np.ndarray:
+    """[E] device of each expert's only copy."""
+    held = [len(slots) for slots in plan.slots]
+    owner = np.empty(experts, np.int64)
+    owner[np.fromiter((e for slots in plan.slots for e in slots), int, experts)] = np.repeat(np.arange(len(held)), held)
+    return owner
+
+
+def _counted(key: np.ndarray, size: int) -> np.ndarray:
+    """[B, size] how often each of 0..size-1 occurs in each row of ``key`` [B, ...]."""
+    count = len(key)
+    flat = key.reshape(count, -1) + np.arange(count)[:, None] * size
+    return np.bincount(flat.ravel(), minlength=count * size).reshape(count, size)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which copy of an expert serves a token: the rule of ``spec.routing.copy_table``, without its table.
+
+    holder: devices that hold copies, by expert and device; near: the same by expert, host and device.
+    first: [E, H + 1] where those of an expert that lie on host h or a later one begin in it.
+    held: [G, E]. bounds: with shares, [E, G] the phases, of 1, up to which devices 0..g serve.
+    """
+
+    holder: np.ndarray
+    near: np.ndarray
+    first: np.ndarray
+    held: np.ndarray
+    hosts: np.ndarray
+    bounds: np.ndarray | None
+
+    @classmethod
+    def of(cls, plan: LayerPlan, experts: int, hosts: np.ndarray) -> "Copies":
+        sizes = [len(slots) for slots in plan.slots]
+        device = np.repeat(np.arange(len(sizes)), sizes)
+        expert = np.fromiter((e for slots in plan.slots for e in slots), int, len(device))
+        held = np.zeros((len(sizes), experts), bool)
+        held[device, expert] = True
+        order = np.lexsort((device, hosts[device], expert))
+        count = int(hosts.max()) + 1
+        first = np.searchsorted(
+            (expert * (count + 1) + hosts[device])[order],
+            np.arange(experts)[:, None] * (count + 1) + np.arange(count + 1),
+        )
+        bounds = None
+        if plan.shares is not None:
+            share = np.fromiter((s for shares in plan.shares for s in shares), float, len(device))
+            weight = np.zeros((experts, len(sizes)))
+            weight[expert, device] = share
+            bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
+        return cls(device[np.lexsort((device, expert))], device[order], first, held, hosts, bounds)
+
+    def target(self, source: np.ndarray, expert: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """Device that serves ``expert`` for a token on ``source`` at ``phase`` of COPY_PHASES; arrays broadcast."""
+        source, expert, phase = np.broadcast_arrays(source, expert, phase)
+        if self.bounds is not None:
+            table = ((np.arange(COPY_PHASES) + 0.5) / COPY_PHASES > self.bounds[:, :-1, None]).sum(1)
+            return table[expert, phase]
+        host = self.hosts[source]
+        start, count = self.first[expert, host], self.first[expert, host + 1] - self.first[expert, host]
+        away = count == 0
+        count = np.where(away, self.first[expert, -1] - self.first[expert, 0], count)
+        # The copy whose part of the phases holds this one: the largest k with (phase + 1/2) / PHASES > k / count.
+        pick = -(-(2 * phase + 1) * count // (2 * COPY_PHASES)) - 1
+        everywhere = np.where(away, self.first[expert, 0] + pick, 0)
+        served = np.where(away, self.holder[everywhere], self.near[np.where(away, 0, start + pick)])
+        return np.where(self.held[source, expert], source, served)
