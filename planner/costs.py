@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..spec.cluster import Cluster
+from ..spec.cluster import SCOPES, Cluster
 from ..spec.executed import ELSE, not_executed
 from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
 from .flows import FlowModel
-from .sameness import Sameness
 from .traffic import Traffic
 
 
@@ -51,11 +50,11 @@ class Costs:
         self.cluster, self.model, self.dtype, self.asked = cluster, model, dtype, asked or model.name
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)
-        self.same = Sameness(cluster)
-        self.hosts: list[int] = self.same.host_index.tolist()
-        self.kinds = self.same.kind_index
-        self.representatives = [int(np.argmax(self.kinds == kind)) for kind in range(len(self.same.kinds))]
-        self._of_kind = [np.flatnonzero(self.kinds == kind) for kind in range(len(self.same.kinds))]
+        self.hosts: list[int] = cluster.host_index.tolist()
+        self.kinds = cluster.kind_index
+        self._cores = np.array([kind.cpu_share if kind.type == "cpu" else 1.0 for kind in cluster.kinds])
+        self.representatives = [int(np.argmax(self.kinds == kind)) for kind in range(len(cluster.kinds))]
+        self._of_kind = [np.flatnonzero(self.kinds == kind) for kind in range(len(cluster.kinds))]
         self._beyond: dict[str, dict[str, float]] = {}
         self._operators: dict[tuple, Table] = {}
         self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
@@ -172,8 +171,7 @@ class Costs:
         curve = self._measured(exchange.collective, exchange.group)[2]
         duration = self._duration(exchange)
         mean = (exchange.traffic.sent() + exchange.traffic.received()) / (2 * (len(exchange.group) - 1))
-        kinds = [self.same.kinds[self.kinds[i]] for i in exchange.group]
-        cores = np.array([kind.cpu_share if kind.kind == "cpu" else 1.0 for kind in kinds])
+        cores = self._cores[self.kinds[list(exchange.group)]]
         return np.minimum(curve.read(bytes=np.maximum(mean, 1))[0] / cores / duration, 1.0)
 
     def demands(self, exchange: Exchange, index: int) -> tuple[dict[str, float], ...]:
@@ -220,7 +218,7 @@ class Costs:
     def _measured(self, collective: Collective, group: tuple[int, ...]) -> tuple[FlowModel, Table, Table]:
         key = (collective, group)
         if key not in self._collectives:
-            entry = self.same.collective(collective, group)
+            entry = self.cluster.collective(collective, group)
             tables = self._collectives.setdefault(
                 (id(entry),), (self._flow(group), Table(entry.curve), Table(entry.busy))
             )
@@ -231,16 +229,24 @@ class Costs:
         """Groups with links of the same classes, each inside a host, share a flow model."""
         members = np.array(group)
         key: tuple = group
-        if len(set(self.same.host_index[members].tolist())) == 1:
-            key = (len(group), self.same.link_class_index(members[:, None], members[None, :]).tobytes())
+        if len(set(self.cluster.host_index[members].tolist())) == 1:
+            key = (len(group), self.cluster.link_class_index(members[:, None], members[None, :]).tobytes())
         if key not in self._flows:
-            self._flows[key] = FlowModel(self.same, group)
+            self._flows[key] = FlowModel(self.cluster, group)
         return self._flows[key]
+
+    def link_seconds(self, size: int) -> tuple[float | None, float | None]:
+        """Mean seconds of ``size`` bytes over a link inside a host, and over one between hosts; None without any."""
+        seconds = np.array([link.curve.at(bytes=size).seconds for link in self.cluster.link_classes])
+        counts, inside = self.cluster.link_counts(), SCOPES.index("host") + 1
+        found = (counts[:inside].sum(0), counts[inside:].sum(0))
+        within, between = (float(count @ seconds / count.sum()) if count.sum() else None for count in found)
+        return within, between
 
     def table(self, device: int, operator: str, shape: Shape) -> Table:
         key = (self.kinds[device], operator, *shape.values())
         if key not in self._operators:
-            curve = self.same.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
+            curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
             self._operators[key] = Table(curve)
         return self._operators[key]
 

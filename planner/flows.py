@@ -11,8 +11,8 @@ flow's time.
 
 import numpy as np
 
+from ..spec.cluster import Cluster
 from .curves import Table
-from .sameness import Sameness
 from .traffic import Traffic
 
 FASTEST = 1e15  # bytes per second; makes every link's time strictly increase, so that it can be inverted
@@ -22,37 +22,37 @@ ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 class FlowModel:
     """The flows among ``group``; members are indexed by position in it."""
 
-    def __init__(self, cluster: Sameness, group: tuple[int, ...]) -> None:
+    def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
         self.cluster, self.members, n = cluster, np.array(group), len(group)
         self.host = cluster.host_index[self.members]
-        hosts = cluster.cluster.hosts
+        hosts = cluster.hosts
         self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
         self.uplink_in = np.array([h.uplink_in or np.inf for h in hosts])
         classes = cluster.link_classes
-        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in classes] or [(1.0,)]))
-        self.latency = np.array([link.latency for link in classes])
+        present = self._present(len(classes))
+        used = np.flatnonzero(present[0].any(1))
+        self.knots = np.unique(np.concatenate([classes[c].curve.axes[0].values for c in used] or [(1.0,)]))
+        self.latency, rate = np.zeros(len(classes)), np.zeros(len(classes))
         self.times = np.zeros((len(classes), len(self.knots)))  # [C, knots]
-        rate = np.zeros(len(classes))
-        for c, link in enumerate(classes):
+        for c in used:
+            curve, latency = classes[c].curve, classes[c].latency
             # More bytes never take less: noise only adds time, so a smaller message counts at most what a larger took.
-            seconds = np.minimum.accumulate(Table(link.curve).read(bytes=self.knots)[0][::-1])[::-1]
+            seconds = np.minimum.accumulate(Table(curve).read(bytes=self.knots)[0][::-1])[::-1]
             self.times[c] = seconds + self.knots / FASTEST
-            largest = link.curve.axes[0].values[-1]
-            whole = link.curve.at(bytes=largest).seconds
-            rate[c] = largest / max(whole - link.latency, 1e-3 * whole, largest / FASTEST)
-        self.out_rate, self.in_rate = np.zeros(n), np.zeros(n)
-        self._present(rate)
+            largest = curve.axes[0].values[-1]
+            whole = curve.at(bytes=largest).seconds
+            rate[c] = largest / max(whole - latency, 1e-3 * whole, largest / FASTEST)
+            self.latency[c] = latency
+        self.worst_latency = float(self.latency.max(initial=0.0))
+        self.out_rate = np.where(present[0], rate[:, None], 0.0).max(0, initial=0.0)
+        self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
+        self.components = self._components(present) if n > 1 else np.zeros((1, len(self.knots)))
         self.equal = self.components.max(0)
 
-    def _present(self, rate: np.ndarray) -> None:
-        """Best rates of the members, largest latency, and ``components``: [distinct flows, knots] seconds that each
-        rule demands of an equal exchange.
-
-        Flows of one class differ in their members' rates and uplinks only, of which the slowest demand the most at
-        every size: one row for each class and rule says all.
-        """
-        n, classes = len(self.members), len(rate)
-        present = [np.zeros((classes, n), bool) for _ in range(4)]  # sources, targets, and of those that cross hosts
+    def _present(self, classes: int) -> list[np.ndarray]:
+        """[C, n] whether a member is the source, the target of a link of each class; of such a link between hosts."""
+        n = len(self.members)
+        present = [np.zeros((classes, n), bool) for _ in range(4)]
         for first in range(0, n, ROWS):
             some = self.members[first : first + ROWS, None]
             kind = self.cluster.link_class_index(some, self.members[None, :])
@@ -60,26 +60,33 @@ class FlowModel:
             kind = kind[source, target]
             source += first
             across = self.host[source] != self.host[target]
-            for seen, end, mine in zip(present, (source, target) * 2, (slice(None),) * 2 + (across,) * 2, strict=True):
-                seen[kind[mine], end[mine]] = True
-        used = present[0].any(1)
-        self.worst_latency = float(self.latency[used].max(initial=0.0))
-        self.out_rate = np.where(present[0], rate[:, None], 0.0).max(0, initial=0.0)
-        self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
+            for seen, end in zip(present[:2], (source, target), strict=True):
+                seen[kind, end] = True
+            for seen, end in zip(present[2:], (source, target), strict=True):
+                seen[kind[across], end[across]] = True
+        return present
+
+    def _components(self, present: list[np.ndarray]) -> np.ndarray:
+        """[distinct flows, knots] seconds that each rule demands of an equal exchange.
+
+        Flows of one class differ in their members' rates and uplinks only, of which the slowest demand the most at
+        every size: one row for each class and rule says all.
+        """
+        n = len(self.members)
         each = np.bincount(self.host, minlength=len(self.uplink_out))
         crossing = each * (n - each)
         loads = (  # seconds per byte of an equal exchange, by member
-            (n - 1) / self.out_rate if n > 1 else np.zeros(n),
-            (n - 1) / self.in_rate if n > 1 else np.zeros(n),
+            (n - 1) / self.out_rate,
+            (n - 1) / self.in_rate,
             (crossing / self.uplink_out)[self.host],
             (crossing / self.uplink_in)[self.host],
         )
-        rows = [self.times[used]]
+        rows = [self.times[present[0].any(1)]]
         for seen, load in zip(present, loads, strict=True):
             found = seen.any(1)
             worst = np.where(seen, load, 0.0).max(1, initial=0.0)[found]
             rows.append(worst[:, None] * self.knots + self.latency[found, None])
-        self.components = np.concatenate(rows) if n > 1 else np.zeros((1, len(self.knots)))
+        return np.concatenate(rows)
 
     def crossing(self, traffic: Traffic) -> np.ndarray:
         """[F] whether each flow goes between hosts."""

@@ -17,7 +17,7 @@ class Links:
 
     def __init__(self, costs: Costs) -> None:
         devices = costs.devices
-        self.of = np.arange(devices) if devices <= MOST_DEVICES else costs.same.host_index
+        self.of = np.arange(devices) if devices <= MOST_DEVICES else costs.cluster.host_index
         self.bytes = np.zeros((int(self.of.max()) + 1,) * 2)
 
     def add(self, stages: Sequence[Stage]) -> None:

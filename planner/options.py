@@ -193,13 +193,8 @@ class Options:
 
     def _host_weight(self) -> float:
         """How many times longer a message between hosts takes than one inside a host; 1 on a single host."""
-        hosts = self.costs.hosts
-        seconds: dict[bool, list[float]] = {False: [], True: []}
-        for link in self.costs.cluster.links:
-            seconds[hosts[link.source] != hosts[link.target]].append(link.curve.at(bytes=PROBE_BYTES).seconds)
-        if not seconds[True] or not seconds[False]:
-            return 1.0
-        return max(1.0, float(np.mean(seconds[True]) / np.mean(seconds[False])))
+        inside, between = self.costs.link_seconds(PROBE_BYTES)
+        return 1.0 if inside is None or between is None else max(1.0, between / inside)
 
 
 def _slots(device_of: np.ndarray, devices: int) -> Slots:

@@ -106,9 +106,15 @@ def solve(
         dtype=dtype,
         devices=tuple(
             PlanDevice(
-                host=d.host, kind=d.kind, name=d.name, threads=d.threads, cpu_share=d.cpu_share, memory_bytes=limit
+                host=device.host,
+                kind=kind.type,
+                name=kind.product,
+                threads=kind.threads,
+                cpu_share=kind.cpu_share,
+                memory_bytes=limit,
             )
-            for d, limit in zip(cluster.devices, limits, strict=True)
+            for i, (device, limit) in enumerate(zip(cluster.devices, limits, strict=True))
+            for kind in (cluster.kind_of(i),)
         ),
         lab=cluster.lab,
         degrees=best.candidate.degrees,

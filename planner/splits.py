@@ -43,10 +43,10 @@ def tensor_degrees(costs: Costs, model: Model) -> list[int]:
             return False
         try:
             for group in groups:
-                costs.same.collective("all_gather", group)
-                costs.same.collective("reduce_scatter", group)
+                costs.cluster.collective("all_gather", group)
+                costs.cluster.collective("reduce_scatter", group)
                 if any(a.qk_norm == "full" for a in attentions):
-                    costs.same.collective("all_reduce", group)
+                    costs.cluster.collective("all_reduce", group)
             for block in dict.fromkeys(model.layers):
                 for device in costs.representatives if block.attention else ():
                     for phase in ("attention_prefill", "attention_decode"):

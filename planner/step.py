@@ -76,7 +76,7 @@ class Step:
         if block.moe is None:
             return Layer(self.costs, block, self.layout, None, memo)
         ids = self.routing.by_layer[[self._ordinals[i] for i in indices]]
-        choices = Choices(ids, self.layout, self.costs.same.host_index, block.moe.num_experts)
+        choices = Choices(ids, self.layout, self.costs.cluster.host_index, block.moe.num_experts)
         return Layer(self.costs, block, self.layout, choices, memo)
 
     @property

@@ -1,6 +1,7 @@
 """Measures exactly what the runtime runs: operators, links and collectives, as one ``spec.Cluster``."""
 
-from .profile import BUDGET_SECONDS, merge, profile
+from .merge import merge
+from .profile import BUDGET_SECONDS, profile
 
 PROBE = "moeplan.profiler.probe:probe"
 """The entry that ``run`` calls beside its steps."""

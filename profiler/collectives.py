@@ -92,7 +92,7 @@ class Measured:
         return sum(not point.timing.clean for point in self.growth.points.values())
 
     def result(self) -> dict[str, Any]:
-        """The fields of ``spec.CollectiveCurve``."""
+        """The fields of ``spec.cluster.measurement.MeasuredCollective``."""
         curve = self.growth.curve()
         seconds = tuple(self.busy[int(size)] for size in curve.axes[0].values)
         busy = Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
@@ -144,7 +144,7 @@ def collective_call(
     device: torch.device,
     group: dist.ProcessGroup | None,
 ) -> Callable[[], object]:
-    """One call of a collective with ``size`` bytes in the sense of ``spec.CollectiveCurve``.
+    """One call of a collective with ``size`` bytes in the sense of ``spec.cluster.CollectiveCurve``.
 
     Skewed all-to-all moves as many bytes in all, ``HOT_SHARE`` of them to the group's first member. All-gather fills
     memory that is there already, as gathered weights do: new pages for each call took a tenth of its time over a link

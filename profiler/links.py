@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from ..spec.cluster import Link
+from ..spec.cluster.measurement import MeasuredLink
 from .grids import SIZES, Coordinates, Point, grow
 from .measure import LOST, LOW, TRIES, WORK, Bench, Timing, Work, summary, timer
 
@@ -26,7 +26,7 @@ class Flow(NamedTuple):
 class LinkTiming(NamedTuple):
     """A link, and how many of its points other programs disturbed."""
 
-    link: Link
+    link: MeasuredLink
     disturbed: int
 
 
@@ -94,7 +94,7 @@ def _probe(pair: Flow, bench: Bench, allowance: float) -> LinkTiming:
 
     curve = grow(SIZES, visit, pace, allowance)
     dist.send(torch.tensor([0, 0], device=device), pair.target)
-    return LinkTiming(Link(source=pair.source, target=pair.target, latency=latency, curve=curve), noisy)
+    return LinkTiming(MeasuredLink(source=pair.source, target=pair.target, latency=latency, curve=curve), noisy)
 
 
 def _answer(pair: Flow, bench: Bench) -> None:

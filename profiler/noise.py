@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..spec.cluster import Cluster, CurveNoise, Provenance
+from ..spec.cluster import CurveNoise, Provenance
+from ..spec.cluster.measurement import Measurement
 from ..spec.load import Load
 from .grids import NOISY_SPREAD
 
@@ -21,15 +22,15 @@ UNUSABLE_PART = 0.5  # of a curve's points disturbed
 FOREIGN = 0.1  # of the processors' time: more of it with others is worth a word
 
 
-def noise(cluster: Cluster, disturbed: Sequence[Mapping[str, int]] = ()) -> tuple[CurveNoise, ...]:
+def noise(measured: Measurement, disturbed: Sequence[Mapping[str, int]] = ()) -> tuple[CurveNoise, ...]:
     """One entry for each operator or collective, and for the links; ``disturbed``: each rank's points by name."""
     spreads: dict[str, list[float]] = {}
-    for device in cluster.devices:
+    for device in measured.devices:
         for entry in device.operators:
             spreads.setdefault(f"{entry.operator} ({entry.dtype})", []).extend(entry.curve.spread)
-    for link in cluster.links:
+    for link in measured.links:
         spreads.setdefault("links", []).extend(link.curve.spread)
-    for collective in cluster.collectives:
+    for collective in measured.collectives:
         spreads.setdefault(collective.collective, []).extend(collective.curve.spread)
     # Members of a group count the same points; of links each rank counts its own.
     merge = {what: sum if what == "links" else max for what in spreads}

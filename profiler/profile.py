@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..runtime.launch import LabLauncher, Launcher
-from ..spec.cluster import Cluster, CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
+from ..spec.cluster import Cluster, Host, Provenance
+from ..spec.cluster.measurement import MeasuredCollective, MeasuredDevice, MeasuredLink, Measurement
+from ..spec.cluster.sameness import by_class
 from ..spec.curve import Curve
 from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
@@ -66,18 +68,18 @@ def profile(
         spread_limit=UNUSABLE_SPREAD,
         disturbed_limit=UNUSABLE_PART,
     )
-    cluster = assemble(results, provenance, lab)
-    found = noise(cluster, [result["disturbed"] for result in results])
+    measured = assemble(results, provenance, lab)
+    found = noise(measured, [result["disturbed"] for result in results])
     # A lab's ranks wait for their cores by design: spreads are wide there, and averages are what a run sees.
     if lab is None and not accept_noise and (unusable := refusal(found, provenance)):
         raise MoeplanError(unusable)
     judged = {"noise": found, "warnings": warnings(found, provenance.load), "noise_accepted": accept_noise}
-    return cluster.model_copy(update={"provenance": provenance.model_copy(update=judged)})
+    return by_class(measured.model_copy(update={"provenance": provenance.model_copy(update=judged)}))
 
 
-def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Cluster:
-    """One document from what the ranks returned, in rank order."""
-    devices = tuple(Device.model_validate(result["device"]) for result in results)
+def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Measurement:
+    """One measurement from what the ranks returned, in rank order."""
+    devices = tuple(MeasuredDevice.model_validate(result["device"]) for result in results)
     uplinks = results[0]["uplinks"]
     hosts = []
     for name in dict.fromkeys(device.host for device in devices):
@@ -87,12 +89,12 @@ def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str
     for result in results:
         for entry in result["collectives"]:
             members.setdefault((entry["collective"], tuple(entry["group"]), entry["traffic"]), []).append(entry)
-    return Cluster(
+    return Measurement(
         devices=devices,
         hosts=tuple(hosts),
-        links=tuple(Link.model_validate(link) for result in results for link in result["links"]),
+        links=tuple(MeasuredLink.model_validate(link) for result in results for link in result["links"]),
         collectives=tuple(
-            CollectiveCurve.model_validate(
+            MeasuredCollective.model_validate(
                 {
                     "collective": collective,
                     "group": group,
@@ -116,39 +118,3 @@ def slowest(curves: Sequence[dict[str, Any]]) -> Curve:
         median=tuple(map(max, zip(*(curve.median for curve in parsed), strict=True))),
         spread=tuple(map(max, zip(*(curve.spread for curve in parsed), strict=True))),
     )
-
-
-def merge(old: Cluster, new: Cluster) -> Cluster:
-    """The new profile, with the operator curves of the old one that it did not measure again.
-
-    Raises MoeplanError when they are not of the same devices.
-    """
-    if old.lab != new.lab or len(old.devices) != len(new.devices):
-        raise MoeplanError(
-            f"cannot add to a profile of {_place(old)}: this one is of {_place(new)}; write it to another file"
-        )
-    devices = []
-    for i, (before, after) in enumerate(zip(old.devices, new.devices, strict=True)):
-        for field in ("host", "kind", "name", "threads", "cpu_share"):
-            was, now = getattr(before, field), getattr(after, field)
-            if was != now:
-                raise MoeplanError(
-                    f"cannot add to a profile of other devices: device {i} had {field} {was!r}, now {now!r}; "
-                    "write it to another file"
-                )
-        measured = {_key(entry) for entry in after.operators}
-        kept = tuple(entry for entry in before.operators if _key(entry) not in measured)
-        devices.append(after.model_copy(update={"operators": kept + after.operators}))
-    provenance = new.provenance.model_copy(
-        update={"models": tuple(dict.fromkeys(old.provenance.models + new.provenance.models))}
-    )
-    return new.model_copy(update={"devices": tuple(devices), "provenance": provenance})
-
-
-def _place(cluster: Cluster) -> str:
-    where = f"lab {cluster.lab}" if cluster.lab else "real hosts"
-    return f"{len(cluster.devices)} devices ({where})"
-
-
-def _key(entry: OperatorCurve) -> tuple[object, ...]:
-    return entry.operator, entry.dtype, tuple(sorted(entry.shape.items()))

@@ -13,7 +13,7 @@ from .. import __version__
 from ..runtime.launch import Rank
 from ..runtime.load import LoadMeter
 from ..runtime.memory import keep_freed_memory
-from ..spec.cluster import Device
+from ..spec.cluster.measurement import MeasuredDevice
 from ..spec.model import Model
 from .collectives import Measured, group_families, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
@@ -113,7 +113,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     operators = measure_operators(work, bench, left, next_step, [c.growth for c in collectives], late)
     next_step("done")
 
-    device = Device(
+    device = MeasuredDevice(
         host=hosts[rank.rank],
         kind="cuda" if rank.device.type == "cuda" else "cpu",
         name=device_name(rank.device),

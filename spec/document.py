@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -51,15 +52,24 @@ class Part(BaseModel):
         _fail_fast(schema)
         return schema
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with changed fields; what the original has computed from its own (cached properties) stays behind."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
 
 class Document(Part):
     """A JSON document with a kind and a version.
 
-    Subclasses set ``kind`` and ``version``; both are written first and checked on reading.
+    Subclasses set ``kind`` and ``version``; both are written first and checked on reading. Those that still read
+    ``earlier`` versions say how in ``read_earlier``.
     """
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1
+    earlier: ClassVar[tuple[int, ...]] = ()
 
     def to_json(self) -> str:
         body = {"kind": self.kind, "version": self.version, **self.model_dump(mode="json")}
@@ -87,15 +97,23 @@ class Document(Part):
         kind, version = body.pop("kind", None), body.pop("version", None)
         if kind != cls.kind:
             raise DocumentError(f"{where}: kind: expected {cls.kind!r}, got {show(kind)}")
-        if version != cls.version:
-            raise DocumentError(f"{where}: version: this moeplan reads {cls.version}, got {show(version)}")
+        if type(version) is not int or version not in (*cls.earlier, cls.version):
+            read = " and ".join(map(str, (*cls.earlier, cls.version)))
+            raise DocumentError(f"{where}: version: this moeplan reads {read}, got {show(version)}")
         try:
+            if version != cls.version:
+                return cls.read_earlier(version, json.dumps(body))
             # Strict: "8", 8.5 or true is no integer. In JSON mode an array is still a tuple.
             return cls.model_validate_json(json.dumps(body), strict=True)
         except ValidationError as error:
             raise DocumentError(f"{where}: {describe(error)}") from None
         except RecursionError:
             raise DocumentError(f"{where}: nested too deeply") from None
+
+    @classmethod
+    def read_earlier(cls, version: int, body: str) -> Any:
+        """The document of today from the JSON of one of the ``earlier`` versions."""
+        raise NotImplementedError(f"{cls.__name__} {version}")
 
     @classmethod
     def hint(cls) -> str:

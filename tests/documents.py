@@ -20,20 +20,20 @@ def curve(name: str = "bytes") -> dict[str, Any]:
 
 def cluster_body() -> dict[str, Any]:
     route = {"operator": "route", "shape": {"hidden": 8, "experts": 4, "top_k": 2}, "dtype": "f32"}
-    device = {
-        "host": "a",
-        "kind": "cpu",
+    kind = {
         "name": "processor",
-        "memory_bytes": 2**30,
+        "type": "cpu",
         "stream_bandwidth": 1e10,
         "operators": [route | {"curve": curve("tokens")}],
     }
-    link = {"latency": 1e-5, "curve": curve()}
+    device = {"kind": "processor", "host": "a", "memory_bytes": 2**30}
     return {
+        "kinds": [kind],
         "devices": [device, device],
         "hosts": [{"name": "a"}],
-        "links": [{"source": 0, "target": 1} | link, {"source": 1, "target": 0} | link],
-        "collectives": [{"collective": "all_gather", "group": [0, 1], "curve": curve(), "busy": curve()}],
+        "link_classes": [{"name": "host", "latency": 1e-5, "curve": curve()}],
+        "link_rules": [{"scope": "host", "link": "host"}],
+        "collectives": [{"collective": "all_gather", "members": [2], "curve": curve(), "busy": curve()}],
         "provenance": {"created": "now", "command": "test", "versions": {}, "seconds": 1.0, "models": ["tiny-moe"]},
     }
 

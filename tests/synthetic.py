@@ -4,11 +4,21 @@ A device of speed v computes v * 100 GFLOP/s and moves v * 10 GB/s; every call c
 ``local`` bytes per second, links between hosts ``uplink``, which all devices of a host share.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 
 from moeplan.spec import Cluster, Model
-from moeplan.spec.cluster import CollectiveCurve, Device, Host, Link, OperatorCurve, Provenance
+from moeplan.spec.cluster import (
+    CollectiveCurve,
+    Device,
+    DeviceKind,
+    Host,
+    LinkClass,
+    LinkRule,
+    OperatorCurve,
+    Provenance,
+)
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
 from moeplan.spec.operators import (
@@ -131,49 +141,56 @@ def cluster(
     memory: float | Sequence[float] = 4 * 2**30,
     dtype: str = "f32",
 ) -> Cluster:
-    """One device per speed, one host per group of speeds."""
+    """One device per speed, one host per group of speeds; a kind per speed."""
     flat = [(h, speed) for h, group in enumerate(speeds) for speed in group]
     n, host = len(flat), [h for h, _ in flat]
     per_host = [len(group) for group in speeds]
     tensors = [t for t in (1, 2, 4) if all(count % t == 0 for count in per_host)]
     memories = [memory] * n if isinstance(memory, int | float) else list(memory)
-    devices = tuple(
-        Device(
-            host=f"host{h}",
-            kind="cpu",
-            name="synthetic",
-            memory_bytes=int(memories[i]),
+    kinds = tuple(
+        DeviceKind(
+            name=f"speed {speed:g}",
+            type="cpu",
+            product="synthetic",
             stream_bandwidth=BYTES * speed,
-            cpu_share=1.0,
             operators=operators(model, speed, n, tensors, dtype),
         )
-        for i, (h, speed) in enumerate(flat)
+        for speed in dict.fromkeys(speed for _, speed in flat)
+    )
+    devices = tuple(
+        Device(kind=f"speed {speed:g}", host=f"host{h}", memory_bytes=int(bytes))
+        for (h, speed), bytes in zip(flat, memories, strict=True)
     )
 
-    def link(i: int, j: int) -> Link:
-        rate = local if host[i] == host[j] else min(local, uplink)
-        curve = grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
-        return Link(source=i, target=j, latency=LATENCY, curve=curve)
+    def link(scope: str, rate: float) -> LinkClass:
+        return LinkClass(
+            name=scope, latency=LATENCY, curve=grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
+        )
 
-    def collective(name: str, group: tuple[int, ...]) -> CollectiveCurve:
-        across = max(sum(host[i] != host[j] for j in group) for i in group)
-        sharing = max(sum(host[i] == h for i in group) for h in range(len(speeds)))
+    def collective(name: str, members: tuple[int, ...]) -> CollectiveCurve:
+        count = sum(members)
+        across, sharing = count - min(members), max(members)
 
         def seconds(bytes: float) -> float:
-            return CALL + LATENCY + bytes * max((len(group) - 1) / local, across * sharing / uplink)
+            return CALL + LATENCY + bytes * max((count - 1) / local, across * sharing / uplink)
 
-        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (len(group) - 1) * bytes / 1e10)
-        return CollectiveCurve(collective=name, group=group, curve=grid({"bytes": SIZES}, seconds), busy=busy)
+        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (count - 1) * bytes / 1e10)
+        return CollectiveCurve(collective=name, members=members, curve=grid({"bytes": SIZES}, seconds), busy=busy)
 
-    groups = [tuple(range(i, i + t)) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    groups = [range(i, i + t) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    shapes = [sorted(Counter(host[i] for i in group).values(), reverse=True) for group in groups]
     hosts = len(speeds)
     return Cluster(
+        kinds=kinds,
         devices=devices,
         hosts=tuple(
             Host(name=f"host{h}", uplink_out=uplink, uplink_in=uplink) if hosts > 1 else Host(name="host0")
             for h in range(hosts)
         ),
-        links=tuple(link(i, j) for i in range(n) for j in range(n) if i != j),
-        collectives=tuple(collective(name, group) for group in groups for name in COLLECTIVES),
+        link_classes=(link("host", local), link("cluster", min(local, uplink))),
+        link_rules=(LinkRule(scope="host", link="host"), LinkRule(scope="cluster", link="cluster")),
+        collectives=tuple(
+            collective(name, members) for members in dict.fromkeys(map(tuple, shapes)) for name in COLLECTIVES
+        ),
         provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),
     )

@@ -161,9 +161,7 @@ def test_layers_with_and_without_a_window_are_timed_apart(
     assert code == 2
     assert "window 8" in err
     cluster(model, ((1.0, 1.0),)).write("both.json")
-    curves = {
-        e.shape.get("window") for e in Cluster.read("both.json").devices[0].operators if "attention" in e.operator
-    }
+    curves = {e.shape.get("window") for e in Cluster.read("both.json").kinds[0].operators if "attention" in e.operator}
     assert curves == {8, None}
     assert moeplan(monkeypatch, capfd, "solve", "-m", "./m", "--cluster", "both.json", "-o", "p.json")[0] == 0
 

@@ -38,15 +38,12 @@ def without(path: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], dic
         (Workload, ("tokens",), 2**40, "tokens"),
         (Cluster, ("devices", 1, "host"), "b", "devices[1].host 'b' is not among"),
         (Cluster, ("hosts",), [{"name": "a"}, {"name": "a"}], "host names repeat"),
-        (Cluster, ("links",), [], "every ordered pair of 2 devices"),
-        (Cluster, ("links", 1, "source"), 0, "every ordered pair of 2 devices"),
-        (Cluster, ("links", 0, "curve"), curve("tokens"), "link needs axes"),
+        (Cluster, ("devices", 1, "kind"), "gpu", "devices[1].kind 'gpu' is not among kinds ['processor']"),
+        (Cluster, ("link_classes", 0, "curve"), curve("tokens"), "link needs axes"),
         (Cluster, ("collectives", 0, "busy"), curve("tokens"), "all_gather needs axes"),
-        (Cluster, ("collectives", 0, "group"), [0, 2], "collectives[0].group"),
-        (Cluster, ("collectives", 0, "group"), [0, 0], "collectives[0].group"),
-        (Cluster, ("devices", 0, "operators", 0, "operator"), "teleport", "unknown operator 'teleport'"),
-        (Cluster, ("devices", 0, "operators", 0, "curve"), curve("bytes"), "route needs axes"),
-        (Cluster, ("devices", 0, "operators", 0, "curve", "median"), [1e-6], "2 grid points"),
+        (Cluster, ("kinds", 0, "operators", 0, "operator"), "teleport", "unknown operator 'teleport'"),
+        (Cluster, ("kinds", 0, "operators", 0, "curve"), curve("bytes"), "route needs axes"),
+        (Cluster, ("kinds", 0, "operators", 0, "curve", "median"), [1e-6], "2 grid points"),
         (Plan, ("degrees", "data"), 3, "tensor (1) * data (3) != devices (2)"),
         (Plan, ("tokens",), [3, 4], "tokens must give 6 tokens"),
         (Plan, ("tokens",), [4, 2], "group 0 owns 2 sequences but holds 4 tokens"),
@@ -97,7 +94,7 @@ def test_missing_curves_say_what_to_measure() -> None:
     assert cluster.operator(1, "route", shape, "f32", "tiny-moe").at(tokens=1).seconds == pytest.approx(1e-6)
     with pytest.raises(MissingCurveError, match=r"route .*hidden 9.* device 1: .*moeplan profile --model tiny-moe"):
         cluster.operator(1, "route", shape | {"hidden": 9}, "f32", "tiny-moe")
-    assert cluster.collective("all_gather", (0, 1)).group == (0, 1)
+    assert cluster.collective("all_gather", (0, 1)).members == (2,)
     with pytest.raises(MissingCurveError, match="no all_to_all curve"):
         cluster.collective("all_to_all", (0, 1))
 

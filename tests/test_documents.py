@@ -86,9 +86,11 @@ def test_kind_and_version(document: type[Document]) -> None:
     body = BODIES[document]()
     assert "kind: expected" in refused(document, json.dumps(body))
     assert "kind: expected" in refused(document, json.dumps({"kind": "x" * 10**6, "version": 1, **body}))
-    assert "version: this moeplan reads 1, got 2" in refused(
-        document, json.dumps({"kind": document.kind, "version": 2, **body})
-    )
+    read = " and ".join(map(str, (*document.earlier, document.version)))
+    for version in (document.version + 1, 0, True, "1", 1.0, None):
+        assert f"version: this moeplan reads {read}, got {version!r}" in refused(
+            document, json.dumps({"kind": document.kind, "version": version, **body})
+        )
     assert "version" in refused(document, json.dumps({"kind": document.kind, **body}))
 
 

@@ -196,8 +196,8 @@ def test_profiles_that_end_together_are_all_kept(tmp_path: Path) -> None:
         thread.join()
     kept = Cluster.read(path)
     assert sorted(kept.provenance.models) == ["a", "b"]
-    wanted = {(e.operator, str(e.shape)) for name in "ab" for e in measured(name).devices[0].operators}
-    assert {(e.operator, str(e.shape)) for e in kept.devices[0].operators} == wanted
+    wanted = {(e.operator, str(e.shape)) for name in "ab" for e in measured(name).kinds[0].operators}
+    assert {(e.operator, str(e.shape)) for e in kept.kinds[0].operators} == wanted
     assert os.listdir(tmp_path) == ["cluster.json"]
 
 

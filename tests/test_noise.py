@@ -18,6 +18,7 @@ from moeplan.runtime.load import Program
 from moeplan.spec import MoeplanError
 from moeplan.spec.cluster import CurveNoise, Provenance
 from moeplan.spec.load import Load
+from moeplan.tests.spelled_out import spelled_out
 from moeplan.tests.synthetic import cluster as synthetic_cluster
 from moeplan.tests.test_profiler import tiny
 
@@ -278,8 +279,8 @@ def test_warnings_speak_of_the_machine_and_of_disturbed_points():
 
 
 def test_points_of_a_group_are_counted_once_and_links_by_each_rank():
-    cluster = synthetic_cluster(tiny(), ((1.0, 1.0),))
-    found = {one.curve: one for one in noise(cluster, [{"all_to_all": 3, "links": 1}, {"all_to_all": 3, "links": 2}])}
+    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),)))
+    found = {one.curve: one for one in noise(measured, [{"all_to_all": 3, "links": 1}, {"all_to_all": 3, "links": 2}])}
     assert found["all_to_all"].disturbed == 3
     assert found["links"].disturbed == 3
     assert found["all_gather"].disturbed == 0
@@ -301,15 +302,15 @@ class Recorded:
 
 
 def recorded(disturbed: int) -> Recorded:
-    cluster = synthetic_cluster(tiny(), ((1.0, 1.0),))
+    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),)))
     results = []
-    for i, one in enumerate(cluster.devices):
+    for i, one in enumerate(measured.devices):
         results.append(
             {
                 "device": one.model_dump(mode="json"),
-                "links": [link.model_dump(mode="json") for link in cluster.links if link.source == i],
-                "collectives": [entry.model_dump(mode="json") for entry in cluster.collectives if i in entry.group],
-                "uplinks": {host.name: (1e9, 1e9) for host in cluster.hosts},
+                "links": [link.model_dump(mode="json") for link in measured.links if link.source == i],
+                "collectives": [entry.model_dump(mode="json") for entry in measured.collectives if i in entry.group],
+                "uplinks": {host.name: (1e9, 1e9) for host in measured.hosts},
                 "versions": {},
                 "load": BUSY.model_dump(mode="json"),
                 "waited": 12.0,

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from moeplan.planner.costs import Costs
 from moeplan.planner.curves import Table
 from moeplan.planner.flows import FlowModel
-from moeplan.planner.sameness import Sameness
 from moeplan.planner.traffic import Traffic
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.errors import MissingCurveError
@@ -74,7 +73,7 @@ def test_a_devices_own_share_is_free(costs):
 
 def test_skew_over_the_uplink_takes_as_long_as_the_uplink_needs():
     """All bytes go from host 0 to host 1: the flow time is bytes / uplink, the calibration the equal exchange's."""
-    flow = FlowModel(Sameness(CLUSTER), ALL)
+    flow = FlowModel(CLUSTER, ALL)
     sizes = np.zeros((4, 4))
     sizes[0, 2] = sizes[1, 3] = 8e6
     seconds = flow.seconds(traffic(sizes))
@@ -133,7 +132,7 @@ def test_what_lies_beyond_the_measured_range_is_noted(costs):
 
 def test_equal_rows_per_expert_read_the_curve_itself(costs):
     block = MODEL.moe_block()
-    curve = CLUSTER.devices[0].operators
+    curve = CLUSTER.kinds[0].operators
     entry = next(c.curve for c in curve if c.operator == "expert_ffn")
     counts = np.array([30, 0, 30, 30, 0])
     assert float(costs.expert_ffn(block, 100, counts, 0)) == pytest.approx(
@@ -143,7 +142,7 @@ def test_equal_rows_per_expert_read_the_curve_itself(costs):
 
 def test_unequal_rows_are_the_mean_over_active_experts(costs):
     block = MODEL.moe_block()
-    entry = next(c.curve for c in CLUSTER.devices[0].operators if c.operator == "expert_ffn")
+    entry = next(c.curve for c in CLUSTER.kinds[0].operators if c.operator == "expert_ffn")
     parts = [entry.at(ffn=128, experts=2, tokens=n).seconds for n in (10, 500)]
     assert float(costs.expert_ffn(block, 128, np.array([10, 500, 0]), 0)) == pytest.approx(sum(parts) / 2)
     several = costs.expert_ffn(block, np.array([0, 64, 128]), np.tile([10, 500, 0], (3, 1)), 0)

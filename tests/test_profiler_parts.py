@@ -15,7 +15,7 @@ from moeplan.profiler.devices import device_name, host_memory, memory_available,
 from moeplan.profiler.links import uplink_flows
 from moeplan.profiler.operators import EXCHANGES, tasks, tensor_degrees
 from moeplan.spec import Cluster, Model, MoeplanError
-from moeplan.spec.cluster import Device, Host, OperatorCurve, Provenance
+from moeplan.spec.cluster import Device, DeviceKind, Host, OperatorCurve, Provenance
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.model import Attention, Block, Dense, Moe
 from moeplan.spec.operators import OPERATORS
@@ -167,25 +167,28 @@ def test_calls_rotate_over_the_layers_weights_but_not_over_big_ones():
 def cluster(tokens: tuple[float, ...], operator: str = "route", model_name: str = "model", **device) -> Cluster:
     curve = Curve(axes=(Axis(name="tokens", values=tokens),), median=(1e-3,) * len(tokens), spread=(0.1,) * len(tokens))
     entry = OperatorCurve(operator=operator, shape={"hidden": 8}, dtype="f32", curve=curve)
-    fields = {"host": "a", "kind": "cpu", "name": "cpu", "memory_bytes": GIB, "stream_bandwidth": 1e9, **device}
+    at = {"host": "a", "memory_bytes": GIB}
+    at |= {name: device.pop(name) for name in tuple(device) if name in at}
+    fields = {"name": "cpu", "type": "cpu", "product": "cpu", "stream_bandwidth": 1e9, **device}
     return Cluster(
-        devices=(Device(**fields, operators=(entry,)),),
-        hosts=(Host(name=fields["host"]),),
+        kinds=(DeviceKind(**fields, operators=(entry,)),),
+        devices=(Device(kind=fields["name"], **at),),
+        hosts=(Host(name=at["host"]),),
         provenance=Provenance(created="now", command="test", versions={}, seconds=1.0, models=(model_name,)),
     )
 
 
 def test_merging_keeps_old_curves_and_takes_new_ones_where_both_are():
     merged = merge(cluster((1, 2)), cluster((1, 4), model_name="other"))
-    assert [entry.curve.axes[0].values for entry in merged.devices[0].operators] == [(1, 4)]
+    assert [entry.curve.axes[0].values for entry in merged.kinds[0].operators] == [(1, 4)]
     merged = merge(cluster((1, 2)), cluster((1, 4), operator="embed", model_name="other", memory_bytes=2 * GIB))
-    assert [entry.operator for entry in merged.devices[0].operators] == ["route", "embed"]
+    assert [entry.operator for entry in merged.kinds[0].operators] == ["route", "embed"]
     assert merged.devices[0].memory_bytes == 2 * GIB
     assert merged.provenance.models == ("model", "other")
     Cluster.parse(merged.to_json(), "merged")
 
 
-@pytest.mark.parametrize("change", [{"host": "b"}, {"name": "faster"}, {"threads": 2}, {"cpu_share": 0.5}])
+@pytest.mark.parametrize("change", [{"host": "b"}, {"product": "faster"}, {"threads": 2}, {"cpu_share": 0.5}])
 def test_merging_refuses_other_devices_and_names_the_difference(change):
     (field,) = change
     with pytest.raises(MoeplanError, match=f"device 0 had {field}"):

@@ -26,7 +26,7 @@ def test_schema_names_every_written_field(document: type[Document]) -> None:
     written = json.loads(document.model_validate(BODIES[document]()).to_json())
     assert set(schema["properties"]) == set(written)
     assert schema["properties"]["kind"] == {"const": document.kind}
-    assert schema["properties"]["version"] == {"const": 1}
+    assert schema["properties"]["version"] == {"const": document.version}
     assert {"kind", "version"} <= set(schema["required"]) <= set(written)
     assert schema["additionalProperties"] is False
 

@@ -21,7 +21,7 @@ def bring(folder: Path) -> list[Path]:
     cluster, page, tuned = folder / "cluster.json", folder / "gpu-h200.md", sorted(folder.glob("sm_*.json"))
     if not page.is_file():
         raise MoeplanError(f"{folder}: no gpu-h200.md: expected the folder that benchmarks/gpu/run.sh wrote")
-    if cluster.is_file() and Cluster.read(cluster).devices[0].kind != "cuda":
+    if cluster.is_file() and Cluster.read(cluster).kind_of(0).type != "cuda":
         raise MoeplanError(f"{cluster}: of a processor: a dry run is nothing to bring home")
     written = [install(path) for path in tuned]
     for source, name in ((page, page.name), (cluster, "gpu-h200-cluster.json")):

@@ -55,13 +55,13 @@ def rows(settings: Settings) -> Iterator[Row]:
         yield Row(STAGE, "moeplan profile", last_line(found.stdout), "exit code 0", FAILED)
         return
     cluster = Cluster.read(output)
-    one = cluster.devices[0]
+    here, one = cluster.devices[0], cluster.kind_of(0)
     points = sum(len(entry.curve.median) for entry in one.operators)
     seconds = cluster.provenance.seconds
-    yield Row(STAGE, "moeplan profile", f"{one.name}, {len(one.operators)} curves, {points} points, {seconds:.0f} s")
-    yield Row(STAGE, "free memory, read", f"{one.memory_bytes / 2**30:.1f} GiB, {one.stream_bandwidth / 1e9:.4g} GB/s")
+    yield Row(STAGE, "moeplan profile", f"{one.product}, {len(one.operators)} curves, {points} points, {seconds:.0f} s")
+    yield Row(STAGE, "free memory, read", f"{here.memory_bytes / 2**30:.1f} GiB, {one.stream_bandwidth / 1e9:.4g} GB/s")
     if not settings.dry:
-        copies = one.copies is not None and bool(one.details)
+        copies = one.copies is not None and bool(here.details)
         yield Row(STAGE, "copies to and from the host, NVML", "measured" if copies else "none", "", judged(copies))
         if one.copies is not None:
             for name, curve in (("to the device", one.copies.to_device), ("to the host", one.copies.to_host)):

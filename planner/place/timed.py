@@ -134,15 +134,11 @@ class Timing:
     def weights(self, trace: Trace) -> tuple[float, float]:
         """Seconds of a whole layer's exchange per mean row of a token inside a host, and between hosts."""
         layer = self._step(trace)[0]
-        hosts = np.array(self.costs.hosts)
-        per_byte: dict[bool, list[float]] = {False: [], True: []}
-        for link in self.cluster.links:
-            seconds = link.curve.at(bytes=PROBE_BYTES).seconds / PROBE_BYTES
-            per_byte[bool(hosts[link.source] != hosts[link.target])].append(seconds)
+        within, across = (seconds and seconds / PROBE_BYTES for seconds in self.costs.link_seconds(PROBE_BYTES))
         moved = (layer.row_bytes + layer.activation_bytes) * self.workload.tokens
-        inside = moved * float(np.mean(per_byte[False] or per_byte[True] or [0.0])) / len(hosts)
+        inside = moved * (within or across or 0.0) / self.costs.devices
         # Devices of a host share its uplink.
-        between = moved * float(np.mean(per_byte[True] or [0.0])) / len(set(hosts.tolist()))
+        between = moved * (across or 0.0) / len(set(self.costs.hosts))
         return inside, max(inside, between)
 
     def _step(self, trace: Trace) -> list[Layer]:

@@ -16,7 +16,7 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     own = np.array([[len(experts) for experts in plan.resting()] for plan in plans]) * expert_bytes
     own = own[:1] if (own == own[0]).all() else own  # layers whose experts rest alike are one gather
     gather = costs.all_gather(group, own)
-    bandwidth = np.array([kind.stream_bandwidth for kind in costs.same.kinds])[costs.kinds]
+    bandwidth = np.array([kind.stream_bandwidth for kind in costs.cluster.kinds])[costs.kinds]
     return [
         start("gather", "all_gather", gather, costs.busy(gather)),
         # Its own experts are copied into the region while the others' are under way: read and written once each.

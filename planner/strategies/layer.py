@@ -34,7 +34,7 @@ class Layer:
     def of(cls, costs: Costs, block: Block, layout: Layout, ids: np.ndarray) -> "Layer":
         """From [B, T, K] expert ids."""
         assert block.moe is not None
-        return cls(costs, block, layout, Choices(ids, layout, costs.same.host_index, block.moe.num_experts))
+        return cls(costs, block, layout, Choices(ids, layout, costs.cluster.host_index, block.moe.num_experts))
 
     @property
     def devices(self) -> tuple[int, ...]:

@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.table import Table
 
 from ...spec.catalogue import load_model
 from ...spec.claims import replacing
-from ...spec.cluster import Cluster, Link
+from ...spec.cluster import Cluster, LinkClass
 from ...spec.errors import MoeplanError
 from ...spec.output import locked
 from ..console import note, out, print_json, progress, say
@@ -120,21 +121,23 @@ def cluster_table(cluster: Cluster) -> Table:
     for name in ("device", "host", "kind", "memory", "stream", "slowest link", "latency"):
         table.add_column(name, justify="right" if name in ("memory", "stream", "slowest link", "latency") else "left")
     for i, device in enumerate(cluster.devices):
-        outgoing = [link for link in cluster.links if link.source == i]
-        rate = min((_bandwidth(link) for link in outgoing), default=None)
-        latency = max((link.latency for link in outgoing), default=None)
-        share = "" if device.cpu_share == device.threads else f" x {device.cpu_share:g}"
+        kind = cluster.kind_of(i)
+        outgoing = np.unique(cluster.link_class_index([i], np.arange(len(cluster.devices))))
+        links = [cluster.link_classes[c] for c in outgoing.tolist() if c >= 0]
+        rate = min((_bandwidth(link) for link in links), default=None)
+        latency = max((link.latency for link in links), default=None)
+        share = "" if kind.cpu_share == kind.threads else f" x {kind.cpu_share:g}"
         table.add_row(
-            f"{i} {device.name}{share}",
+            f"{i} {kind.product}{share}",
             device.host,
-            device.kind,
+            kind.type,
             f"{device.memory_bytes / 2**30:.1f} GiB",
-            f"{device.stream_bandwidth / 1e9:.1f} GB/s",
+            f"{kind.stream_bandwidth / 1e9:.1f} GB/s",
             "-" if rate is None else f"{rate / 1e6:.0f} MB/s",
             "-" if latency is None else f"{latency * 1e6:.0f} us",
         )
     return table
 
 
-def _bandwidth(link: Link) -> float:
+def _bandwidth(link: LinkClass) -> float:
     return link.curve.axes[0].values[-1] / link.curve.median[-1]

@@ -1,0 +1,34 @@
+"""The cluster document, by class: device kinds, link classes and shapes of groups, each measured once.
+
+``measurement`` spells out every device, pair and group, as a profile measures them and files of version 1 held them;
+``sameness`` finds what is alike in it.
+"""
+
+from .cluster import Cluster
+from .groups import CollectiveCurve, GroupShape
+from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Device, DeviceKind, Host, OperatorCurve, Rate, Threads
+from .links import SCOPES, LinkClass, LinkException, LinkRule, Scope
+from .provenance import CurveNoise, Provenance
+
+__all__ = [
+    "MAX_DEVICES",
+    "SCOPES",
+    "Bytes",
+    "Cluster",
+    "CollectiveCurve",
+    "Copies",
+    "CpuShare",
+    "CurveNoise",
+    "Device",
+    "DeviceKind",
+    "GroupShape",
+    "Host",
+    "LinkClass",
+    "LinkException",
+    "LinkRule",
+    "OperatorCurve",
+    "Provenance",
+    "Rate",
+    "Scope",
+    "Threads",
+]
