@@ -106,22 +106,51 @@ class Choices:
 
     def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
         """[b, T, K] device that serves each choice."""
-        if all(sum(map(len, plan.slots)) == self.experts for plan in plans):
-            owner = np.stack([_owner(plan, self.experts) for plan in plans])
-            return owner[np.arange(len(plans))[:, None, None], ids]
-        phase = (np.arange(ids.shape[1]) * COPY_STEP) % COPY_PHASES
+        groups = {_period(plan, self.experts) for plan in plans}
+        size = groups.pop()
+        if not groups and size and ids.shape[1] * size <= PIECE:
+            # The same group of devices again and again, with one copy in each: where a token goes for an expert
+            # depends on the expert's place in its group alone.
+            place = np.stack([_owner(plan.slots[:size], self.experts) for plan in plans])
+            where = place[np.arange(len(plans))[:, None, None], ids]
+            return where if size == self.layout.devices else self._served(size)[self._tokens[:, None], where]
         found = np.empty(ids.shape, np.int64)
         for b, plan in enumerate(plans):
-            copies = Copies.of(plan, self.experts, self.hosts)
-            found[b] = copies.target(self.layout.source[:, None], ids[b], phase[:, None])
+            copies = Copies.of(plan.slots, plan.shares, self.experts, self.hosts)
+            found[b] = copies.target(self.layout.source[:, None], ids[b], self._phase[:, None])
         return found
 
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return np.arange(self.ids.shape[1])
 
-def _owner(plan: LayerPlan, experts: int) -> np.ndarray:
-    """[E] device of each expert's only copy."""
+    @property
+    def _phase(self) -> np.ndarray:
+        return (self._tokens * COPY_STEP) % COPY_PHASES
+
+    def _served(self, size: int) -> np.ndarray:
+        """[T, size] device that serves each token for what lies at each place of every group of ``size`` devices."""
+        slots = tuple((place,) for place in range(size)) * (self.layout.devices // size)
+        copies = Copies.of(slots, None, size, self.hosts)
+        return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
+
+
+def _period(plan: LayerPlan, experts: int) -> int:
+    """Size of the groups of consecutive devices that all hold the same, each expert once; 0 where there are none."""
     held = [len(slots) for slots in plan.slots]
+    size = int(np.searchsorted(np.cumsum(held), experts)) + 1
+    # Devices that hold nothing may end a group.
+    while size <= len(held) and (len(held) % size or plan.slots[:size] * (len(held) // size) != plan.slots):
+        size += 1
+    alone = plan.shares is None and size <= len(held) and sum(held[:size]) == experts
+    return size if alone else 0
+
+
+def _owner(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
+    """[E] device of each expert's only copy."""
+    held = [len(here) for here in slots]
     owner = np.empty(experts, np.int64)
-    owner[np.fromiter((e for slots in plan.slots for e in slots), int, experts)] = np.repeat(np.arange(len(held)), held)
+    owner[np.fromiter((e for here in slots for e in here), int, experts)] = np.repeat(np.arange(len(held)), held)
     return owner
 
 
@@ -149,10 +178,16 @@ class Copies:
     bounds: np.ndarray | None
 
     @classmethod
-    def of(cls, plan: LayerPlan, experts: int, hosts: np.ndarray) -> "Copies":
-        sizes = [len(slots) for slots in plan.slots]
+    def of(
+        cls,
+        slots: Sequence[Sequence[int]],
+        shares: Sequence[Sequence[float]] | None,
+        experts: int,
+        hosts: np.ndarray,
+    ) -> "Copies":
+        sizes = [len(here) for here in slots]
         device = np.repeat(np.arange(len(sizes)), sizes)
-        expert = np.fromiter((e for slots in plan.slots for e in slots), int, len(device))
+        expert = np.fromiter((e for here in slots for e in here), int, len(device))
         held = np.zeros((len(sizes), experts), bool)
         held[device, expert] = True
         order = np.lexsort((device, hosts[device], expert))
@@ -162,8 +197,8 @@ class Copies:
             np.arange(experts)[:, None] * (count + 1) + np.arange(count + 1),
         )
         bounds = None
-        if plan.shares is not None:
-            share = np.fromiter((s for shares in plan.shares for s in shares), float, len(device))
+        if shares is not None:
+            share = np.fromiter((s for here in shares for s in here), float, len(device))
             weight = np.zeros((experts, len(sizes)))
             weight[expert, device] = share
             bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)

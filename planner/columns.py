@@ -82,10 +82,12 @@ class Column:
 
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:
     """Ordinals of layers that are costed together: of one block and strategy, and not too many."""
-    alike: dict[tuple[int, str], list[int]] = {}
-    for j, (i, plan) in enumerate(zip(step.model.moe_layers, plans, strict=True)):
-        alike.setdefault((id(step.blocks[i]), plan.strategy), []).append(j)
+    batches = [
+        [j for j in ordinals if plans[j].strategy == strategy]
+        for ordinals in step.alike()
+        for strategy in dict.fromkeys(plan.strategy for plan in plans)
+    ]
     moe = step.model.moe_block().moe
     assert moe is not None
     most = max(1, NUMBERS // (step.layout.devices * moe.num_experts))
-    return [np.array(js[first : first + most]) for js in alike.values() for first in range(0, len(js), most)]
+    return [np.array(js[first : first + most]) for js in batches for first in range(0, len(js), most)]

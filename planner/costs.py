@@ -137,6 +137,10 @@ class Costs:
         sizes = np.full((1, members), 2 * size / members**2)
         return self._known("all_reduce", group, sizes, Traffic.outward, size)
 
+    def least(self, collective: Collective, group: tuple[int, ...]) -> float:
+        """Seconds of the smallest message; whoever takes part spends as much."""
+        return float(self._measured(collective, group)[1].read(bytes=1)[0]) if len(group) > 1 else 0.0
+
     def _known(self, collective: Collective, group: tuple[int, ...], own: np.ndarray, form, equal=None) -> Exchange:
         """Remembered for groups that are alike: the same curve over links of the same classes."""
         key = (collective, form.__name__, self._alike(collective, group), own.astype(float).tobytes())

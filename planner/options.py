@@ -154,28 +154,29 @@ class Options:
         nothing: Slots = ((),) * self.costs.devices
         found = []
         for c, members in enumerate(self.classes.members):
-            key = "sharded", c, *room[c].tolist()
-            if key not in self._memo:
-                columns = splits.ffn_splits(self.costs, self.model, members, self.counts[list(members)], room[c])
-                columns = columns[:1] if self.even else columns
-                self._memo[key] = [LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns]
-            found.append(self._memo[key])
+            if ("sharded", c) not in self._memo:
+                counts = self.counts[list(members)]
+                self._memo["sharded", c] = splits.FfnSplits(self.costs, self.model, members, counts)
+            columns = self._memo["sharded", c].within(room[c])
+            columns = columns[:1] if self.even else columns
+            found.append([LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns])
         return found
 
     def gathered(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
         experts, devices = self.moe.num_experts, self.costs.devices
-        found = []
+        found, plain = [], self.plain("gathered", devices)
         for c, members in enumerate(self.classes.members):
-            options = [self.plain("gathered", devices).slots]
+            options = [plain]
             most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
-            held = np.array([len(slots) for slots in options[0]])
+            held = np.array([len(slots) for slots in plain.slots])
             if (held > most).any() and most.sum() >= experts:
                 held = np.minimum(held, most).astype(int)
                 while held.sum() < experts:
                     held[np.argmax(most - held)] += 1
-                options.append(_slots(np.repeat(np.arange(devices), held), devices))
-            found.append([LayerPlan(strategy="gathered", slots=slots) for slots in options])
+                slots = _slots(np.repeat(np.arange(devices), held), devices)
+                options.append(LayerPlan(strategy="gathered", slots=slots))
+            found.append(options)
         return found
 
     def _affords_search(self) -> bool:

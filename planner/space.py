@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,14 +17,16 @@ from ..spec.workload import Workload
 from . import memory
 from .columns import Column
 from .costs import Costs
+from .floors import ep_floor
 from .layout import Layout
 from .options import Classes, Options
 from .splits import even, layouts
 from .step import Step
-from .tables import Tables
+from .tables import Tables, beside
 from .units import bytes_text
 
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
+WORTH = 0.02  # of the step that a search for placements must be able to gain
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -123,20 +125,25 @@ class Search:
     def _tables(self, step: Step, degree: int, thorough: bool = False) -> Tables:
         """The options of one layout and expert degree."""
         if (degree, thorough) not in self._tabled:
-            found: list[Sequence[LayerPlan]] = []
-            for strategy in self.strategies:
-                share = self._share(step, strategy, degree)
-                if strategy == "ep":
-                    found += self.options.ep(degree, share, thorough).values()
-                else:
-                    options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
-                    # Classes with fewer options than others repeat their last.
-                    most = max(map(len, options))
-                    found += [[plans[min(o, len(plans) - 1)] for plans in options] for o in range(most)]
-            distinct = dict.fromkeys(map(tuple, found))
-            columns = [self._column(step, plans) for plans in distinct]
+            columns: list[Column] = []
+            if "ep" in self.strategies:
+                found = self.options.ep(degree, self._share(step, "ep", degree), thorough).values()
+                columns = [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
+            columns += self._others(step, degree)
             self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
         return self._tabled[degree, thorough]
+
+    def _others(self, step: Step, degree: int) -> list[Column]:
+        """The options of the strategies but ``ep``."""
+        found: list[tuple[LayerPlan, ...]] = []
+        for strategy in self.strategies:
+            if strategy != "ep":
+                share = self._share(step, strategy, degree)
+                options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
+                # Classes with fewer options than others repeat their last.
+                most = max(map(len, options))
+                found += [tuple(plans[min(o, len(plans) - 1)] for plans in options) for o in range(most)]
+        return [self._column(step, plans) for plans in dict.fromkeys(found)]
 
     def _column(self, step: Step, plans: tuple[LayerPlan, ...]) -> Column:
         if step is not self._of:
@@ -146,18 +153,46 @@ class Search:
         return self._columns[plans]
 
     def _space(self, layout: str, step: Step, degree: int) -> None:
-        """Candidates and bound of one layout and expert degree."""
-        tables = self._tables(step, degree, thorough=True)
+        """Candidates and bound of one layout and expert degree; only the bound where that says enough.
+
+        Placements are searched for only where they may gain ``WORTH`` on the fastest alternative so far.
+        """
+        floor = self._floor(step, degree)
+        if floor >= self._fastest:
+            self.bound = min(self.bound, floor)
+            return
         where = f"{layout}, expert {degree}"
+        self._look(where, step, degree, self._tables(step, degree))
+        if "ep" in self.strategies and not self.cut and floor < (1 - WORTH) * self._fastest:
+            thorough = self._tables(step, degree, thorough=True)
+            if len(thorough.columns) > len(self._tables(step, degree).columns):
+                self._look(where, step, degree, thorough, again=True)
+
+    def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
+        """Candidates and bound among these options; again: only of what more placements may change."""
         for strategy in self.strategies:
             if self.choices and any(c.plans for c in self.choices) and time.perf_counter() > self.deadline:
                 self.cut = True
                 break
-            if strategy == "ep" or degree == self.costs.devices:  # the others are the same for every expert degree
+            # Strategies but ep are the same for every expert degree.
+            if strategy == "ep" or (degree == self.costs.devices and not again):
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
         self._lower_bound(tables)
+
+    def _floor(self, step: Step, degree: int) -> float:
+        """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
+        if "ep" not in self.strategies:
+            return 0.0
+        others = [column.arrival for column in self._others(step, degree)]
+        least = np.min([ep_floor(step, degree), *others], axis=0)
+        return float(least.sum()) + beside(step)
+
+    @property
+    def _fastest(self) -> float:
+        """Seconds of the fastest alternative so far that fits."""
+        return min((c.seconds for c in self.choices if not c.candidate.reason), default=math.inf)
 
     def _choose(self, name: str, step: Step, degree: int, tables: Tables, strategy: Strategy | None) -> None:
         """The exact choice among the options (of one strategy, or of all), timed whole."""
@@ -180,7 +215,7 @@ class Search:
             return
         except NotFound:
             additive = 0.0
-        self.bound = min(self.bound, max(tables.lower_bound(), additive + tables.beside()))
+        self.bound = min(self.bound, max(tables.lower_bound(), additive + beside(tables.step)))
 
     def _baselines(self) -> None:
         """They count as candidates only where ``ep`` is searched, which has them among its options."""
@@ -193,11 +228,11 @@ class Search:
         placements = self.options.ep(devices, self._share(step, "ep", devices), thorough=False)
         for name, method in BASELINES.items():
             own = tuple(placements.get(method, placements["linear"]))
-            tables = Tables(step, self.classes, [self._column(step, own)], self._room(step))
-            plans, seconds = self.classes.spread(own), tables.step_seconds([0] * len(own))
-            held = step.memory(plans, self.stored, self.limits)
-            missing = np.array([max(0, m.total - m.limit) for m in held])
-            self._record(name, step, devices, plans, seconds, lacking(missing) if missing.any() else "")
+            column, room = self._column(step, own), self._room(step)
+            seconds = Tables(step, self.classes, [column], room).step_seconds([0] * len(own))
+            missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - room, 0)
+            reason = lacking(missing) if missing.any() else ""
+            self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
         used = [plan.strategy for plan in plans]
@@ -209,7 +244,12 @@ class Search:
             step_seconds=None if reason else seconds,
             reason=reason,
         )
-        self.choices.append(Choice(candidate, step, plans, seconds))
+        choice = Choice(candidate, step, plans, seconds)
+        known = next((i for i, other in enumerate(self.choices) if other.candidate.name == name), None)
+        if known is None:
+            self.choices.append(choice)
+        elif seconds < self.choices[known].seconds:
+            self.choices[known] = choice
 
     def _room(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""

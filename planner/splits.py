@@ -130,29 +130,45 @@ def ffn_splits(
     """Splits of the FFN columns for layers that share one plan: even, fastest, and fastest within ``room``.
 
     counts: [len(ordinals), experts] tokens; room: [devices] bytes that a device has for such a layer.
+    """
+    return FfnSplits(costs, model, ordinals, counts).within(room)
+
+
+class FfnSplits:
+    """The same for any room.
+
     Granules of columns; what does not fill a granule goes to the device with the most columns.
     """
-    block = model.moe_block(ordinals[0])
-    assert block.moe is not None
-    ffn = block.moe.ffn_size
-    granule = min(ffn, max(LEAST_COLUMNS, ffn // GRANULES))
-    units = ffn // granule
-    columns = np.arange(units + 1) * granule
-    calls = np.broadcast_to(counts[:, None, :], (len(counts), units + 1, counts.shape[1]))
-    seconds = np.stack([costs.expert_ffn(block, columns, calls, device).sum(0) for device in costs.representatives])
-    seconds = costs.of_devices(seconds)
-    bytes_each = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes / ffn
-    splits = [even(ffn, costs.devices)]
-    fits = columns * bytes_each <= room[:, None]
-    for table in (seconds, np.where(fits, seconds, np.inf)):
-        with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
-            units_of = split(table, units).assignment
-            taken = [int(columns[n]) for n in units_of]
-            taken[taken.index(max(taken))] += ffn - sum(taken)
-            splits.append(tuple(taken))
-            if all(fits[device, n] for device, n in enumerate(units_of)):
-                break
-    return list(dict.fromkeys(splits))
+
+    def __init__(self, costs: Costs, model: Model, ordinals: Sequence[int], counts: np.ndarray) -> None:
+        block = model.moe_block(ordinals[0])
+        assert block.moe is not None
+        self.ffn = block.moe.ffn_size
+        granule = min(self.ffn, max(LEAST_COLUMNS, self.ffn // GRANULES))
+        self.columns = np.arange(self.ffn // granule + 1) * granule
+        whole = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes
+        self.bytes = self.columns * (whole / self.ffn)
+        calls = np.broadcast_to(counts[:, None, :], (len(counts), len(self.columns), counts.shape[1]))
+        kinds = [costs.expert_ffn(block, self.columns, calls, device).sum(0) for device in costs.representatives]
+        self.seconds = costs.of_devices(np.stack(kinds))
+        self.even = even(self.ffn, costs.devices)
+        self.fastest = split(self.seconds, len(self.columns) - 1).assignment
+
+    def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
+        """room: [devices] bytes that a device has for such a layer."""
+        splits = [self.even, self._whole(self.fastest)]
+        fits = self.bytes <= room[:, None]
+        if not fits[np.arange(len(fits)), list(self.fastest)].all():
+            with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
+                table = np.where(fits, self.seconds, np.inf)
+                splits.append(self._whole(split(table, len(self.columns) - 1).assignment))
+        return list(dict.fromkeys(splits))
+
+    def _whole(self, units: Sequence[int]) -> tuple[int, ...]:
+        """Columns of each device from granules."""
+        taken = [int(self.columns[n]) for n in units]
+        taken[taken.index(max(taken))] += self.ffn - sum(taken)
+        return tuple(taken)
 
 
 def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:

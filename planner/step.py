@@ -79,6 +79,13 @@ class Step:
         choices = Choices(ids, self.layout, self.costs.cluster.host_index, block.moe.num_experts)
         return Layer(self.costs, block, self.layout, choices, memo)
 
+    def alike(self) -> list[list[int]]:
+        """Ordinals of the mixture-of-experts layers of each block."""
+        found: dict[int, list[int]] = {}
+        for j, i in enumerate(self.model.moe_layers):
+            found.setdefault(id(self.blocks[i]), []).append(j)
+        return list(found.values())
+
     @property
     def layers(self) -> list[Layer]:
         """Each layer by itself."""

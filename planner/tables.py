@@ -27,7 +27,7 @@ class Tables:
     """
 
     def __init__(self, step: Step, classes: Classes, columns: Sequence[Column], room: np.ndarray) -> None:
-        self.columns, self.room, self._step, self._classes = columns, room, step, classes
+        self.columns, self.room, self.step, self._classes = columns, room, step, classes
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class Tables:
 
     def step_seconds(self, chosen: Sequence[int]) -> float:
         """Predicted step time of a choice."""
-        step, of_class = self._step, self._classes.of_ordinal
+        step, of_class = self.step, self._classes.of_ordinal
         now = step.outside("embed")[None]
         ordinals = iter(range(len(of_class)))
         for i, block in enumerate(step.blocks):
@@ -96,7 +96,7 @@ class Tables:
         Device by device, the earliest end of each layer: the longest chain over the best option for that device. Every
         operation takes at least its time alone, so induction over the layers gives a bound on every device's end.
         """
-        step = self._step
+        step = self.step
         end = step.outside("embed")[None]
         ordinals = iter(range(len(self._classes.of_ordinal)))
         for i, block in enumerate(step.blocks):
@@ -107,19 +107,19 @@ class Tables:
                 end = step.dense(i).chains.ends(end)
         return float((end + step.outside("head")).max())
 
-    def beside(self) -> float:
-        """The part of the additive bound that the choice does not change.
-
-        Least seconds from the last device's beginning of a layer to the last end, whichever device is last: summed
-        over the layers, with the slowest embedding and the fastest head, a lower bound that is additive.
-        """
-        step = self._step
-        dense = sum(float(step.dense(i).chains.slowest()[0]) for i, block in enumerate(step.blocks) if not block.moe)
-        return float(step.outside("embed").max() + step.outside("head").min()) + dense
-
     def missing(self, error: Infeasible) -> np.ndarray:
         """[G] bytes that are missing at least."""
         deficit = np.maximum(-self.room, 0)
         if error.per_device:
             return deficit + np.array(error.per_device)
         return deficit + np.ceil(error.missing / len(deficit)).astype(int)
+
+
+def beside(step: Step) -> float:
+    """The part of the additive bound that no choice changes.
+
+    Least seconds from the last device's beginning of a layer to the last end, whichever device is last: summed over
+    the layers, with the slowest embedding and the fastest head, a lower bound that is additive.
+    """
+    dense = sum(float(step.dense(i).chains.slowest()[0]) for i, block in enumerate(step.blocks) if not block.moe)
+    return float(step.outside("embed").max() + step.outside("head").min()) + dense

@@ -15,18 +15,25 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     """Attention, route, pack, counts, dispatch, unpack, experts, combine, shared experts."""
     costs, group = layer.costs, layer.devices
     sent = layer.choices.dispatch(plans)
-    counts = costs.scatter(group, np.full((1, len(group)), COUNT_BYTES))
     there = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
     back = costs.all_to_all(group, sent.rows.back().times(layer.activation_bytes))
     return [
-        *attention(layer),
-        *route(layer),
-        layer.each("dispatch", "ep_pack", layer.tokens),
-        exchange("dispatch", "exchange counts", [counts]),
+        *before(layer),
         exchange("dispatch", "all_to_all", [there]),
         layer.each("dispatch", "ep_unpack", sent.computed),
         layer.experts(layer.moe.ffn_size, sent.counts),
         exchange("combine", "all_to_all", [back]),
-        layer.each("combine", "ep_combine", layer.tokens),
-        *shared(layer),
+        *after(layer),
     ]
+
+
+def before(layer: Layer) -> list[Stage]:
+    """What no placement changes, up to the exchange of rows."""
+    counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES))
+    pack = layer.each("dispatch", "ep_pack", layer.tokens)
+    return [*attention(layer), *route(layer), pack, exchange("dispatch", "exchange counts", [counts])]
+
+
+def after(layer: Layer) -> list[Stage]:
+    """What no placement changes, from when the rows are back."""
+    return [layer.each("combine", "ep_combine", layer.tokens), *shared(layer)]
