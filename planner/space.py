@@ -26,7 +26,8 @@ from .tables import Tables, beside
 from .units import bytes_text
 
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
-WORTH = 0.02  # of the step that a search for placements must be able to gain
+CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
+WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -197,7 +198,8 @@ class Search:
     def _choose(self, name: str, step: Step, degree: int, tables: Tables, strategy: Strategy | None) -> None:
         """The exact choice among the options (of one strategy, or of all), timed whole."""
         try:
-            solution = tables.select(tables.seconds, strategy, self._left(), self.seed)
+            target = (1 - WORTH) * self._fastest - beside(step)
+            solution = tables.select(tables.seconds, strategy, self._left(), self.seed, CHOICE_GAP, target)
         except Infeasible as error:
             self.missing.append(tables.missing(error))
             self._record(name, step, degree, [], math.inf, lacking(self.missing[-1]))
@@ -210,7 +212,7 @@ class Search:
     def _lower_bound(self, tables: Tables) -> None:
         """Take in what is proven for this space; where nothing fits there is nothing to prove."""
         try:
-            additive = tables.select(tables.arrival, None, self._left(), self.seed).bound
+            additive = tables.select(tables.arrival, None, self._left(), self.seed, target=0.0).bound
         except Infeasible:
             return
         except NotFound:

@@ -57,7 +57,13 @@ class Tables:
         return True
 
     def select(
-        self, cost: np.ndarray, strategy: Strategy | None, time_limit: float, seed: int
+        self,
+        cost: np.ndarray,
+        strategy: Strategy | None,
+        time_limit: float,
+        seed: int,
+        gap: float = 0.0,
+        target: float = np.inf,
     ) -> Solution[tuple[int, ...]]:
         """The least sum of ``cost`` under memory; of one strategy, or of all. Raises the solver's errors."""
         weights, regions = self._memory
@@ -67,6 +73,8 @@ class Tables:
             weights[:, allowed],
             np.maximum(self.room, 0),
             shared=regions[:, allowed],
+            gap=gap,
+            target=target,
             time_limit=time_limit,
             seed=seed,
         )
