@@ -14,6 +14,7 @@ from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
 from ..spec.load import Load, worst
 from ..spec.model import Model
+from .alike import within_spread
 from .devices import check_device
 from .noise import UNUSABLE_PART, UNUSABLE_SPREAD, noise, refusal, warnings
 from .worker import PATIENCE_SHARE
@@ -74,7 +75,8 @@ def profile(
     if lab is None and not accept_noise and (unusable := refusal(found, provenance)):
         raise MoeplanError(unusable)
     judged = {"noise": found, "warnings": warnings(found, provenance.load), "noise_accepted": accept_noise}
-    return by_class(measured.model_copy(update={"provenance": provenance.model_copy(update=judged)}))
+    measured = measured.model_copy(update={"provenance": provenance.model_copy(update=judged)})
+    return by_class(measured, within_spread)
 
 
 def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Measurement:

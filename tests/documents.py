@@ -27,12 +27,18 @@ def cluster_body() -> dict[str, Any]:
         "operators": [route | {"curve": curve("tokens")}],
     }
     device = {"kind": "processor", "host": "a", "memory_bytes": 2**30}
+    edges = [{"source": f"device {i}", "target": "host a", "rate": 1e9} for i in (0, 1)]
     return {
         "kinds": [kind],
-        "devices": [device, device],
+        "devices": [device, device | {"switch": "s", "details": {"numa_node": "0"}}],
         "hosts": [{"name": "a"}],
         "link_classes": [{"name": "host", "latency": 1e-5, "curve": curve()}],
         "link_rules": [{"scope": "host", "link": "host"}],
+        "link_exceptions": [{"source": 1, "target": 0, "link": "host"}],
+        "topology": {
+            "nodes": [{"name": "s", "type": "switch"}],
+            "edges": [*edges, {"source": "s", "target": "host a"}],
+        },
         "collectives": [{"collective": "all_gather", "members": [2], "curve": curve(), "busy": curve()}],
         "provenance": {"created": "now", "command": "test", "versions": {}, "seconds": 1.0, "models": ["tiny-moe"]},
     }

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from moeplan.spec import Cluster
+from moeplan.spec import Cluster, Model
 from moeplan.spec.cluster.measurement import MeasuredCollective, MeasuredDevice, MeasuredLink, Measurement
 from moeplan.spec.errors import MissingCurveError
 from moeplan.spec.operators import COLLECTIVES
@@ -60,7 +60,8 @@ def spelled_out(cluster: Cluster, groups: Sequence[tuple[int, ...]] | None = Non
     )
 
 
-def first_version(measured: Measurement) -> str:
-    """The text of the document of version 1; that knew no racks."""
-    body = measured.model_dump(mode="json", exclude={"hosts": {"__all__": {"rack"}}})
-    return json.dumps({"kind": Cluster.kind, "version": 1, **body}, indent=1) + "\n"
+def first_version(document: Measurement | Model) -> str:
+    """The text of the document of version 1; what is as by default is left out: early readers refuse later fields."""
+    kind = Cluster.kind if isinstance(document, Measurement) else document.kind
+    body = document.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps({"kind": kind, "version": 1, **body}, indent=1) + "\n"

@@ -10,6 +10,7 @@ from itertools import product
 
 from moeplan.spec import Cluster, Model
 from moeplan.spec.cluster import (
+    SCOPES,
     CollectiveCurve,
     Device,
     DeviceKind,
@@ -18,6 +19,7 @@ from moeplan.spec.cluster import (
     LinkRule,
     OperatorCurve,
     Provenance,
+    Scope,
 )
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
@@ -132,6 +134,46 @@ def operators(
     return tuple(found.values())
 
 
+Members = tuple[tuple[int, ...], Scope | None]
+"""How many members a group has on each host, most first; its scope, where hosts have several switches."""
+
+
+def collective(name: str, shape: Members, local: float, uplink: float) -> CollectiveCurve:
+    """A collective of groups of one shape."""
+    members, scope = shape
+    count = sum(members)
+    across, sharing = count - min(members), max(members)
+    rate = local if scope in (None, "switch") else local / 2
+
+    def seconds(bytes: float) -> float:
+        return CALL + LATENCY + bytes * max((count - 1) / rate, across * sharing / uplink)
+
+    busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (count - 1) * bytes / 1e10)
+    whole = grid({"bytes": SIZES}, seconds)
+    return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=busy)
+
+
+def group_shape(devices: Sequence[Device]) -> Members:
+    """The shape of a group of these devices."""
+    members = tuple(sorted(Counter(device.host for device in devices).values(), reverse=True))
+    switches = {device.switch for device in devices}
+    if None in switches:
+        return members, None
+    return members, "cluster" if len(members) > 1 else "host" if len(switches) > 1 else "switch"
+
+
+def link_classes(local: float, uplink: float, switches: int) -> tuple[LinkClass, ...]:
+    """A class for each scope, called like it."""
+    rates = {"host": local if switches == 1 else local / 2, "cluster": min(local, uplink)}
+    rates |= {} if switches == 1 else {"switch": local}
+
+    def link(scope: str, rate: float) -> LinkClass:
+        curve = grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
+        return LinkClass(name=scope, latency=LATENCY, curve=curve)
+
+    return tuple(link(scope, rates[scope]) for scope in SCOPES if scope in rates)
+
+
 def cluster(
     model: Model,
     speeds: Sequence[Sequence[float]] = ((1.0, 1.0), (1.0, 1.0)),
@@ -140,12 +182,17 @@ def cluster(
     uplink: float = 1e9,
     memory: float | Sequence[float] = 4 * 2**30,
     dtype: str = "f32",
+    tensors: Sequence[int] = (1, 2, 4),
+    switches: int = 1,
 ) -> Cluster:
-    """One device per speed, one host per group of speeds; a kind per speed."""
-    flat = [(h, speed) for h, group in enumerate(speeds) for speed in group]
-    n, host = len(flat), [h for h, _ in flat]
-    per_host = [len(group) for group in speeds]
-    tensors = [t for t in (1, 2, 4) if all(count % t == 0 for count in per_host)]
+    """One device per speed, one host per group of speeds; a kind per speed.
+
+    tensors: degrees of tensor parallelism to have curves for, where they divide every host. switches: of each host,
+    with as many of its devices each, one after another; between them links carry half of ``local``.
+    """
+    flat = [speed for group in speeds for speed in group]
+    n, per_host = len(flat), [len(group) for group in speeds]
+    tensors = [t for t in tensors if all(count % t == 0 for count in per_host)]
     memories = [memory] * n if isinstance(memory, int | float) else list(memory)
     kinds = tuple(
         DeviceKind(
@@ -155,42 +202,31 @@ def cluster(
             stream_bandwidth=BYTES * speed,
             operators=operators(model, speed, n, tensors, dtype),
         )
-        for speed in dict.fromkeys(speed for _, speed in flat)
+        for speed in dict.fromkeys(flat)
     )
+    seats = [(h, s * switches // count) for h, count in enumerate(per_host) for s in range(count)]
     devices = tuple(
-        Device(kind=f"speed {speed:g}", host=f"host{h}", memory_bytes=int(bytes))
-        for (h, speed), bytes in zip(flat, memories, strict=True)
-    )
-
-    def link(scope: str, rate: float) -> LinkClass:
-        return LinkClass(
-            name=scope, latency=LATENCY, curve=grid({"bytes": SIZES}, lambda bytes: LATENCY + bytes / rate)
+        Device(
+            kind=f"speed {speed:g}",
+            host=f"host{h}",
+            switch=str(switch) if switches > 1 else None,
+            memory_bytes=int(bytes),
         )
-
-    def collective(name: str, members: tuple[int, ...]) -> CollectiveCurve:
-        count = sum(members)
-        across, sharing = count - min(members), max(members)
-
-        def seconds(bytes: float) -> float:
-            return CALL + LATENCY + bytes * max((count - 1) / local, across * sharing / uplink)
-
-        busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (count - 1) * bytes / 1e10)
-        return CollectiveCurve(collective=name, members=members, curve=grid({"bytes": SIZES}, seconds), busy=busy)
-
-    groups = [range(i, i + t) for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
-    shapes = [sorted(Counter(host[i] for i in group).values(), reverse=True) for group in groups]
-    hosts = len(speeds)
+        for speed, (h, switch), bytes in zip(flat, seats, memories, strict=True)
+    )
+    groups = [devices[i : i + t] for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    rates = {"uplink_out": uplink, "uplink_in": uplink} if len(speeds) > 1 else {}
+    classes = link_classes(local, uplink, switches)
     return Cluster(
         kinds=kinds,
         devices=devices,
-        hosts=tuple(
-            Host(name=f"host{h}", uplink_out=uplink, uplink_in=uplink) if hosts > 1 else Host(name="host0")
-            for h in range(hosts)
-        ),
-        link_classes=(link("host", local), link("cluster", min(local, uplink))),
-        link_rules=(LinkRule(scope="host", link="host"), LinkRule(scope="cluster", link="cluster")),
+        hosts=tuple(Host(name=f"host{h}", **rates) for h in range(len(speeds))),
+        link_classes=classes,
+        link_rules=tuple(LinkRule(scope=link.name, link=link.name) for link in classes),
         collectives=tuple(
-            collective(name, members) for members in dict.fromkeys(map(tuple, shapes)) for name in COLLECTIVES
+            collective(name, shape, local, uplink)
+            for shape in dict.fromkeys(map(group_shape, groups))
+            for name in COLLECTIVES
         ),
         provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),
     )

@@ -19,6 +19,7 @@ from moeplan.tests.spelled_out import first_version, spelled_out
 from moeplan.tests.synthetic import cluster, tiny_model
 
 PROVENANCE = {"created": "now", "command": "test", "versions": {}, "seconds": 1.0, "models": ["tiny"]}
+NVML = [{}, {}, {"topology": "gpu1: PIX, gpu2: SYS"}, {"topology": "gpu0: PIX, gpu2: SYS"}, {"topology": "gpu0: SYS"}]
 
 
 def drawn_curve(draw, axis: str = "bytes") -> dict[str, Any]:
@@ -40,6 +41,7 @@ def measurements(draw) -> Measurement:
             "name": draw(st.sampled_from(["x", "y"])),
             "memory_bytes": draw(st.sampled_from([2**30, 2**31])),
             "cpu_share": draw(st.sampled_from([1.0, 1.0, 0.5])),
+            "details": draw(st.sampled_from(NVML)),
             "stream_bandwidth": draw(st.sampled_from([1e10, 1e10, 2e10])),
             "operators": [
                 {
@@ -230,7 +232,14 @@ def two(**fields: Any) -> dict[str, Any]:
         ({"link_exceptions": [pair(0, 1), pair(0, 1)]}, "link_exceptions[1]: 0 to 1 has an exception already"),
         ({"link_classes": cluster_body()["link_classes"] * 2}, "link class names repeat"),
         ({"kinds": cluster_body()["kinds"] * 2}, "kind names repeat"),
-        ({"devices": cluster_body()["devices"] * 2049}, "devices"),
+        ({"devices": cluster_body()["devices"] * 2049}, "devices: Tuple should have at most 4096 items"),
+        (
+            {
+                "kinds": [cluster_body()["kinds"][0] | {"name": name} for name in ("processor", *map(str, range(257)))],
+                "link_rules": [rule(), *(rule(source=str(i)) for i in range(257))],
+            },
+            "link_rules name 257 kinds, at most 256: give alike kinds a family",
+        ),
         ({"collectives": cluster_body()["collectives"] * 2}, "collectives[1]: a curve of all_gather over the same"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """``moeplan explain``: why a placement is what it is."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 from ...planner.place.explain import Explanation
 from ...planner.place.explain import explain as why
 from ...planner.place.explain_page import draw, page
+from ...spec.cluster import Cluster
+from ...spec.document import parse_object, read_text
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.trace import Trace
@@ -17,18 +20,44 @@ from ..options import MAX_SEED, picture_option
 
 
 def explain(
-    placement: Annotated[Path, typer.Argument(help="What `moeplan place` wrote.")],
-    trace: Annotated[Path | None, typer.Option(help="Routing (.npz); by default the one that was fitted.")] = None,
-    picture: Annotated[Path | None, picture_option("Draw load and crossings")] = None,
+    document: Annotated[Path, typer.Argument(help="What `moeplan place` or `moeplan profile` wrote.")],
+    trace: Annotated[
+        Path | None, typer.Option(help="Of a placement: routing (.npz); by default the one that was fitted.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Of a cluster: devices that exchange, such as 0-7,12; by default all.")
+    ] = None,
+    picture: Annotated[
+        Path | None, picture_option("Draw load and crossings of a placement, or the topology of a cluster")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the placement with one more slot per device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
 ) -> None:
-    """Say why: what limits a placement, its hottest devices, what still crosses, what one more slot would buy.
+    """Say why: what limits a placement, its hottest devices, what crosses, what one more slot would buy; or a cluster.
 
     Example: `moeplan explain place.json --picture place.png`
+    Example: `moeplan explain cluster.json --group 0-7 --picture topology.png`
     """
-    document = read_placement(placement)
-    explanation = why(document, trace_of(document, placement, trace), seed=seed)
+    if document_kind(document) == Cluster.kind:
+        if trace is not None:
+            raise MoeplanError(f"--trace goes with a placement, {document} is a cluster: leave it out")
+        explain_cluster(Cluster.read(document), group, picture, as_json)
+    else:
+        if group is not None:
+            raise MoeplanError(f"--group goes with a cluster, {document} is none: leave it out")
+        _explain_placement(document, trace, picture, seed, as_json)
+    if picture and not as_json:
+        say(f"wrote {picture}")
+
+
+def document_kind(path: Path) -> object:
+    """What kind of document a file says it is."""
+    return parse_object(read_text(path, Placement.hint()), str(path)).get("kind")
+
+
+def _explain_placement(path: Path, trace: Path | None, picture: Path | None, seed: int, as_json: bool) -> None:
+    document = read_placement(path)
+    explanation = why(document, trace_of(document, path, trace), seed=seed)
     if picture:
         draw(document, explanation, picture)
     if as_json:
@@ -37,8 +66,40 @@ def explain(
     out.print(page(document, explanation))
     for known in explanation.notes:
         note(known)
+
+
+def explain_cluster(cluster: Cluster, chosen: str | None, picture: Path | None, as_json: bool) -> None:
+    """Print what a cluster is and what an equal exchange of a group of its devices waits for."""
+    from ...planner.topology import graph_of, loads
+    from ..topology_page import cluster_body, cluster_page
+
+    count = len(cluster.devices)
+    group = tuple(range(count)) if chosen is None else devices_of(chosen, count)
+    graph = graph_of(cluster)
+    found = loads(graph, group)
     if picture:
-        say(f"wrote {picture}")
+        from ..topology_picture import draw_topology
+
+        draw_topology(cluster, graph, found, picture)
+    if as_json:
+        print_json(cluster_body(cluster, group, found))
+    else:
+        out.print(cluster_page(cluster, group, found))
+
+
+def devices_of(text: str, count: int) -> tuple[int, ...]:
+    """Devices from a text such as 0-7,12; MoeplanError where it names none, one twice, or one that is not there."""
+    wrong = f"--group {text!r}: devices such as 0-7,12 of 0 to {count - 1}, two or more, none twice"
+    found = list[int]()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,6})\s*(?:-\s*([0-9]{1,6})\s*)?", part)
+        if match is None:
+            raise MoeplanError(wrong)
+        first = int(match[1])
+        found += range(first, 1 + min(int(match[2] or first), count))
+    if len(found) < 2 or len(set(found)) != len(found) or max(found) >= count:
+        raise MoeplanError(wrong)
+    return tuple(found)
 
 
 def read_placement(path: Path) -> Placement:

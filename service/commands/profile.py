@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ...spec.catalogue import load_model
 from ...spec.claims import replacing
-from ...spec.cluster import Cluster, LinkClass
+from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
 from ...spec.output import locked
 from ..console import note, out, print_json, progress, say
@@ -124,7 +124,7 @@ def cluster_table(cluster: Cluster) -> Table:
         kind = cluster.kind_of(i)
         outgoing = np.unique(cluster.link_class_index([i], np.arange(len(cluster.devices))))
         links = [cluster.link_classes[c] for c in outgoing.tolist() if c >= 0]
-        rate = min((_bandwidth(link) for link in links), default=None)
+        rate = min((link.bandwidth for link in links), default=None)
         latency = max((link.latency for link in links), default=None)
         share = "" if kind.cpu_share == kind.threads else f" x {kind.cpu_share:g}"
         table.add_row(
@@ -137,7 +137,3 @@ def cluster_table(cluster: Cluster) -> Table:
             "-" if latency is None else f"{latency * 1e6:.0f} us",
         )
     return table
-
-
-def _bandwidth(link: LinkClass) -> float:
-    return link.curve.axes[0].values[-1] / link.curve.median[-1]

@@ -9,6 +9,7 @@ from .groups import CollectiveCurve, GroupShape
 from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Device, DeviceKind, Host, OperatorCurve, Rate, Threads
 from .links import SCOPES, LinkClass, LinkException, LinkRule, Scope
 from .provenance import CurveNoise, Provenance
+from .topology import Topology, TopologyEdge, TopologyNode
 
 __all__ = [
     "MAX_DEVICES",
@@ -31,4 +32,7 @@ __all__ = [
     "Rate",
     "Scope",
     "Threads",
+    "Topology",
+    "TopologyEdge",
+    "TopologyNode",
 ]

@@ -14,6 +14,7 @@ from .groups import CollectiveCurve, Groups, GroupShape
 from .kinds import MAX_DEVICES, Device, DeviceKind, Host
 from .links import LinkClass, LinkException, LinkRule, Links, Where
 from .provenance import Provenance
+from .topology import Topology
 
 
 class Cluster(Document):
@@ -33,6 +34,7 @@ class Cluster(Document):
     link_rules: tuple[LinkRule, ...] = ()
     link_exceptions: tuple[LinkException, ...] = ()
     collectives: tuple[CollectiveCurve, ...] = ()
+    topology: Topology | None = Field(None, description="what lies between devices; none: made of the rest")
     lab: str | None = Field(None, description="name of the lab that it was measured in; none for real hosts")
     provenance: Provenance
 
@@ -51,6 +53,8 @@ class Cluster(Document):
             for end in ("source", "target"):
                 if (named := getattr(rule, end)) is not None and named not in families:
                     raise ValueError(f"link_rules[{i}].{end} {show(named)} is not among kinds {show(list(families))}")
+        if self.topology is not None:
+            self.topology.check(len(self.devices), self.hosts)
         _ = self._lookup  # it checks the rest
         return self
 

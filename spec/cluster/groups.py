@@ -110,6 +110,7 @@ class Groups:
         for limits in ((shape.kinds, shape.scope), (shape.kinds, None), (None, shape.scope), (None, None)):
             found = self.curves.get((collective, "equal", shape.members, *limits))
             if found is not None:
+                self.curves[collective, "equal", group] = found  # a search asks for the same again and again
                 return found
         listed = f"[{', '.join(map(str, group[:SHOWN]))}{', ...' if len(group) > SHOWN else ''}]"
         raise MissingCurveError(

@@ -18,6 +18,7 @@ from .kinds import Device, Host, needs_bytes
 Scope = Literal["switch", "host", "rack", "cluster"]
 SCOPES: tuple[Scope, ...] = Scope.__args__  # type: ignore[attr-defined]
 NONE = -1
+MAX_NAMED = 256  # kinds that rules name: tables grow with their square
 
 
 class LinkClass(Part):
@@ -31,6 +32,11 @@ class LinkClass(Part):
     def _over_bytes(self) -> "LinkClass":
         needs_bytes("link", self.curve)
         return self
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of the largest message that was measured."""
+        return self.curve.axes[0].values[-1] / max(self.curve.median[-1], 1e-12)
 
 
 class LinkRule(Part):
@@ -77,6 +83,8 @@ class Where(NamedTuple):
         ]
         named = dict.fromkeys(kind for rule in rules for kind in (rule.source, rule.target) if kind is not None)
         groups = {kind: i for i, kind in enumerate(named, 1)}
+        if len(groups) > MAX_NAMED:
+            raise ValueError(f"link_rules name {len(groups)} kinds, at most {MAX_NAMED}: give alike kinds a family")
         group = np.array([groups.get(family, 0) for family in families])
         return cls(np.stack([np.array(switch), host, np.array(rack_of)[host]]), group, groups)
 

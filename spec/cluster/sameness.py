@@ -19,6 +19,7 @@ from .groups import CollectiveCurve, Groups, GroupShape
 from .kinds import Copies, Device, DeviceKind
 from .links import SCOPES, LinkClass, LinkException, LinkRule, Where
 from .measurement import MeasuredCollective, MeasuredDevice, MeasuredLink, Measurement
+from .nvml import switch_of
 
 T = TypeVar("T")
 
@@ -119,7 +120,13 @@ def _kinds(measured: Sequence[MeasuredDevice], alike: Alike) -> tuple[tuple[Devi
         kinds.append(kind.model_copy(update={"name": numbered(kind.name, names)}))
         kind_of |= dict.fromkeys(members, kinds[-1].name)
     devices = (
-        Device(kind=kind_of[i], host=device.host, memory_bytes=device.memory_bytes, details=device.details)
+        Device(
+            kind=kind_of[i],
+            host=device.host,
+            switch=switch_of(device.details),
+            memory_bytes=device.memory_bytes,
+            details=device.details,
+        )
         for i, device in enumerate(measured)
     )
     return tuple(kinds), tuple(devices)
@@ -228,6 +235,7 @@ def _of_shape(entries: Sequence[MeasuredCollective], shape: GroupShape, limited:
         traffic=entries[0].traffic,
         members=shape.members,
         kinds=shape.kinds if limited else None,
+        scope=shape.scope,
         curve=curve,
         busy=busy,
     )
