@@ -12,21 +12,40 @@ import numpy as np
 from ..spec.plan import LayerPlan
 from ..spec.routing import COPY_PHASES, COPY_STEP
 from .layout import Layout
+from .spread import Spread
 from .traffic import Traffic
 
 PIECE = 2**22  # choices that are looked at together
 
 
+class Rows(NamedTuple):
+    """Rows of each expert, once for devices that are alike: counts [B, X, E], of [G] which of them a device has."""
+
+    counts: np.ndarray
+    of: np.ndarray
+
+    @property
+    def largest(self) -> np.ndarray:
+        """[B, G] rows of each device's largest expert."""
+        return self.counts.max(2)[:, self.of]
+
+    @property
+    def devices(self) -> np.ndarray:
+        """[B, G, E] rows of each device."""
+        return self.counts[:, self.of]
+
+
 class Dispatch(NamedTuple):
     """What ``ep`` does with the tokens of B layers.
 
-    rows: Traffic of rows between devices, one per token and distinct destination; kept: [B, G] rows that stay.
-    counts: [B, G, E] rows that each expert computes.
+    rows, back: rows between devices, one per token and distinct destination, and the same on their way back.
+    kept: [B, G] rows that stay; experts: rows that each expert computes.
     """
 
-    rows: Traffic
+    rows: Traffic | Spread
+    back: Traffic | Spread
     kept: np.ndarray
-    counts: np.ndarray
+    experts: Rows
 
     @property
     def computed(self) -> np.ndarray:
@@ -50,16 +69,16 @@ class Choices:
     _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
 
     @cached_property
-    def own(self) -> np.ndarray:
-        """[B, G, E] tokens of each device that chose each expert."""
+    def own(self) -> Rows:
+        """Tokens of each device that chose each expert."""
         devices = self.layout.devices
         key = self.layout.source[:, None] * self.experts + self.ids
-        return _counted(key, devices * self.experts).reshape(-1, devices, self.experts)
+        return Rows(counted(key, devices * self.experts).reshape(-1, devices, self.experts), np.arange(devices))
 
     @cached_property
     def total(self) -> np.ndarray:
         """[B, E] tokens that chose each expert."""
-        return _counted(self.ids, self.experts)
+        return counted(self.ids, self.experts)
 
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         """One plan for each of the B layers; remembered for the same sequence of plans."""
@@ -74,13 +93,14 @@ class Choices:
         for first in range(0, len(plans), step):
             ids, some = self.ids[first : first + step], plans[first : first + step]
             target = self._targets(ids, some)
-            counts.append(_counted(target * self.experts + ids, devices * self.experts))
+            counts.append(counted(target * self.experts + ids, devices * self.experts))
             found, stay = self._rows(target, first)
             rows.append(found)
             kept.append(stay)
         batch, source, target, number = (np.concatenate(part) for part in zip(*rows, strict=True))
         traffic = Traffic(len(plans), devices, batch, source, target, number)
-        return Dispatch(traffic, np.concatenate(kept), np.concatenate(counts).reshape(-1, devices, self.experts))
+        rows_of = Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
+        return Dispatch(traffic, traffic.back(), np.concatenate(kept), rows_of)
 
     def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
@@ -106,12 +126,12 @@ class Choices:
 
     def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
         """[b, T, K] device that serves each choice."""
-        groups = {_period(plan, self.experts) for plan in plans}
+        groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
         if not groups and size and ids.shape[1] * size <= PIECE:
             # The same group of devices again and again, with one copy in each: where a token goes for an expert
             # depends on the expert's place in its group alone.
-            place = np.stack([_owner(plan.slots[:size], self.experts) for plan in plans])
+            place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])
             where = place[np.arange(len(plans))[:, None, None], ids]
             return where if size == self.layout.devices else self._served(size)[self._tokens[:, None], where]
         found = np.empty(ids.shape, np.int64)
@@ -135,7 +155,7 @@ class Choices:
         return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
 
 
-def _period(plan: LayerPlan, experts: int) -> int:
+def period(plan: LayerPlan, experts: int) -> int:
     """Size of the groups of consecutive devices that all hold the same, each expert once; 0 where there are none."""
     held = [len(slots) for slots in plan.slots]
     size = int(np.searchsorted(np.cumsum(held), experts)) + 1
@@ -146,7 +166,7 @@ def _period(plan: LayerPlan, experts: int) -> int:
     return size if alone else 0
 
 
-def _owner(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
+def owner_of(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
     """[E] device of each expert's only copy."""
     held = [len(here) for here in slots]
     owner = np.empty(experts, np.int64)
@@ -154,7 +174,7 @@ def _owner(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
     return owner
 
 
-def _counted(key: np.ndarray, size: int) -> np.ndarray:
+def counted(key: np.ndarray, size: int) -> np.ndarray:
     """[B, size] how often each of 0..size-1 occurs in each row of ``key`` [B, ...]."""
     count = len(key)
     flat = key.reshape(count, -1) + np.arange(count)[:, None] * size

@@ -9,6 +9,7 @@ beyond what was measured are collected in ``notes``.
 # B layers that are costed together, G devices, n members of a group, E experts
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,10 @@ from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
 from .flows import FlowModel
+from .spread import Spread
 from .traffic import Traffic
+
+LISTED = 64  # members up to which all pairs of a collective are listed
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Exchange:
 
     collective: Collective
     group: tuple[int, ...]
-    traffic: Traffic
+    traffic: Traffic | Spread
     seconds: np.ndarray
     latency: np.ndarray
 
@@ -116,40 +120,62 @@ class Costs:
         """[devices, ...] from [kinds, ...]."""
         return of_kinds[self.kinds]
 
-    def all_to_all(self, group: tuple[int, ...], traffic: Traffic) -> Exchange:
+    def all_to_all(self, group: tuple[int, ...], traffic: Traffic | Spread) -> Exchange:
         return self._collective("all_to_all", group, traffic)
 
     def all_gather(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
         """own: [B, n] bytes of each member, all of which go to every other member, each copy by itself."""
-        return self._known("all_gather", group, own, Traffic.outward)
+        return self._known("all_gather", group, own, "outward")
 
     def reduce_scatter(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
         """own: [B, n] bytes of each member's result, which every other member sends it a partial of."""
-        return self._known("reduce_scatter", group, own, Traffic.inward)
+        return self._known("reduce_scatter", group, own, "inward")
 
     def scatter(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
         """An all-to-all in which every member receives its own [B, n] bytes from every other."""
-        return self._known("all_to_all", group, own, Traffic.inward)
+        return self._known("all_to_all", group, own, "inward")
 
     def all_reduce(self, group: tuple[int, ...], size: float) -> Exchange:
         """size: bytes of the whole buffer, which every member holds; traffic as a ring would send it."""
         members = len(group)
         sizes = np.full((1, members), 2 * size / members**2)
-        return self._known("all_reduce", group, sizes, Traffic.outward, size)
+        return self._known("all_reduce", group, sizes, "outward", size)
 
     def least(self, collective: Collective, group: tuple[int, ...]) -> float:
         """Seconds of the smallest message; whoever takes part spends as much."""
         return float(self._measured(collective, group)[1].read(bytes=1)[0]) if len(group) > 1 else 0.0
 
-    def _known(self, collective: Collective, group: tuple[int, ...], own: np.ndarray, form, equal=None) -> Exchange:
+    def _known(
+        self,
+        collective: Collective,
+        group: tuple[int, ...],
+        own: np.ndarray,
+        form: Literal["outward", "inward"],
+        equal: float | None = None,
+    ) -> Exchange:
         """Remembered for groups that are alike: the same curve over links of the same classes."""
-        key = (collective, form.__name__, self._alike(collective, group), own.astype(float).tobytes())
+        key = (collective, form, self._alike(collective, group), own.astype(float).tobytes())
         if key not in self._exchanges:
-            self._exchanges[key] = self._collective(collective, group, form(own.astype(float)), equal)
+            traffic = self._uniform(collective, group, own.astype(float), form)
+            self._exchanges[key] = self._collective(collective, group, traffic, equal)
         return replace(self._exchanges[key], group=group)
 
+    def _uniform(
+        self, collective: Collective, group: tuple[int, ...], own: np.ndarray, form: Literal["outward", "inward"]
+    ) -> Traffic | Spread:
+        """Every member sends (receives) its own [B, n] bytes to (from) every other."""
+        if self.spreads(collective, group):
+            ones = np.ones(own.shape)
+            hosts = len(np.unique(self._measured(collective, group)[0].host))
+            return Spread.of(own, ones, hosts) if form == "outward" else Spread.of(ones, own, hosts)
+        return Traffic.outward(own) if form == "outward" else Traffic.inward(own)
+
+    def spreads(self, collective: Collective, group: tuple[int, ...]) -> bool:
+        """Whether the group has too many pairs to list, and hosts that are all alike."""
+        return len(group) > LISTED and self._measured(collective, group)[0].regular
+
     def _collective(
-        self, collective: Collective, group: tuple[int, ...], traffic: Traffic, equal: float | None = None
+        self, collective: Collective, group: tuple[int, ...], traffic: Traffic | Spread, equal: float | None = None
     ) -> Exchange:
         """A collective with this traffic; ``equal``: where on its curve, if that is known."""
         if len(group) == 1:
@@ -189,13 +215,13 @@ class Costs:
             return ({},)
         flow, _, _ = self._measured(exchange.collective, group)
         duration, traffic = float(self._duration(exchange)[index, 0]), exchange.traffic
-        across = flow.crossing(traffic)
+        sent, received = traffic.across(flow.host)
         used = {
             "compute": self.busy(exchange)[index],
             "out": traffic.sent()[index] / flow.out_rate / duration,
             "in": traffic.received()[index] / flow.in_rate / duration,
-            "uplink out": _share(traffic.sent(across)[index], flow.host, flow.uplink_out * duration),
-            "uplink in": _share(traffic.received(across)[index], flow.host, flow.uplink_in * duration),
+            "uplink out": _share(sent[index], flow.host, flow.uplink_out * duration),
+            "uplink in": _share(received[index], flow.host, flow.uplink_in * duration),
         }
         return tuple(
             {

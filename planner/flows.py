@@ -13,6 +13,7 @@ import numpy as np
 
 from ..spec.cluster import Cluster
 from .curves import Table
+from .spread import Spread, beside, elsewhere
 from .traffic import Traffic
 
 FASTEST = 1e15  # bytes per second; makes every link's time strictly increase, so that it can be inverted
@@ -20,7 +21,10 @@ ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 
 
 class FlowModel:
-    """The flows among ``group``; members are indexed by position in it."""
+    """The flows among ``group``; members are indexed by position in it.
+
+    within, between: the class of all links inside hosts, and of all between them, where there is just one.
+    """
 
     def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
         self.cluster, self.members, n = cluster, np.array(group), len(group)
@@ -29,6 +33,8 @@ class FlowModel:
         self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
         self.uplink_in = np.array([h.uplink_in or np.inf for h in hosts])
         classes = cluster.link_classes
+        self.between: int | None = None
+        self._within: set[int] = set()
         present = self._present(len(classes))
         used = np.flatnonzero(present[0].any(1))
         self.knots = np.unique(np.concatenate([classes[c].curve.axes[0].values for c in used] or [(1.0,)]))
@@ -49,6 +55,21 @@ class FlowModel:
         self.components = self._components(present) if n > 1 else np.zeros((1, len(self.knots)))
         self.equal = self.components.max(0)
 
+    @property
+    def within(self) -> int | None:
+        return min(self._within) if len(self._within) == 1 else None
+
+    @property
+    def regular(self) -> bool:
+        """Whether hosts have equally many consecutive members, all links between them are alike, and all inside."""
+        hosts = len(np.unique(self.host))
+        each = len(self.members) // hosts
+        consecutive = (
+            each * hosts == len(self.members) and (self.host[::each] == self.host.reshape(hosts, each).T).all()
+        )
+        alike = self.between is not None and (self.within is not None or each == 1)
+        return bool(hosts > 1 and consecutive and alike)
+
     def _present(self, classes: int) -> list[np.ndarray]:
         """[C, n] whether a member is the source, the target of a link of each class; of such a link between hosts."""
         n = len(self.members)
@@ -64,6 +85,9 @@ class FlowModel:
                 seen[kind, end] = True
             for seen, end in zip(present[2:], (source, target), strict=True):
                 seen[kind[across], end[across]] = True
+            self._within |= set(np.unique(kind[~across]).tolist())
+        apart = np.flatnonzero(present[2].any(1))
+        self.between = int(apart[0]) if len(apart) == 1 else None
         return present
 
     def _components(self, present: list[np.ndarray]) -> np.ndarray:
@@ -88,46 +112,72 @@ class FlowModel:
             rows.append(worst[:, None] * self.knots + self.latency[found, None])
         return np.concatenate(rows)
 
-    def crossing(self, traffic: Traffic) -> np.ndarray:
-        """[F] whether each flow goes between hosts."""
-        return self.host[traffic.source] != self.host[traffic.target]
-
-    def _flows(self, traffic: Traffic) -> np.ndarray:
-        """[F] seconds of each flow."""
-        size, at = traffic.bytes, traffic.batch
-        kind = self.cluster.link_class_index(self.members[traffic.source], self.members[traffic.target])
-        latency = self.latency[kind]
+    def _link(self, kind: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds of messages over links of these classes."""
         if len(self.knots) == 1:
-            link = self.times[kind, 0] * np.maximum(1.0, size / self.knots[0])
-        else:
-            upper = np.clip(np.searchsorted(self.knots, size), 1, len(self.knots) - 1)
-            low, high = self.knots[upper - 1], self.knots[upper]
-            weight = np.maximum((size - low) / (high - low), 0.0)
-            link = self.times[kind, upper - 1] * (1 - weight) + self.times[kind, upper] * weight
-        out = (traffic.sent() / self.out_rate)[at, traffic.source]
-        into = (traffic.received() / self.in_rate)[at, traffic.target]
-        seconds = np.maximum(link, np.maximum(out, into) + latency)
-        across = self.crossing(traffic)
-        if across.any():
-            up = np.maximum(
-                self._uplinks(traffic.sent(across), self.uplink_out)[at, self.host[traffic.source]],
-                self._uplinks(traffic.received(across), self.uplink_in)[at, self.host[traffic.target]],
-            )
-            seconds = np.where(across, np.maximum(seconds, up + latency), seconds)
-        return seconds
+            return self.times[kind, 0] * np.maximum(1.0, size / self.knots[0])
+        upper = np.clip(np.searchsorted(self.knots, size), 1, len(self.knots) - 1)
+        low, high = self.knots[upper - 1], self.knots[upper]
+        weight = np.maximum((size - low) / (high - low), 0.0)
+        return self.times[kind, upper - 1] * (1 - weight) + self.times[kind, upper] * weight
+
+    def _loads(self, traffic: Traffic | Spread) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """[B, n] seconds that all a member sends, receives needs, and what crosses its host's uplink, out and in."""
+        sent, received = traffic.across(self.host)
+        return (
+            traffic.sent() / self.out_rate,
+            traffic.received() / self.in_rate,
+            self._uplinks(sent, self.uplink_out)[:, self.host],
+            self._uplinks(received, self.uplink_in)[:, self.host],
+        )
+
+    def _listed(self, traffic: Traffic, loads: tuple[np.ndarray, ...]) -> np.ndarray:
+        """[B, n] when the last of these flows of each member has ended."""
+        at, source, target = traffic.batch, traffic.source, traffic.target
+        kind = self.cluster.link_class_index(self.members[source], self.members[target])
+        out, into, up_out, up_in = loads
+        busiest = np.maximum(out[at, source], into[at, target])
+        uplink = np.maximum(up_out[at, source], up_in[at, target])
+        busiest = np.where(self.host[source] != self.host[target], np.maximum(busiest, uplink), busiest)
+        seconds = np.maximum(self._link(kind, traffic.bytes), busiest + self.latency[kind])
+        last = np.zeros(traffic.count * traffic.members)
+        np.maximum.at(last, at * traffic.members + source, seconds)
+        np.maximum.at(last, at * traffic.members + target, seconds)
+        return last.reshape(traffic.count, traffic.members)
+
+    def _products(self, spread: Spread, loads: tuple[np.ndarray, ...]) -> np.ndarray:
+        """[B, n] when the last flow of each member has ended: its longest message, its own loads and the largest of
+        those at the other ends."""
+        out, into, up_out, up_in = loads
+        source, target = (out, np.maximum(out, up_out)), (into, np.maximum(into, up_in))
+        last = np.zeros((spread.count, spread.members))
+        for far, kind in ((False, self.within), (True, self.between)):
+            if kind is None:
+                continue
+            a, c, _, _ = spread.far if far else spread.near
+            for mine, others, load, other_load in ((a, c, source[far], target[far]), (c, a, target[far], source[far])):
+                busy = np.where(others > 0, other_load, 0.0)
+                if far:
+                    largest, busiest = elsewhere(others, spread.hosts), elsewhere(busy, spread.hosts)
+                else:
+                    largest = beside(others, spread.cell, spread.hosts)
+                    busiest = beside(busy, spread.cell, spread.hosts)
+                message = self._link(np.array(kind), mine * largest)
+                seconds = np.maximum(message, np.maximum(load, busiest) + self.latency[kind])
+                last = np.maximum(last, np.where((mine > 0) & (largest > 0), seconds, 0.0))
+        return last
 
     def _uplinks(self, crossing: np.ndarray, rate: np.ndarray) -> np.ndarray:
         """[B, hosts] seconds that the uplinks need for what [B, n] members send (receive) across hosts."""
         place = np.arange(len(crossing))[:, None] * len(rate) + self.host
         return np.bincount(place.ravel(), crossing.ravel(), len(crossing) * len(rate)).reshape(-1, len(rate)) / rate
 
-    def seconds(self, traffic: Traffic) -> np.ndarray:
+    def seconds(self, traffic: Traffic | Spread) -> np.ndarray:
         """[B, n] when the last flow that a member sends or receives has ended."""
-        flows = self._flows(traffic)
-        last = np.zeros(traffic.count * traffic.members)
-        np.maximum.at(last, traffic.batch * traffic.members + traffic.source, flows)
-        np.maximum.at(last, traffic.batch * traffic.members + traffic.target, flows)
-        return last.reshape(traffic.count, traffic.members)
+        loads = self._loads(traffic)
+        if isinstance(traffic, Traffic):
+            return self._listed(traffic, loads)
+        return self._products(traffic, loads)
 
     def equal_size(self, seconds: np.ndarray) -> np.ndarray:
         """[B] bytes per pair whose equal exchange takes ``seconds`` [B]; at least the smallest measured message."""

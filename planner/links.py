@@ -24,9 +24,9 @@ class Links:
         """One layer's."""
         for stage in stages:
             for exchange in stage.exchanges:
-                place, flows = self.of[np.array(exchange.group)], exchange.traffic
-                key = place[flows.source] * len(self.bytes) + place[flows.target]
-                self.bytes += np.bincount(key, flows.bytes, self.bytes.size).reshape(self.bytes.shape)
+                part = self.of[np.array(exchange.group)]
+                found = exchange.traffic.between(part)
+                self.bytes[: len(found), : len(found)] += found
 
     def traffic(self) -> tuple[LinkTraffic, ...]:
         return tuple(

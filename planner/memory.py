@@ -86,14 +86,14 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
     columns: np.ndarray | int = moe.ffn_size
     if plans[0].strategy == "ep":
         sent = layer.choices.dispatch(plans)
-        largest, computed = sent.counts.max(2), sent.computed
+        largest, computed = sent.experts.largest, sent.computed
         buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
     elif plans[0].strategy == "sharded":
         largest, computed = layer.choices.total.max(1, keepdims=True), own.sum()
         columns = np.array([plan.split for plan in plans])
         buffers = own * row + 2 * computed * row + (computed + n * own) * D * element
     else:
-        largest, computed = layer.choices.own.max(2), own
+        largest, computed = layer.choices.own.largest, own
         buffers = own * D * element
     intermediate = largest * (2 * D + (matrices + 1) * columns) * element
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element

@@ -115,13 +115,20 @@ def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Rou
     for j in ordinals:
         block = model.moe_block(int(j))
         assert block.moe is not None
-        chosen = routing.by_layer[j]
-        rows = np.stack([np.bincount(chosen[:n].ravel(), minlength=block.moe.num_experts) for n in tokens])
+        rows = _first_rows(routing, int(j), tokens, block.moe.num_experts)
         for kind, device in enumerate(costs.representatives):
             seconds[kind] += costs.expert_ffn(block, block.moe.ffn_size, rows, device)
     seconds *= len(model.moe_layers) / len(ordinals)
     table = np.stack([np.interp(counts, knots, row) for row in seconds])
     return costs.of_devices(table).reshape(-1, tensor, len(counts)).max(1)
+
+
+def _first_rows(routing: Routing, ordinal: int, tokens: np.ndarray, experts: int) -> np.ndarray:
+    """[len(tokens), experts] rows of the first so many tokens in one layer; expected ones where there is a sample."""
+    chosen = routing.by_layer[ordinal]
+    if routing.scale != 1:
+        return tokens[:, None] * np.bincount(chosen.ravel(), minlength=experts) / len(chosen)
+    return np.stack([np.bincount(chosen[:n].ravel(), minlength=experts) for n in tokens])
 
 
 def ffn_splits(

@@ -19,6 +19,7 @@ from . import memory
 from .choices import Choices
 from .clock import Chains, longest_chains, run
 from .costs import Costs
+from .expected import Expected
 from .graph import Graph
 from .layout import Layout
 from .links import Links
@@ -76,7 +77,8 @@ class Step:
         if block.moe is None:
             return Layer(self.costs, block, self.layout, None, memo)
         ids = self.routing.by_layer[[self._ordinals[i] for i in indices]]
-        choices = Choices(ids, self.layout, self.costs.cluster.host_index, block.moe.num_experts)
+        of = Choices if self.routing.scale == 1 else Expected
+        choices = of(ids, self.layout, self.costs.cluster.host_index, block.moe.num_experts)
         return Layer(self.costs, block, self.layout, choices, memo)
 
     def alike(self) -> list[list[int]]:

@@ -59,6 +59,17 @@ class Traffic:
         """[B, n] bytes that each member receives over these flows."""
         return self._sum(self.target, flows)
 
+    def across(self, host: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B, n] bytes that each member sends to, and receives from, other hosts; host: [n]."""
+        flows = host[self.source] != host[self.target]
+        return self.sent(flows), self.received(flows)
+
+    def between(self, of: np.ndarray) -> np.ndarray:
+        """[parts, parts] bytes between parts of the members; of: [n] part of each member."""
+        parts = int(of.max()) + 1
+        key = of[self.source] * parts + of[self.target]
+        return np.bincount(key, self.bytes, parts * parts).reshape(parts, parts)
+
     def sizes(self, index: int) -> np.ndarray:
         """[source, target] bytes of one exchange."""
         dense = np.zeros((self.members, self.members))

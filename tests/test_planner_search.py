@@ -100,7 +100,7 @@ def test_slow_devices_get_less():
     experts = solve(MODEL, machines, PREFILL, strategy="ep")
     assert experts.solver.objective < 0.8 * experts.baselines["linear ep"]
     layers = zip(Step.of(experts, machines).layers, experts.layers, strict=True)
-    rows = sum(layer.choices.dispatch([plan]).counts[0].sum(1) for layer, plan in layers)
+    rows = sum(layer.choices.dispatch([plan]).experts.devices[0].sum(1) for layer, plan in layers)
     assert rows[:2].min() > rows[2:].max()
 
 

@@ -43,7 +43,7 @@ def make_step(
 def dispatched(layer, plan):
     """Rows sent [source, target], those that stay on the diagonal, and rows that each expert computes."""
     sent = layer.choices.dispatch([plan])
-    return sent.rows.sizes(0) + np.diag(sent.kept[0]), sent.counts[0]
+    return sent.rows.sizes(0) + np.diag(sent.kept[0]), sent.experts.devices[0]
 
 
 def tables(step, options):

@@ -108,8 +108,8 @@ class Timing:
             plan = LayerPlan(strategy="ep", slots=placed.slots, shares=placed.shares)
             sent = layer.choices.dispatch([plan])
             out = self.costs.all_to_all(group, sent.rows.times(layer.row_bytes))
-            back = self.costs.all_to_all(group, sent.rows.back().times(layer.activation_bytes))
-            experts = layer.experts(layer.moe.ffn_size, sent.counts)
+            back = self.costs.all_to_all(group, sent.back.times(layer.activation_bytes))
+            experts = layer.experts(sent.experts)
             total += float(out.seconds.max() + experts.seconds.max() + back.seconds.max())
         return total
 

@@ -16,12 +16,12 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     costs, group = layer.costs, layer.devices
     sent = layer.choices.dispatch(plans)
     there = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
-    back = costs.all_to_all(group, sent.rows.back().times(layer.activation_bytes))
+    back = costs.all_to_all(group, sent.back.times(layer.activation_bytes))
     return [
         *before(layer),
         exchange("dispatch", "all_to_all", [there]),
         layer.each("dispatch", "ep_unpack", sent.computed),
-        layer.experts(layer.moe.ffn_size, sent.counts),
+        layer.experts(sent.experts),
         exchange("combine", "all_to_all", [back]),
         *after(layer),
     ]

@@ -24,7 +24,7 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
         *attention(layer),
         *route(layer),
         wait("gather", len(group)),
-        layer.experts(layer.moe.ffn_size, layer.choices.own),
+        layer.experts(layer.choices.own),
         layer.each("combine", "gathered_combine", layer.tokens),
         *shared(layer),
     ]

@@ -11,8 +11,9 @@ import numpy as np
 
 from ...spec.model import Block, Moe
 from ...spec.operators import Part, Shape, attention_shape, dense_shape, exchange_shape, route_shape, row_bytes
-from ..choices import Choices
+from ..choices import Choices, Rows
 from ..costs import Costs
+from ..expected import Expected
 from ..layout import Layout
 from ..stages import Stage, compute, exchange
 
@@ -27,7 +28,7 @@ class Layer:
     costs: Costs
     block: Block
     layout: Layout
-    chosen: Choices | None = None
+    chosen: Choices | Expected | None = None
     memo: dict[str, list[Stage]] = field(default_factory=dict)
 
     @classmethod
@@ -46,7 +47,7 @@ class Layer:
         return self.block.moe
 
     @property
-    def choices(self) -> Choices:
+    def choices(self) -> Choices | Expected:
         assert self.chosen is not None
         return self.chosen
 
@@ -72,10 +73,13 @@ class Layer:
         """One call of an exchange operator on every device with its number of rows, [G] or [B, G]."""
         return compute(part, operator, self.costs.operator(operator, self.shape, tokens=rows))
 
-    def experts(self, columns: np.ndarray | int, counts: np.ndarray) -> Stage:
-        """The grouped FFN on every device: [B, G] or fewer columns, [B, G, E] rows."""
-        seconds = self.costs.expert_ffn(self.block, columns, counts, np.array(self.devices))
-        return compute("expert", "expert_ffn", seconds)
+    def experts(self, rows: Rows) -> Stage:
+        """The grouped FFN on every device."""
+        costs = self.costs
+        alike = rows.of * len(costs.representatives) + costs.kinds
+        _, first, place = np.unique(alike, return_index=True, return_inverse=True)
+        seconds = costs.expert_ffn(self.block, self.moe.ffn_size, rows.counts[:, rows.of[first]], first)
+        return compute("expert", "expert_ffn", seconds[:, place])
 
     def once(self, name: str, stages: Callable[["Layer"], list[Stage]]) -> list[Stage]:
         """What ``stages`` gives for the first layer of this block."""

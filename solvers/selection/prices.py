@@ -81,7 +81,7 @@ def price(problem: Problem, gap: float) -> Priced:
         aim = np.maximum(min(best.seconds, slowest) - bound, 0.0)
         norm = (over * over).sum(1)
         prices = np.maximum(prices + (scale * aim / np.where(norm > 0, norm, 1.0))[:, None] * over, 0.0)
-    best.open = (open_ & (proven <= best.seconds * (1 + ROUNDING))[:, None, None]).any(0)
+    best.open = np.asarray((open_ & (proven <= best.seconds * (1 + ROUNDING))[:, None, None]).any(0))
     if best.chosen is not None:
         best.open |= best.chosen > 0  # whatever the rounding
     return best
