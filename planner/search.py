@@ -26,7 +26,7 @@ from ..spec.workload import Workload
 from .budget import Budget
 from .costs import Costs
 from .probes import probe_points
-from .space import BASELINES, WORTH, Choice, Search, lacking
+from .space import BASELINES, Choice, Search, lacking
 from .step import Step, check_supported
 from .units import bytes_text
 
@@ -240,7 +240,7 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
     within = {
-        "ep": f"ep (linear, greedy and speed-weighted placement; local where it may gain {WORTH:.0%})",
+        "ep": "ep (linear, greedy and speed-weighted placement; local where that is promising)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }

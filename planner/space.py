@@ -28,6 +28,7 @@ from .units import bytes_text
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
+REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -69,6 +70,7 @@ class Search:
     _columns: dict[tuple, Column] = field(default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(default_factory=dict)
     _of: Step | None = None
+    _promising: list[tuple[float, float, str, int]] = field(default_factory=list)  # seconds of ep, floor, space
 
     @cached_property
     def classes(self) -> Classes:
@@ -105,6 +107,8 @@ class Search:
             if not self.searched:
                 raise
             self.interrupted = True
+        else:
+            self._refine()
         self._baselines()
 
     def fits(self, strategy: Strategy | None) -> bool:
@@ -154,20 +158,27 @@ class Search:
         return self._columns[plans]
 
     def _space(self, layout: str, step: Step, degree: int) -> None:
-        """Candidates and bound of one layout and expert degree; only the bound where that says enough.
-
-        Placements are searched for only where they may gain ``WORTH`` on the fastest alternative so far.
-        """
+        """Candidates and bound of one layout and expert degree; only the bound where that says enough."""
         floor = self._floor(step, degree)
         if floor >= self._fastest:
             self.bound = min(self.bound, floor)
             return
         where = f"{layout}, expert {degree}"
         self._look(where, step, degree, self._tables(step, degree))
-        if "ep" in self.strategies and not self.cut and floor < (1 - WORTH) * self._fastest:
-            thorough = self._tables(step, degree, thorough=True)
-            if len(thorough.columns) > len(self._tables(step, degree).columns):
-                self._look(where, step, degree, thorough, again=True)
+        if "ep" in self.strategies:
+            own = (c.seconds for c in self.choices if c.candidate.name == f"all ep ({where})")
+            self._promising.append((min(own, default=math.inf), floor, layout, degree))
+
+    def _refine(self) -> None:
+        """Search for placements in the few spaces where ``ep`` is fastest and may gain ``WORTH`` in all."""
+        for seconds, floor, layout, degree in sorted(self._promising)[:REFINED]:
+            late = self.cut or time.perf_counter() > self.deadline
+            if late or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
+                continue
+            step = next(step for name, step in self._steps() if name == layout)
+            usual, thorough = self._tables(step, degree), self._tables(step, degree, thorough=True)
+            if len(thorough.columns) > len(usual.columns):
+                self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
 
     def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
         """Candidates and bound among these options; again: only of what more placements may change."""
