@@ -105,9 +105,7 @@ class Choices:
     def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
         count, devices = len(target), self.layout.devices
-        target = np.sort(target, axis=2)
-        new = np.ones(target.shape, bool)
-        new[:, :, 1:] = target[:, :, 1:] != target[:, :, :-1]
+        target, new = distinct(target)
         key = ((np.arange(count)[:, None] * devices + self.layout.source)[:, :, None] * devices + target)[new]
         pairs = count * devices * devices
         if pairs <= 4 * key.size:
@@ -153,6 +151,15 @@ class Choices:
         slots = tuple((place,) for place in range(size)) * (self.layout.devices // size)
         copies = Copies.of(slots, None, size, self.hosts)
         return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
+
+
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values with equal ones of the last axis side by side, and which of them are the first of their kind."""
+    if values.shape[-1] > 2:
+        values = np.sort(values, axis=-1)
+    new = np.ones(values.shape, bool)
+    new[..., 1:] = values[..., 1:] != values[..., :-1]
+    return values, new
 
 
 def period(plan: LayerPlan, experts: int) -> int:

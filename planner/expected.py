@@ -16,7 +16,7 @@ import numpy as np
 
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
-from .choices import Dispatch, Rows, counted, owner_of, period
+from .choices import Dispatch, Rows, counted, distinct, owner_of, period
 from .layout import Layout
 from .spread import Factors, Spread
 
@@ -83,9 +83,7 @@ class Expected:
 
     def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
         """[B, d] probability that a token needs what lies at each place."""
-        where = np.sort(place[np.arange(len(place))[:, None, None], self.ids], axis=2)
-        new = np.ones(where.shape, bool)
-        new[:, :, 1:] = where[:, :, 1:] != where[:, :, :-1]
+        where, new = distinct(place.astype(np.int16)[np.arange(len(place))[:, None, None], self.ids])
         key = np.broadcast_to((np.arange(len(place)) * size)[:, None, None], where.shape)[new] + where[new]
         return np.bincount(key, minlength=len(place) * size).reshape(-1, size) / self.ids.shape[1]
 

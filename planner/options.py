@@ -92,9 +92,12 @@ class Options:
         """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
         devices, experts = self.costs.devices, self.moe.num_experts
         if strategy == "sharded":
-            return LayerPlan(strategy=strategy, slots=((),) * devices, split=splits.even(self.moe.ffn_size, devices))
+            return self._split(splits.even(self.moe.ffn_size, devices))
         parts = degree if strategy == "ep" else devices
-        return LayerPlan(strategy=strategy, slots=_slots(balance.linear(experts, parts), parts) * (devices // parts))
+        if ("plain", strategy, parts) not in self._memo:
+            slots = _slots(balance.linear(experts, parts), parts) * (devices // parts)
+            self._memo["plain", strategy, parts] = LayerPlan(strategy=strategy, slots=slots)
+        return self._memo["plain", strategy, parts]
 
     def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
         """Per method one plan per class: linear, greedy balance by load, the same by measured speed, and
@@ -151,7 +154,6 @@ class Options:
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""
-        nothing: Slots = ((),) * self.costs.devices
         found = []
         for c, members in enumerate(self.classes.members):
             if ("sharded", c) not in self._memo:
@@ -159,8 +161,14 @@ class Options:
                 self._memo["sharded", c] = splits.FfnSplits(self.costs, self.model, members, counts)
             columns = self._memo["sharded", c].within(room[c])
             columns = columns[:1] if self.even else columns
-            found.append([LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns])
+            found.append([self._split(split) for split in columns])
         return found
+
+    def _split(self, columns: tuple[int, ...]) -> LayerPlan:
+        if ("split", columns) not in self._memo:
+            nothing: Slots = ((),) * self.costs.devices
+            self._memo["split", columns] = LayerPlan(strategy="sharded", slots=nothing, split=columns)
+        return self._memo["split", columns]
 
     def gathered(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
@@ -199,4 +207,6 @@ class Options:
 
 
 def _slots(device_of: np.ndarray, devices: int) -> Slots:
-    return tuple(tuple(int(e) for e in np.flatnonzero(device_of == device)) for device in range(devices))
+    order = np.argsort(device_of, kind="stable").tolist()
+    ends = np.cumsum(np.bincount(device_of, minlength=devices)).tolist()
+    return tuple(tuple(order[first:end]) for first, end in zip([0, *ends[:-1]], ends, strict=True))
