@@ -1,36 +1,47 @@
 """Durations from measured curves: what an operator or a collective of the runtime takes on these devices.
 
-Nothing is fitted. An operator's seconds are read from its curve at the actual counts. A collective's seconds are read
-from its measured equal-traffic curve, at the size whose equal exchange takes, in the flow model, as long as the actual
-byte matrix does: exact for equal traffic, and the flow model only translates skew. Readings beyond what was measured
-are collected in ``notes``.
+Nothing is fitted. An operator's seconds are read from its curve at the actual counts, once for each kind of device. A
+collective's seconds are read from its measured equal-traffic curve, at the size whose equal exchange takes, in the
+flow model, as long as the actual bytes do: exact for equal traffic, and the flow model only translates skew. Readings
+beyond what was measured are collected in ``notes``.
 """
 
-from dataclasses import dataclass
+# B layers that are costed together, G devices, n members of a group, E experts
+
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..spec.cluster import SCOPES, Cluster
-from ..spec.curve import Curve
 from ..spec.executed import ELSE, not_executed
 from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
 from .flows import FlowModel
+from .spread import Spread
+from .traffic import Traffic
+
+LISTED = 64  # members up to which all pairs of a collective are listed
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One collective over ``group``: seconds alone and resource demands of each member.
+    """One collective over ``group`` for each of B layers: [B, n] seconds alone, [B] of which are latency."""
 
-    sizes: [source, target] bytes by position in the group, its own share excluded.
-    """
-
+    collective: Collective
     group: tuple[int, ...]
-    sizes: np.ndarray
-    seconds: tuple[float, ...]
-    latency: float
-    demands: tuple[dict[str, float], ...]
+    traffic: Traffic | Spread
+    seconds: np.ndarray
+    latency: np.ndarray
+
+    def only(self, index: int) -> "Exchange":
+        """That of one layer."""
+        if len(self.seconds) == 1:
+            return self
+        row = slice(index, index + 1)
+        return replace(self, traffic=self.traffic.only(index), seconds=self.seconds[row], latency=self.latency[row])
 
 
 class Costs:
@@ -44,126 +55,215 @@ class Costs:
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)
         self.hosts: list[int] = cluster.host_index.tolist()
-        cores = np.array([kind.cpu_share if kind.type == "cpu" else 1.0 for kind in cluster.kinds])
-        self._cores = cores[cluster.kind_index]
+        self.kinds = cluster.kind_index
+        self._cores = np.array([kind.cpu_share if kind.type == "cpu" else 1.0 for kind in cluster.kinds])
+        self.representatives = [int(np.argmax(self.kinds == kind)) for kind in range(len(cluster.kinds))]
+        self._of_kind = [np.flatnonzero(self.kinds == kind) for kind in range(len(cluster.kinds))]
         self._beyond: dict[str, dict[str, float]] = {}
         self._operators: dict[tuple, Table] = {}
         self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
+        self._flows: dict[tuple, FlowModel] = {}
         # What a search asks for again and again.
-        self._readings: dict[tuple, float] = {}
-        self._experts: dict[tuple, np.ndarray] = {}
+        self._readings: dict[tuple, np.ndarray] = {}
         self._exchanges: dict[tuple, Exchange] = {}
 
-    def operator(self, device: int, operator: str, shape: Shape, **at: float) -> float:
-        """Seconds of one call on one device; 0 when any coordinate is 0."""
-        if min(at.values()) <= 0:
-            return 0.0
-        key = (device, operator, *shape.values(), *at.values())
+    def operator(self, operator: str, shape: Shape, **at: ArrayLike) -> np.ndarray:
+        """Seconds of one call on every device, in the common shape [..., G] of the coordinates; 0 where one is 0."""
+        points = {name: np.asarray(value) for name, value in at.items()}
+        common = np.broadcast_shapes((self.devices,), *(value.shape for value in points.values()))
+        key = (operator, *shape.values(), common, *(value.tobytes() for value in points.values()))
         if key not in self._readings:
-            seconds, beyond = self.table(device, operator, shape).read(**at)
-            if beyond:
-                self._note(operator, at)
-            self._readings[key] = float(seconds)
+            seconds = np.zeros(common)
+            for devices in self._of_kind:
+                mine = {name: np.broadcast_to(value, common)[..., devices] for name, value in points.items()}
+                if min(value.max() for value in mine.values()) <= 0:
+                    continue  # nothing to do, so that no curve is needed
+                seconds[..., devices], beyond = self.table(int(devices[0]), operator, shape).read(**mine)
+                if beyond.any():
+                    self._note(operator, {name: float(value[beyond].max()) for name, value in mine.items()})
+            self._readings[key] = seconds
         return self._readings[key]
 
-    def expert_ffn(self, device: int, block: Block, columns: int | np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Seconds of the grouped FFN with ``counts[e]`` rows for each expert, for one or more numbers of columns.
+    def expert_ffn(self, block: Block, columns: ArrayLike, counts: np.ndarray, devices: ArrayLike) -> np.ndarray:
+        """[...] seconds of the grouped FFN with ``counts`` [..., E] rows for each expert and so many columns, on these
+        devices; columns and devices broadcast to [...].
 
         The measured call has ``a`` active experts with equal rows n: curve(columns, a, n). With unequal rows every
         active expert takes its share of the call that would have its rows everywhere: the mean of
         curve(columns, a, n_e) over the active experts e; exact for equal rows.
         """
-        active, times = np.unique(counts[counts > 0], return_counts=True)
-        columns, shape = np.asarray(columns), expert_shape(block)
-        if not len(active):
-            return np.zeros(columns.shape)
-        key = (device, *shape.values(), columns.tobytes(), active.tobytes(), times.tobytes())
-        if key not in self._experts:
-            experts = int(times.sum())
-            table = self.table(device, "expert_ffn", shape)
-            seconds, beyond = table.read(ffn=columns[..., None], experts=experts, tokens=active)
-            if beyond.any():
-                self._note("expert_ffn", {"ffn": int(columns.max()), "tokens": int(active.max())})
-            self._experts[key] = (seconds * times).sum(-1) / experts
-        return self._experts[key]
+        shape = counts.shape[:-1]
+        rows = counts.reshape(-1, counts.shape[-1])
+        width = np.broadcast_to(columns, shape).ravel()
+        kind = np.broadcast_to(self.kinds[np.asarray(devices)], shape).ravel()
+        seconds = np.zeros(len(rows))
+        for k in np.unique(kind):
+            mine = np.flatnonzero((kind == k) & (width > 0))
+            if len(mine):
+                seconds[mine] = self._experts(self.representatives[k], block, width[mine], rows[mine])
+        return seconds.reshape(shape)
 
-    def all_to_all(self, group: tuple[int, ...], sizes: np.ndarray) -> Exchange:
-        """sizes: [source, target] bytes; what a device sends itself is free."""
-        return self._collective("all_to_all", group, sizes)
+    def _experts(self, device: int, block: Block, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """[N] seconds on one device for [N] columns (above 0) and [N, E] rows."""
+        call, expert = np.nonzero(counts > 0)
+        active = np.bincount(call, minlength=len(counts))
+        # Calls of equal width and active experts read one line of the curve.
+        choices, line = np.unique(np.stack([columns, active]), axis=1, return_inverse=True)
+        lines = self.table(device, "expert_ffn", expert_shape(block)).lines(*choices)
+        tokens = counts[call, expert]
+        each, beyond = lines.read(line.ravel()[call], tokens)
+        if beyond.any():
+            self._note("expert_ffn", {"ffn": int(columns[call[beyond]].max()), "tokens": int(tokens[beyond].max())})
+        return np.bincount(call, each, len(counts)) / np.maximum(active, 1)
+
+    def of_devices(self, of_kinds: np.ndarray) -> np.ndarray:
+        """[devices, ...] from [kinds, ...]."""
+        return of_kinds[self.kinds]
+
+    def all_to_all(self, group: tuple[int, ...], traffic: Traffic | Spread) -> Exchange:
+        return self._collective("all_to_all", group, traffic)
 
     def all_gather(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
-        """own: bytes of each member, all of which go to every other member, each copy by itself."""
-        return self._collective("all_gather", group, np.repeat(np.asarray(own, float)[:, None], len(group), axis=1))
+        """own: [B, n] bytes of each member, all of which go to every other member, each copy by itself."""
+        return self._known("all_gather", group, own, "outward")
 
     def reduce_scatter(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
-        """own: bytes of each member's result, which every other member sends it a partial of."""
-        return self._collective("reduce_scatter", group, np.repeat(np.asarray(own, float)[None, :], len(group), axis=0))
+        """own: [B, n] bytes of each member's result, which every other member sends it a partial of."""
+        return self._known("reduce_scatter", group, own, "inward")
+
+    def scatter(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
+        """An all-to-all in which every member receives its own [B, n] bytes from every other."""
+        return self._known("all_to_all", group, own, "inward")
 
     def all_reduce(self, group: tuple[int, ...], size: float) -> Exchange:
         """size: bytes of the whole buffer, which every member holds; traffic as a ring would send it."""
         members = len(group)
-        return self._collective("all_reduce", group, np.full((members, members), 2 * size / members**2), size)
+        sizes = np.full((1, members), 2 * size / members**2)
+        return self._known("all_reduce", group, sizes, "outward", size)
+
+    def least(self, collective: Collective, group: tuple[int, ...]) -> float:
+        """Seconds of the smallest message; whoever takes part spends as much."""
+        return float(self._measured(collective, group)[1].read(bytes=1)[0]) if len(group) > 1 else 0.0
+
+    def _known(
+        self,
+        collective: Collective,
+        group: tuple[int, ...],
+        own: np.ndarray,
+        form: Literal["outward", "inward"],
+        equal: float | None = None,
+    ) -> Exchange:
+        """Remembered for groups that are alike: the same curve over links of the same classes."""
+        key = (collective, form, self._alike(collective, group), own.astype(float).tobytes())
+        if key not in self._exchanges:
+            traffic = self._uniform(collective, group, own.astype(float), form)
+            self._exchanges[key] = self._collective(collective, group, traffic, equal)
+        return replace(self._exchanges[key], group=group)
+
+    def _uniform(
+        self, collective: Collective, group: tuple[int, ...], own: np.ndarray, form: Literal["outward", "inward"]
+    ) -> Traffic | Spread:
+        """Every member sends (receives) its own [B, n] bytes to (from) every other."""
+        if self.spreads(collective, group):
+            ones = np.ones(own.shape)
+            hosts = len(np.unique(self._measured(collective, group)[0].host))
+            return Spread.of(own, ones, hosts) if form == "outward" else Spread.of(ones, own, hosts)
+        return Traffic.outward(own) if form == "outward" else Traffic.inward(own)
+
+    def spreads(self, collective: Collective, group: tuple[int, ...]) -> bool:
+        """Whether the group has too many pairs to list, and hosts that are all alike."""
+        return len(group) > LISTED and self._measured(collective, group)[0].regular
 
     def _collective(
-        self, collective: Collective, group: tuple[int, ...], sizes: np.ndarray, equal: float | None = None
+        self, collective: Collective, group: tuple[int, ...], traffic: Traffic | Spread, equal: float | None = None
     ) -> Exchange:
-        """A collective with these bytes [source, target]; ``equal``: where on its curve, if that is known."""
+        """A collective with this traffic; ``equal``: where on its curve, if that is known."""
         if len(group) == 1:
-            return Exchange(group, np.zeros((1, 1)), (0.0,), 0.0, ({},))
-        key = (collective, group, sizes.astype(float).tobytes())
-        if key not in self._exchanges:
-            flow, curve, busy = self._measured(collective, group)
-            sizes = np.where(flow.off, sizes, 0.0)
-            flows = flow.seconds(sizes)
-            size = flow.equal_size(flows.max()) if equal is None else max(equal, 1.0)
-            whole, beyond = curve.read(bytes=size)
-            if beyond:
-                self._note(f"{collective} over devices {list(group)}", {"bytes": round(size)})
-            share = flows / flows.max() if flows.max() > 0 else np.ones(len(group))
-            least = min(float(curve.read(bytes=1)[0]), float(whole))  # who has nothing to move still takes part
-            seconds = np.maximum(float(whole) * share, least)
-            latency = float(min(flow.latency.max(), seconds.min()))
-            demands = self._demands(flow, busy, group, sizes, seconds - latency)
-            self._exchanges[key] = Exchange(group, sizes, tuple(seconds.tolist()), latency, demands)
-        return self._exchanges[key]
+            return Exchange(collective, group, traffic, np.zeros((traffic.count, 1)), np.zeros(traffic.count))
+        flow, curve, _ = self._measured(collective, group)
+        flows = flow.seconds(traffic)
+        longest = flows.max(1)
+        size = flow.equal_size(longest) if equal is None else np.full(traffic.count, max(equal, 1.0))
+        whole, beyond = curve.read(bytes=size)
+        if beyond.any():
+            self._note(f"{collective} over devices {_named(group)}", {"bytes": round(size.max())})
+        share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
+        share[longest <= 0] = 1.0
+        least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
+        seconds = np.maximum(whole[:, None] * share, least[:, None])
+        latency = np.minimum(flow.worst_latency, seconds.min(1))
+        return Exchange(collective, group, traffic, seconds, latency)
 
-    def _demands(
-        self, flow: FlowModel, busy_curve: Table, group: tuple[int, ...], sizes: np.ndarray, seconds: np.ndarray
-    ) -> tuple[dict[str, float], ...]:
-        """Fractions of links, uplinks and compute that each member uses over the whole collective.
+    def busy(self, exchange: Exchange) -> np.ndarray:
+        """[B, n] fraction of its compute that each member spends on the collective, over the longest member's time."""
+        if len(exchange.group) == 1:
+            return np.zeros(exchange.seconds.shape)
+        curve = self._measured(exchange.collective, exchange.group)[2]
+        duration = self._duration(exchange)
+        mean = (exchange.traffic.sent() + exchange.traffic.received()) / (2 * (len(exchange.group) - 1))
+        cores = self._cores[self.kinds[list(exchange.group)]]
+        return np.minimum(curve.read(bytes=np.maximum(mean, 1))[0] / cores / duration, 1.0)
+
+    def demands(self, exchange: Exchange, index: int) -> tuple[dict[str, float], ...]:
+        """Fractions of links, uplinks and compute that each member uses over the whole collective of one layer.
 
         They are averages over its longest member's time and never exceed a capacity in sum, so that a collective that
         runs alone is slowed by nothing.
         """
-        duration = float(seconds.max())
-        if duration <= 0:
-            return tuple({} for _ in group)
-        mean_size = (sizes.sum(0) + sizes.sum(1)) / (2 * (len(group) - 1))
-        busy = busy_curve.read(bytes=np.maximum(mean_size, 1))[0]
-        outward, inward = flow.crossing(sizes)
+        group = exchange.group
+        if len(group) == 1:
+            return ({},)
+        flow, _, _ = self._measured(exchange.collective, group)
+        duration, traffic = float(self._duration(exchange)[index, 0]), exchange.traffic
+        sent, received = traffic.across(flow.host)
         used = {
-            "compute": busy / self._cores[list(group)] / duration,
-            "out": sizes.sum(1) / flow.out_rate / duration,
-            "in": sizes.sum(0) / flow.in_rate / duration,
-            "uplink out": _share(outward, flow.host, flow.uplink_out * duration),
-            "uplink in": _share(inward, flow.host, flow.uplink_in * duration),
+            "compute": self.busy(exchange)[index],
+            "out": traffic.sent()[index] / flow.out_rate / duration,
+            "in": traffic.received()[index] / flow.in_rate / duration,
+            "uplink out": _share(sent[index], flow.host, flow.uplink_out * duration),
+            "uplink in": _share(received[index], flow.host, flow.uplink_in * duration),
         }
         return tuple(
             {
                 f"{resource} {flow.host[a] if resource.startswith('uplink') else i}": min(float(fraction[a]), 1.0)
                 for resource, fraction in used.items()
-                if fraction[a] > 0
+                if fraction[a] > 0 and np.isfinite(duration)
             }
             for a, i in enumerate(group)
         )
+
+    @staticmethod
+    def _duration(exchange: Exchange) -> np.ndarray:
+        """[B, 1] seconds that the longest member's transfer works; infinite where it is all latency."""
+        duration = (exchange.seconds - exchange.latency[:, None]).max(1, keepdims=True)
+        return np.where(duration > 0, duration, np.inf)
+
+    def _alike(self, collective: Collective, group: tuple[int, ...]) -> tuple:
+        """Equal for groups whose collective of equal bytes is predicted equal."""
+        if len(group) == 1:
+            return ()
+        flow, curve, _ = self._measured(collective, group)
+        return id(flow), id(curve)
 
     def _measured(self, collective: Collective, group: tuple[int, ...]) -> tuple[FlowModel, Table, Table]:
         key = (collective, group)
         if key not in self._collectives:
             entry = self.cluster.collective(collective, group)
-            same = next((known[0] for (_, g), known in self._collectives.items() if g == group), None)
-            self._collectives[key] = (same or FlowModel(self.cluster, group), Table(entry.curve), Table(entry.busy))
+            tables = self._collectives.setdefault(
+                (id(entry),), (self._flow(group), Table(entry.curve), Table(entry.busy))
+            )
+            self._collectives[key] = (self._flow(group), *tables[1:])
         return self._collectives[key]
+
+    def _flow(self, group: tuple[int, ...]) -> FlowModel:
+        """Groups with links of the same classes, each inside a host, share a flow model."""
+        members = np.array(group)
+        key: tuple = group
+        if len(set(self.cluster.host_index[members].tolist())) == 1:
+            key = (len(group), self.cluster.link_class_index(members[:, None], members[None, :]).tobytes())
+        if key not in self._flows:
+            self._flows[key] = FlowModel(self.cluster, group)
+        return self._flows[key]
 
     def link_seconds(self, size: int) -> tuple[float | None, float | None]:
         """Mean seconds of ``size`` bytes over a link inside a host, and over one between hosts; None without any."""
@@ -174,9 +274,9 @@ class Costs:
         return within, between
 
     def table(self, device: int, operator: str, shape: Shape) -> Table:
-        key = (device, operator, *shape.values())
+        key = (self.kinds[device], operator, *shape.values())
         if key not in self._operators:
-            curve: Curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
+            curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
             self._operators[key] = Table(curve)
         return self._operators[key]
 
@@ -197,6 +297,11 @@ class Costs:
     def _note(self, what: str, at: dict[str, float]) -> None:
         known = self._beyond.setdefault(what, dict(at))
         known.update({name: max(value, known[name]) for name, value in at.items()})
+
+
+def _named(group: tuple[int, ...]) -> str:
+    """The devices of a group, long ones by their ends."""
+    return str(list(group)) if len(group) <= 16 else f"{group[0]} to {group[-1]}"
 
 
 def _share(amount: np.ndarray, host: np.ndarray, capacity: np.ndarray) -> np.ndarray:

@@ -7,83 +7,185 @@ measured rates. The largest of these is attained by rate allocation, one bottlen
 flow's time.
 """
 
+# n members, C link classes, F flows, B exchanges
+
 import numpy as np
 
 from ..spec.cluster import Cluster
 from .curves import Table
+from .spread import Spread, beside, elsewhere
+from .traffic import Traffic
 
 FASTEST = 1e15  # bytes per second; makes every link's time strictly increase, so that it can be inverted
+ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 
 
 class FlowModel:
-    """The flows among ``group``; matrices are indexed by position in the group, [source, target]."""
+    """The flows among ``group``; members are indexed by position in it.
+
+    within, between: the class of all links inside hosts, and of all between them, where there is just one.
+    """
 
     def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
-        n = len(group)
-        self.off = ~np.eye(n, dtype=bool)
-        members = np.array(group)
-        of = cluster.link_class_index(members[:, None], members[None, :])
-        used = {c: cluster.link_classes[c] for c in np.unique(of[self.off]).tolist()}
-        self.knots = np.unique(np.concatenate([link.curve.axes[0].values for link in used.values()]))
-        self.times = np.zeros((n, n, len(self.knots)))
-        self.latency = np.zeros((n, n))
-        rate = np.zeros((n, n))
-        for c, link in used.items():
-            pair = of == c
+        self.cluster, self.members, n = cluster, np.array(group), len(group)
+        self.host = cluster.host_index[self.members]
+        hosts = cluster.hosts
+        self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
+        self.uplink_in = np.array([h.uplink_in or np.inf for h in hosts])
+        classes = cluster.link_classes
+        self.between: int | None = None
+        self._within: set[int] = set()
+        present = self._present(len(classes))
+        used = np.flatnonzero(present[0].any(1))
+        self.knots = np.unique(np.concatenate([classes[c].curve.axes[0].values for c in used] or [(1.0,)]))
+        self.latency, rate = np.zeros(len(classes)), np.zeros(len(classes))
+        self.times = np.zeros((len(classes), len(self.knots)))  # [C, knots]
+        for c in used:
+            curve, latency = classes[c].curve, classes[c].latency
             # More bytes never take less: noise only adds time, so a smaller message counts at most what a larger took.
-            seconds = np.minimum.accumulate(Table(link.curve).read(bytes=self.knots)[0][::-1])[::-1]
-            self.times[pair] = seconds + self.knots / FASTEST
-            self.latency[pair] = link.latency
-            largest = link.curve.axes[0].values[-1]
-            whole = link.curve.at(bytes=largest).seconds
-            rate[pair] = largest / max(whole - link.latency, 1e-3 * whole, largest / FASTEST)
-        self.out_rate, self.in_rate = rate.max(1), rate.max(0)
-        self.host = cluster.host_index[members]
-        self.uplink_out = np.array([h.uplink_out or np.inf for h in cluster.hosts])
-        self.uplink_in = np.array([h.uplink_in or np.inf for h in cluster.hosts])
-        self.crosses = self.host[:, None] != self.host[None, :]
-        ones = self.off.astype(float)
-        parts = np.stack([self._parts(s * ones) for s in self.knots], axis=-1)
-        self.components = parts[np.broadcast_to(self.off, parts.shape[:3])]  # [flows x rules, knots]
+            seconds = np.minimum.accumulate(Table(curve).read(bytes=self.knots)[0][::-1])[::-1]
+            self.times[c] = seconds + self.knots / FASTEST
+            largest = curve.axes[0].values[-1]
+            whole = curve.at(bytes=largest).seconds
+            rate[c] = largest / max(whole - latency, 1e-3 * whole, largest / FASTEST)
+            self.latency[c] = latency
+        self.worst_latency = float(self.latency.max(initial=0.0))
+        self.out_rate = np.where(present[0], rate[:, None], 0.0).max(0, initial=0.0)
+        self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
+        self.components = self._components(present) if n > 1 else np.zeros((1, len(self.knots)))
         self.equal = self.components.max(0)
 
-    def _parts(self, sizes: np.ndarray) -> np.ndarray:
-        """Seconds that each rule demands of each flow: [rule, source, target]."""
-        upper = np.clip(np.searchsorted(self.knots, sizes), 1, max(len(self.knots) - 1, 1))
+    @property
+    def within(self) -> int | None:
+        return min(self._within) if len(self._within) == 1 else None
+
+    @property
+    def regular(self) -> bool:
+        """Whether hosts have equally many consecutive members, all links between them are alike, and all inside."""
+        hosts = len(np.unique(self.host))
+        each = len(self.members) // hosts
+        consecutive = (
+            each * hosts == len(self.members) and (self.host[::each] == self.host.reshape(hosts, each).T).all()
+        )
+        alike = self.between is not None and (self.within is not None or each == 1)
+        return bool(hosts > 1 and consecutive and alike)
+
+    def _present(self, classes: int) -> list[np.ndarray]:
+        """[C, n] whether a member is the source, the target of a link of each class; of such a link between hosts."""
+        n = len(self.members)
+        present = [np.zeros((classes, n), bool) for _ in range(4)]
+        for first in range(0, n, ROWS):
+            some = self.members[first : first + ROWS, None]
+            kind = self.cluster.link_class_index(some, self.members[None, :])
+            source, target = np.nonzero(kind >= 0)
+            kind = kind[source, target]
+            source += first
+            across = self.host[source] != self.host[target]
+            for seen, end in zip(present[:2], (source, target), strict=True):
+                seen[kind, end] = True
+            for seen, end in zip(present[2:], (source, target), strict=True):
+                seen[kind[across], end[across]] = True
+            self._within |= set(np.unique(kind[~across]).tolist())
+        apart = np.flatnonzero(present[2].any(1))
+        self.between = int(apart[0]) if len(apart) == 1 else None
+        return present
+
+    def _components(self, present: list[np.ndarray]) -> np.ndarray:
+        """[distinct flows, knots] seconds that each rule demands of an equal exchange.
+
+        Flows of one class differ in their members' rates and uplinks only, of which the slowest demand the most at
+        every size: one row for each class and rule says all.
+        """
+        n = len(self.members)
+        each = np.bincount(self.host, minlength=len(self.uplink_out))
+        crossing = each * (n - each)
+        loads = (  # seconds per byte of an equal exchange, by member
+            (n - 1) / self.out_rate,
+            (n - 1) / self.in_rate,
+            (crossing / self.uplink_out)[self.host],
+            (crossing / self.uplink_in)[self.host],
+        )
+        rows = [self.times[present[0].any(1)]]
+        for seen, load in zip(present, loads, strict=True):
+            found = seen.any(1)
+            worst = np.where(seen, load, 0.0).max(1, initial=0.0)[found]
+            rows.append(worst[:, None] * self.knots + self.latency[found, None])
+        return np.concatenate(rows)
+
+    def _link(self, kind: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Seconds of messages over links of these classes."""
         if len(self.knots) == 1:
-            link = self.times[..., 0] * np.maximum(1.0, sizes / self.knots[0])
-        else:
-            low, high = self.knots[upper - 1], self.knots[upper]
-            weight = np.maximum((sizes - low) / (high - low), 0.0)
-            row, column = np.indices(sizes.shape)
-            link = self.times[row, column, upper - 1] * (1 - weight) + self.times[row, column, upper] * weight
-        out = (sizes.sum(1) / self.out_rate)[:, None] + self.latency
-        into = (sizes.sum(0) / self.in_rate)[None, :] + self.latency
-        outward, inward = self.crossing(sizes)
-        hosts = len(self.uplink_out)
-        up_out = np.bincount(self.host, outward, hosts) / self.uplink_out
-        up_in = np.bincount(self.host, inward, hosts) / self.uplink_in
-        up = np.maximum(up_out[self.host][:, None], up_in[self.host][None, :])
-        return np.stack([link, out, into, np.where(self.crosses, up + self.latency, 0.0)])
+            return self.times[kind, 0] * np.maximum(1.0, size / self.knots[0])
+        upper = np.clip(np.searchsorted(self.knots, size), 1, len(self.knots) - 1)
+        low, high = self.knots[upper - 1], self.knots[upper]
+        weight = np.maximum((size - low) / (high - low), 0.0)
+        return self.times[kind, upper - 1] * (1 - weight) + self.times[kind, upper] * weight
 
-    def crossing(self, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes that each device sends to, and receives from, other hosts."""
-        across = np.where(self.crosses, sizes, 0.0)
-        return across.sum(1), across.sum(0)
+    def _loads(self, traffic: Traffic | Spread) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """[B, n] seconds that all a member sends, receives needs, and what crosses its host's uplink, out and in."""
+        sent, received = traffic.across(self.host)
+        return (
+            traffic.sent() / self.out_rate,
+            traffic.received() / self.in_rate,
+            self._uplinks(sent, self.uplink_out)[:, self.host],
+            self._uplinks(received, self.uplink_in)[:, self.host],
+        )
 
-    def seconds(self, sizes: np.ndarray) -> np.ndarray:
-        """Per device, when the last flow that it sends or receives has ended. sizes: [source, target] bytes."""
-        flows = np.where(self.off & (sizes > 0), self._parts(np.where(self.off, sizes, 0.0)).max(0), 0.0)
-        return np.maximum(flows.max(1), flows.max(0))
+    def _listed(self, traffic: Traffic, loads: tuple[np.ndarray, ...]) -> np.ndarray:
+        """[B, n] when the last of these flows of each member has ended."""
+        at, source, target = traffic.batch, traffic.source, traffic.target
+        kind = self.cluster.link_class_index(self.members[source], self.members[target])
+        out, into, up_out, up_in = loads
+        busiest = np.maximum(out[at, source], into[at, target])
+        uplink = np.maximum(up_out[at, source], up_in[at, target])
+        busiest = np.where(self.host[source] != self.host[target], np.maximum(busiest, uplink), busiest)
+        seconds = np.maximum(self._link(kind, traffic.bytes), busiest + self.latency[kind])
+        last = np.zeros(traffic.count * traffic.members)
+        np.maximum.at(last, at * traffic.members + source, seconds)
+        np.maximum.at(last, at * traffic.members + target, seconds)
+        return last.reshape(traffic.count, traffic.members)
 
-    def equal_size(self, seconds: float) -> float:
-        """The bytes per pair whose equal exchange takes ``seconds``; at least the smallest measured message."""
-        if seconds <= self.equal[0]:
-            return float(self.knots[0])
+    def _products(self, spread: Spread, loads: tuple[np.ndarray, ...]) -> np.ndarray:
+        """[B, n] when the last flow of each member has ended: its longest message, its own loads and the largest of
+        those at the other ends."""
+        out, into, up_out, up_in = loads
+        source, target = (out, np.maximum(out, up_out)), (into, np.maximum(into, up_in))
+        last = np.zeros((spread.count, spread.members))
+        for far, kind in ((False, self.within), (True, self.between)):
+            if kind is None:
+                continue
+            a, c, _, _ = spread.far if far else spread.near
+            for mine, others, load, other_load in ((a, c, source[far], target[far]), (c, a, target[far], source[far])):
+                busy = np.where(others > 0, other_load, 0.0)
+                if far:
+                    largest, busiest = elsewhere(others, spread.hosts), elsewhere(busy, spread.hosts)
+                else:
+                    largest = beside(others, spread.cell, spread.hosts)
+                    busiest = beside(busy, spread.cell, spread.hosts)
+                message = self._link(np.array(kind), mine * largest)
+                seconds = np.maximum(message, np.maximum(load, busiest) + self.latency[kind])
+                last = np.maximum(last, np.where((mine > 0) & (largest > 0), seconds, 0.0))
+        return last
+
+    def _uplinks(self, crossing: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """[B, hosts] seconds that the uplinks need for what [B, n] members send (receive) across hosts."""
+        place = np.arange(len(crossing))[:, None] * len(rate) + self.host
+        return np.bincount(place.ravel(), crossing.ravel(), len(crossing) * len(rate)).reshape(-1, len(rate)) / rate
+
+    def seconds(self, traffic: Traffic | Spread) -> np.ndarray:
+        """[B, n] when the last flow that a member sends or receives has ended."""
+        loads = self._loads(traffic)
+        if isinstance(traffic, Traffic):
+            return self._listed(traffic, loads)
+        return self._products(traffic, loads)
+
+    def equal_size(self, seconds: np.ndarray) -> np.ndarray:
+        """[B] bytes per pair whose equal exchange takes ``seconds`` [B]; at least the smallest measured message."""
         if len(self.knots) == 1:
-            return float(self.knots[0] * seconds / self.equal[0])
-        k = min(int(np.searchsorted(self.equal, seconds, side="right")) - 1, len(self.knots) - 2)
-        slope = (self.components[:, k + 1] - self.components[:, k]) / (self.knots[k + 1] - self.knots[k])
+            return self.knots[0] * np.maximum(seconds / self.equal[0], 1.0)
+        k = np.clip(np.searchsorted(self.equal, seconds, side="right") - 1, 0, len(self.knots) - 2)
+        start = self.components[:, k]
+        slope = (self.components[:, k + 1] - start) / (self.knots[k + 1] - self.knots[k])
         rising = slope > 0
-        reach = (seconds - self.components[rising, k]) / slope[rising]
-        return float(self.knots[k] + reach.min())
+        reach = np.where(rising, (seconds - start) / np.where(rising, slope, 1.0), np.inf).min(0)
+        return np.where(seconds <= self.equal[0], self.knots[0], self.knots[k] + reach)

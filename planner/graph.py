@@ -1,80 +1,121 @@
-"""Builds the operations of a step, device by device in the order in which each executes them."""
+"""The operations of a step for the event simulator, device by device in the order in which each executes them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..spec.operators import Part
-from .costs import Exchange
-from .simulator import Operation, Timeline
+from .costs import Costs
+from .simulator import Operation, simulate
+from .stages import Stage
 
 
 class Graph:
-    """Operations of all devices.
+    """Operations of ``devices``, at first one each that marks its beginning, so many seconds after 0.
 
-    Every device executes in order: what it does next waits for what it did last, in ``last``. A collective starts when
-    all its members have come to it. The first operation of each device has no duration and marks its beginning.
+    Every device executes in order: what it does next waits for what it did last. A collective starts when all its
+    members have come to it; members that are not among ``devices`` come at ``others``.
     """
 
-    def __init__(self, devices: int) -> None:
+    def __init__(self, costs: Costs, devices: Sequence[int], begin: Sequence[float], others: float = 0.0) -> None:
+        self.costs, self.devices = costs, tuple(devices)
         self.operations: list[Operation] = []
-        self.chains: list[list[int]] = [[] for _ in range(devices)]  # per device, what it executes in order
+        self.chains: dict[int, list[int]] = {device: [] for device in devices}  # what each executes in order
         self.layer = -1
-        self.traffic = np.zeros((devices, devices))
-        for device in range(devices):
-            self._append(Operation("begin", "embed", device, -1, 0.0))
+        for device, seconds in zip(devices, begin, strict=True):
+            self._append(Operation("begin", "embed", device, -1, seconds))
+        self.others: tuple[int, ...] = ()
+        if others > 0:
+            self.others = (len(self.operations),)
+            self.operations.append(Operation("others begin", "embed", -1, -1, others))
+        self.pending: list[int] = []
 
-    @property
-    def last(self) -> list[int]:
-        return [chain[-1] for chain in self.chains]
+    def add(self, stages: Sequence[Stage], index: int, layer: int) -> None:
+        """All operations of one layer of a batch, counted ``layer`` in the step."""
+        self.layer = layer
+        for stage in stages:
+            match stage.kind:
+                case "compute":
+                    seconds = stage.one(index)
+                    for device in self.devices:
+                        self._compute(stage, device, float(seconds[device]))
+                case "exchange":
+                    for operation in self._transfers(stage, index):
+                        self._append(operation)
+                case "start":
+                    first = len(self.operations)
+                    self.operations += self._transfers(stage, index)
+                    self.pending = list(range(first, len(self.operations)))
+                case "wait":
+                    for i in self.pending:
+                        device = self.operations[i].device
+                        after = (self.chains[device][-1], i)
+                        self._append(Operation("wait", stage.part, device, layer, 0.0, {}, after))
 
-    def compute(self, device: int, part: Part, name: str, seconds: float) -> None:
-        """A call that has the device's processors to itself."""
+    def _compute(self, stage: Stage, device: int, seconds: float) -> None:
+        after = (self.chains[device][-1],)
         demands = {f"compute {device}": 1.0}
-        self._append(Operation(name, part, device, self.layer, seconds, demands, (self.chains[device][-1],)))
+        self._append(Operation(stage.name, stage.part, device, self.layer, seconds, demands, after))
 
-    def exchange(self, part: Part, name: str, exchange: Exchange) -> None:
-        """A collective that its members wait for."""
-        for operation in self._transfers(part, name, exchange):
-            self._append(operation)
-
-    def start(self, part: Part, name: str, exchange: Exchange) -> list[int]:
-        """A collective that runs beside what its members do next; the indices are for ``wait``."""
-        first = len(self.operations)
-        self.operations += self._transfers(part, name, exchange)
-        return list(range(first, len(self.operations)))
-
-    def wait(self, part: Part, pending: Sequence[int]) -> None:
-        """Every device waits for its transfer of a started collective."""
-        for i in pending:
-            device = self.operations[i].device
-            self._append(Operation("wait", part, device, self.layer, 0.0, {}, (self.chains[device][-1], i)))
-
-    def parts(self, timeline: Timeline) -> dict[tuple[int, Part], float]:
-        """Seconds of each (layer, part), mean over devices.
-
-        A device's time between the end of one operation and the end of the next belongs to the next, so that waiting
-        counts in the part that waits.
-        """
-        total: dict[tuple[int, Part], float] = {}
-        for chain in self.chains:
-            before = 0.0
-            for i in chain:
-                op = self.operations[i]
-                key = op.layer, op.part
-                total[key] = total.get(key, 0.0) + (timeline.end[i] - before) / len(self.chains)
-                before = timeline.end[i]
-        return {key: seconds for key, seconds in total.items() if seconds > 0}
+    def _transfers(self, stage: Stage, index: int) -> list[Operation]:
+        found = []
+        for exchange in stage.exchanges:
+            inside = [a for a, device in enumerate(exchange.group) if device in self.chains]
+            if not inside:
+                continue
+            at = min(index, len(exchange.seconds) - 1)
+            demands, latency = self.costs.demands(exchange, at), float(exchange.latency[at])
+            arrived = tuple(self.chains[exchange.group[a]][-1] for a in inside)
+            arrived += self.others if len(inside) < len(exchange.group) else ()
+            for a in inside:
+                found.append(
+                    Operation(
+                        stage.name,
+                        stage.part,
+                        exchange.group[a],
+                        self.layer,
+                        float(exchange.seconds[at, a]),
+                        demands[a],
+                        arrived,
+                        latency,
+                        transfer=True,
+                    )
+                )
+        return found
 
     def _append(self, operation: Operation) -> None:
         self.chains[operation.device].append(len(self.operations))
         self.operations.append(operation)
 
-    def _transfers(self, part: Part, name: str, exchange: Exchange) -> list[Operation]:
-        group = exchange.group
-        self.traffic[np.ix_(group, group)] += exchange.sizes
-        arrived = tuple(self.chains[device][-1] for device in group)
-        return [
-            Operation(name, part, device, self.layer, seconds, demands, arrived, exchange.latency, transfer=True)
-            for device, seconds, demands in zip(group, exchange.seconds, exchange.demands, strict=True)
-        ]
+
+def overlapped(
+    costs: Costs, stages: Sequence[Stage], index: int, group: Sequence[int], begin: np.ndarray
+) -> np.ndarray:
+    """[stages, len(group)] when each stage ends on the devices of ``group``, which begin at ``begin`` [G]."""
+    graph = Graph(costs, group, begin[list(group)].tolist(), float(begin.max()))
+    graph.add(stages, index, 0)
+    timeline = simulate(graph.operations)
+    started = [stage.kind == "start" for stage in stages]
+    ends = np.zeros((len(stages), len(group)))
+    for member, device in enumerate(group):
+        chain = [timeline.end[i] for i in graph.chains[device]]
+        ends[~np.array(started), member] = chain[1:]
+        ends[started, member] = begin[device]
+    return ends
+
+
+def parts(graph: Graph, ends: Sequence[float]) -> dict[tuple[int, Part], float]:
+    """Seconds of each (layer, part), mean over devices, by the end of every operation.
+
+    A device's time between the end of one operation and the end of the next belongs to the next, so that waiting
+    counts in the part that waits.
+    """
+    total: dict[tuple[int, Part], float] = {}
+    for chain in graph.chains.values():
+        before = 0.0
+        for i in chain:
+            op = graph.operations[i]
+            key = op.layer, op.part
+            total[key] = total.get(key, 0.0) + (ends[i] - before) / len(graph.chains)
+            before = ends[i]
+    return {key: seconds for key, seconds in total.items() if seconds > 0}

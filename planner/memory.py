@@ -16,7 +16,6 @@ import numpy as np
 from ..spec.model import Block
 from ..spec.plan import DeviceMemory, LayerPlan
 from .layout import Layout
-from .strategies.ep import dispatched
 from .strategies.layer import Layer
 
 
@@ -75,26 +74,28 @@ def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout
     return np.ceil((peak + tokens * hidden) * element_bytes).astype(np.int64)
 
 
-def layer_activations(layer: Layer, plan: LayerPlan) -> np.ndarray:
-    """[devices] buffers of one layer's experts: rows sent and received, f32 sums, the largest expert's intermediate.
+def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
+    """[B, devices] buffers of the experts of B layers under plans of one strategy: rows sent and received, f32 sums,
+    the largest expert's intermediate.
 
     The f32 sum is replaced, not changed, by each expert, so that two of it are alive.
     """
     moe, D, element = layer.moe, layer.block.hidden_size, layer.costs.element_bytes
-    own, n = np.array(layer.layout.tokens), layer.layout.devices
+    own, n = layer.tokens, layer.layout.devices
     row, matrices = layer.row_bytes, 2 if moe.gated else 1
-    if plan.strategy == "ep":
-        rows, counts = dispatched(layer, plan)
-        computed, sent, columns = rows.sum(0), rows.sum(1), np.full(n, moe.ffn_size)
-        buffers = sent * row + 2 * computed * row + (computed + sent) * D * element
-    elif plan.strategy == "sharded":
-        counts = np.tile(layer.own_counts.sum(0), (n, 1))
-        computed, columns = np.full(n, own.sum()), np.array(plan.split)
+    columns: np.ndarray | int = moe.ffn_size
+    if plans[0].strategy == "ep":
+        sent = layer.choices.dispatch(plans)
+        largest, computed = sent.experts.largest, sent.computed
+        buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
+    elif plans[0].strategy == "sharded":
+        largest, computed = layer.choices.total.max(1, keepdims=True), own.sum()
+        columns = np.array([plan.split for plan in plans])
         buffers = own * row + 2 * computed * row + (computed + n * own) * D * element
     else:
-        counts, computed, columns = layer.own_counts, own, np.full(n, moe.ffn_size)
+        largest, computed = layer.choices.own.largest, own
         buffers = own * D * element
-    intermediate = counts.max(1) * (2 * D + (matrices + 1) * columns) * element
+    intermediate = largest * (2 * D + (matrices + 1) * columns) * element
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
     sums = 2 * 4 * D * np.maximum(computed, own)
     resident = 2 * own * D * element  # the residual stream and the normalised tokens
@@ -102,25 +103,17 @@ def layer_activations(layer: Layer, plan: LayerPlan) -> np.ndarray:
 
 
 def total(
-    layers: Sequence[Layer],
-    plans: Sequence[LayerPlan | None],
-    vocabulary: int,
-    tied: bool,
-    stored: int,
+    blocks: Sequence[Block],
+    layout: Layout,
+    weights: np.ndarray,
+    regions: np.ndarray,
+    element_bytes: int,
     limits: Sequence[int],
 ) -> tuple[DeviceMemory, ...]:
-    """Memory of a whole step; ``plans`` has None for dense layers; the first ``stored`` layers have storage."""
-    layout, element = layers[0].layout, layers[0].costs.element_bytes
-    blocks = [layer.block for layer in layers]
-    weights = np.full(layout.devices, replicated_weights(blocks[:stored], vocabulary, tied, layout.tensor, element))
-    region, activations = 0, outside_activations(blocks, vocabulary, layout, element)
-    for i, (layer, plan) in enumerate(zip(layers, plans, strict=True)):
-        if plan is not None:
-            weights = weights + (expert_weights(layer.block, plan, element) if i < stored else 0)
-            region = max(region, gathered_region(layer.block, plan, element))
-            activations = np.maximum(activations, layer_activations(layer, plan))
-    kept = cache(blocks, layout, element)
+    """Memory of a whole step; weights: [devices], all of them; regions: [2, devices], for gathered weights and for
+    activations."""
+    kept = cache(blocks, layout, element_bytes)
     return tuple(
-        DeviceMemory(weights=int(w), gathered=region, cache=int(c), activations=int(a), limit=limit)
-        for w, c, a, limit in zip(weights, kept, activations, limits, strict=True)
+        DeviceMemory(weights=int(w), gathered=int(region), cache=int(c), activations=int(a), limit=limit)
+        for w, region, c, a, limit in zip(weights, *regions[:1], kept, regions[1], limits, strict=True)
     )

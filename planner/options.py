@@ -28,6 +28,7 @@ from .place.layers import plan_layers
 from .place.question import Placed, Question
 from .place.weights import exchange_weights
 
+SMALL = 64  # classes x experts
 ROUNDING = 1e-9  # relative
 
 
@@ -65,6 +66,14 @@ class Classes:
             found.setdefault(layer % stored, []).append(ordinal)
         return cls(tuple(tuple(members) for members in found.values()))
 
+    @cached_property
+    def of_ordinal(self) -> np.ndarray:
+        """[mixture-of-experts layers] class of each."""
+        index = np.zeros(sum(map(len, self.members)), int)
+        for c, members in enumerate(self.members):
+            index[list(members)] = c
+        return index
+
     def spread(self, chosen: Sequence[LayerPlan]) -> list[LayerPlan]:
         """One plan per mixture-of-experts layer from one per class."""
         plans: dict[int, LayerPlan] = {}
@@ -92,6 +101,11 @@ class Options:
     _origins: dict[tuple[int, LayerPlan], Origin] = field(default_factory=dict)
 
     @property
+    def small(self) -> bool:
+        """Whether placements are so few that it takes no time to search for them."""
+        return len(self.classes.members) * self.moe.num_experts <= SMALL
+
+    @property
     def moe(self) -> Moe:
         moe = self.model.moe_block().moe
         assert moe is not None
@@ -106,9 +120,12 @@ class Options:
         """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
         devices, experts = self.costs.devices, self.moe.num_experts
         if strategy == "sharded":
-            return LayerPlan(strategy=strategy, slots=((),) * devices, split=even(self.moe.ffn_size, devices))
+            return self._split(even(self.moe.ffn_size, devices))
         parts = degree if strategy == "ep" else devices
-        return _placed(balance.linear(experts, parts), strategy, parts, devices // parts)
+        if ("plain", strategy, parts) not in self._memo:
+            plan = _placed(balance.linear(experts, parts), strategy, parts, devices // parts)
+            self._memo["plain", strategy, parts] = plan
+        return self._memo["plain", strategy, parts]
 
     def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
         """Per method one plan per class: the given placement alone, or what ``usual`` and a search find.
@@ -173,25 +190,30 @@ class Options:
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""
-        nothing = ((),) * self.costs.devices
         found = []
         for c, members in enumerate(self.classes.members):
-            key = "sharded", c, *room[c].tolist()
-            if key not in self._memo:
-                columns = splits.ffn_splits(self.costs, self.model, members, self.counts[list(members)], room[c])
-                columns = columns[:1] if self.even else columns
-                self._memo[key] = [LayerPlan(strategy="sharded", slots=nothing, split=split) for split in columns]
-            found.append(self._memo[key])
+            if ("sharded", c) not in self._memo:
+                counts = self.counts[list(members)]
+                self._memo["sharded", c] = splits.FfnSplits(self.costs, self.model, members, counts)
+            columns = self._memo["sharded", c].within(room[c])
+            columns = columns[:1] if self.even else columns
+            found.append([self._split(split) for split in columns])
         return found
+
+    def _split(self, columns: tuple[int, ...]) -> LayerPlan:
+        if ("split", columns) not in self._memo:
+            nothing = ((),) * self.costs.devices
+            self._memo["split", columns] = LayerPlan(strategy="sharded", slots=nothing, split=columns)
+        return self._memo["split", columns]
 
     def gathered(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
         experts, devices = self.moe.num_experts, self.costs.devices
-        found = []
+        found, plain = [], self.plain("gathered", devices)
         for c, members in enumerate(self.classes.members):
-            options = [self.plain("gathered", devices)]
+            options = [plain]
             most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
-            held = np.array([len(slots) for slots in options[0].slots])
+            held = np.array([len(slots) for slots in plain.slots])
             if (held > most).any() and most.sum() >= experts:
                 held = np.minimum(held, most).astype(int)
                 while held.sum() < experts:
@@ -221,7 +243,7 @@ class Options:
             fleet=Fleet(
                 speed.reshape(-1, degree).mean(0), capacity, number, tuple(map(str, range(int(number.max()) + 1)))
             ),
-            weights=exchange_weights(costs, row * len(ids)),
+            weights=exchange_weights(costs, row * len(ids) * self.routing.scale),
             ideal=load.sum(1) / speed.sum(),
         )
 

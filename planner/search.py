@@ -22,7 +22,7 @@ from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.placement import Placement
 from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
-from ..spec.routing import ASSUMED_EXPONENT, check_shape, draw_routing
+from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .budget import Budget
@@ -35,6 +35,8 @@ from .units import bytes_text
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
+MOST_CHOICES = 2**22  # tokens x layers x top-k that are counted one by one
+SAMPLED_CHOICES = 2**21  # in place of more
 ASSUMPTION = (
     f"independent draws, expert of popularity rank r with probability proportional to (r + 1) ** -{ASSUMED_EXPONENT}"
 )
@@ -93,7 +95,7 @@ def solve(
         "costs": costs,
         "model": model,
         "workload": workload,
-        "routing": draw_routing(trace, model, workload, seed),
+        "routing": _routing(trace, model, workload, seed),
         "limits": limits,
         "strategies": STRATEGIES if strategy is None else (strategy,),
         "even": even,
@@ -120,11 +122,11 @@ def _plan(
     """The document of the fastest alternative; started: ``time.perf_counter()`` when the search began."""
     best, model, dtype = _best(search), search.model, search.costs.dtype
     assert best is not None
-    assert best.candidate.step_seconds is not None
-    objective = best.candidate.step_seconds
+    objective = best.seconds
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
     step = Step(final, model, best.step.layout, search.routing)
-    prediction, _ = step.predict(best.plans, search.stored, search.limits)
+    # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
+    prediction = step.predict(best.plans, search.stored, search.limits).model_copy(update={"step_seconds": objective})
     bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
@@ -165,6 +167,16 @@ def _plan(
         probes=probe_points(cluster, model, dtype),
         profile_load=cluster.provenance.load,
     )
+
+
+def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -> Routing:
+    """Token by token, or a sample of the tokens where they choose too often."""
+    moe = model.moe_block().moe
+    assert moe is not None
+    choices = workload.tokens * len(model.moe_layers) * moe.top_k
+    if choices <= MOST_CHOICES:
+        return draw_routing(trace, model, workload, seed)
+    return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
 
 
 def _check_arguments(strategy: str | None, dtype: str, memory_bytes: int | None, time_limit: float) -> None:
@@ -236,7 +248,7 @@ def _best(search: Search) -> Choice | None:
 def _baseline_seconds(search: Search, name: str) -> float:
     """A baseline is predicted even where it does not fit: it is what the plan is compared with."""
     choice = next(choice for choice in search.choices if choice.candidate.name == name)
-    return choice.candidate.step_seconds or choice.step.seconds(choice.plans)
+    return choice.seconds
 
 
 def _shortage(search: Search, shared: bool) -> str:
@@ -300,6 +312,8 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
         notes.append(f"routing is assumed, not measured: {ASSUMPTION}; give a trace with --trace")
     elif trace.counts_only:
         notes.append("the trace has counts only: tokens are assumed independent")
+    if search.routing.scale > 1:
+        notes.append(_expected_note(search))
     layers = len(search.model.layers)
     if search.stored < layers:
         notes.append(
@@ -323,3 +337,16 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
         why = "stopped" if search.interrupted else "time limit"
         notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")
     return notes
+
+
+def _expected_note(search: Search) -> str:
+    """What expected counts are, and how far real ones lie from them."""
+    counts = search.routing.counts(search.options.moe.num_experts)
+    typical = float(np.median(counts)) / search.costs.devices  # of one expert from one device
+    error = 1 / np.sqrt(max(typical, 1e-9))
+    tokens = len(search.routing.expert_ids)
+    return (
+        f"expected counts: the step's {search.workload.tokens:,} tokens are taken to choose as {tokens:,} sampled ones "
+        f"do on average; an expert's real rows from one device differ by about {min(error, 1.0):.0%} of them, a whole "
+        f"expert's by {1 / np.sqrt(max(float(np.median(counts)) / search.routing.scale, 1.0)):.1%}"
+    )

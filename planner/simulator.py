@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import isfinite
 
-import numpy as np
-
 from ..spec.operators import Part
 
 FULL = 1.0 + 1e-9  # tolerance on a capacity of 1, for sums of rounded fractions
@@ -178,19 +176,3 @@ def fill(demands: dict[int, dict[str, float]]) -> dict[int, float]:
                 for resource, demand in demands[i].items():
                     room[resource] -= level * demand
     return speed
-
-
-def longest_chains(operations: Sequence[Operation], origins: Sequence[int]) -> np.ndarray:
-    """Seconds of the longest chain of dependencies from each origin to each operation's end: [origins, operations].
-
-    -inf where there is no chain. Nothing in ``simulate`` is faster than alone, so an operation ends no earlier than
-    an origin's end plus this: a lower bound whatever else runs. An origin's own seconds do not count.
-    """
-    end = np.full((len(operations), len(origins)), -np.inf)
-    row = {origin: i for i, origin in enumerate(origins)}
-    for i, op in enumerate(operations):
-        if op.after:
-            end[i] = end[list(op.after)].max(0) + op.seconds
-        if i in row:
-            end[i, row[i]] = 0.0
-    return end.T

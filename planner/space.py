@@ -1,10 +1,10 @@
 """The searched space: layouts x expert degrees x one option for every mixture-of-experts layer."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,27 +16,33 @@ from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
+from .columns import Column
 from .costs import Costs
 from .few import Open
+from .floors import ep_floor
 from .given import Given
 from .layout import Layout
 from .options import Classes, Options
 from .splits import layouts
 from .step import Step
-from .tables import Tables
+from .tables import Tables, beside
 from .units import bytes_text
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
+CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
+WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
+REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
 class Choice(NamedTuple):
-    """One simulated alternative; no plans where nothing fits."""
+    """One alternative and its predicted seconds, whether it fits or not; no plans where nothing fits."""
 
     candidate: Candidate
     step: Step
     plans: list[LayerPlan]
+    seconds: float
 
 
 @dataclass
@@ -61,12 +67,16 @@ class Search:
     given: Given | None = None  # a user's own placement: ``ep`` with nothing else
     choices: list[Choice] = field(default_factory=list)
     missing: list[np.ndarray] = field(default_factory=list)
-    bound: float = inf
-    open: list[Open] = field(default_factory=list)  # spaces of few plans whose bound is not taken in yet
+    bound: float = math.inf
+    open: dict[str, Open] = field(default_factory=dict)  # spaces of few plans whose bound is not taken in yet
     searched: int = 0  # spaces
     spaces: int = 0
     interrupted: bool = False
     cut: bool = False  # by the clock, inside a space
+    _columns: dict[tuple, Column] = field(default_factory=dict)  # of the layout that is searched
+    _tabled: dict[tuple[int, bool], Tables] = field(default_factory=dict)
+    _of: Step | None = None
+    _promising: list[tuple[float, float, str, int]] = field(default_factory=list)  # seconds of ep, floor, space
 
     @cached_property
     def classes(self) -> Classes:
@@ -94,8 +104,7 @@ class Search:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
         self.spaces = len(self.layouts) * len(self.degrees)
         try:
-            for name, layout in self.layouts.items():
-                step = Step(self.costs, self.model, layout, self.routing)
+            for name, step in self._steps():
                 for degree in self.degrees:
                     if self.searched and time.perf_counter() > self.deadline:
                         continue
@@ -107,142 +116,213 @@ class Search:
             if not self.searched:
                 raise
             self.interrupted = True
+        else:
+            self._finish()
+        self.bound = min(self.bound, *(left.bound for left in self.open.values()), math.inf)
+        self._baselines()
+
+    def _finish(self) -> None:
+        """What comes after all spaces; Ctrl-C ends it."""
         try:
+            self._refine()
             self._settle()
         except KeyboardInterrupt:
             self.interrupted = True
-            self.bound = min(self.bound, *(left.bound for left in self.open))
-        self._baselines()
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
-        for layout in self.layouts.values():
-            step = Step(self.costs, self.model, layout, self.routing)
-            if any(self._tables(step, degree, thorough=False).fits(strategy, self._left()) for degree in self.degrees):
+        for _, step in self._steps():
+            if any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
                 return True
         return False
 
-    def _tables(self, step: Step, degree: int, thorough: bool = True) -> Tables:
+    def _steps(self) -> Iterator[tuple[str, Step]]:
+        """Every layout's step; what is known of one is kept while it is the last that was looked at."""
+        for name, layout in self.layouts.items():
+            if self._of is None or self._of.layout is not layout:
+                self._of = Step(self.costs, self.model, layout, self.routing)
+                self._columns.clear()
+                self._tabled.clear()
+            yield name, self._of
+
+    def _tables(self, step: Step, degree: int, thorough: bool = False) -> Tables:
         """The options of one layout and expert degree."""
-        found: list[list[LayerPlan]] = [[] for _ in self.classes.members]
+        if (degree, thorough) not in self._tabled:
+            columns: list[Column] = []
+            if "ep" in self.strategies:
+                found = self.options.ep(degree, self._share(step, "ep", degree), thorough).values()
+                columns = [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
+            columns += self._others(step, degree)
+            self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
+        return self._tabled[degree, thorough]
+
+    def _others(self, step: Step, degree: int) -> list[Column]:
+        """The options of the strategies but ``ep``."""
+        found: list[tuple[LayerPlan, ...]] = []
         for strategy in self.strategies:
-            share = self._share(step, strategy, degree)
-            if strategy == "ep":
-                for plans in self.options.ep(degree, share, thorough).values():
-                    _extend(found, [[plan] for plan in plans])
-            else:
-                _extend(found, self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share))
-        return Tables(step, self.classes, found, self._room(step))
+            if strategy != "ep":
+                share = self._share(step, strategy, degree)
+                options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
+                # Classes with fewer options than others repeat their last.
+                most = max(map(len, options))
+                found += [tuple(plans[min(o, len(plans) - 1)] for plans in options) for o in range(most)]
+        return [self._column(step, plans) for plans in dict.fromkeys(found)]
+
+    def _column(self, step: Step, plans: tuple[LayerPlan, ...]) -> Column:
+        if step is not self._of:
+            return Column.of(step, self.classes, plans)
+        if plans not in self._columns:
+            self._columns[plans] = Column.of(step, self.classes, plans)
+        return self._columns[plans]
 
     def _space(self, layout: str, step: Step, degree: int) -> None:
-        """Candidates and bound of one layout and expert degree."""
-        tables = self._tables(step, degree)
+        """Candidates and bound of one layout and expert degree; only the bound where that says enough."""
+        floor = self._floor(step, degree)
+        if floor >= self._fastest:
+            self.bound = min(self.bound, floor)
+            return
         where = f"{layout}, expert {degree}"
+        self._look(where, step, degree, self._tables(step, degree, thorough=self.options.small))
+        if "ep" in self.strategies and not self.options.small:
+            own = (c.seconds for c in self.choices if c.candidate.name == f"all ep ({where})")
+            self._promising.append((min(own, default=math.inf), floor, layout, degree))
+
+    def _refine(self) -> None:
+        """Search for placements in the few spaces where ``ep`` is fastest and may gain ``WORTH`` in all."""
+        for seconds, floor, layout, degree in sorted(self._promising)[:REFINED]:
+            late = self.cut or time.perf_counter() > self.deadline
+            if late or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
+                continue
+            step = next(step for name, step in self._steps() if name == layout)
+            usual, thorough = self._tables(step, degree), self._tables(step, degree, thorough=True)
+            if len(thorough.columns) > len(usual.columns):
+                self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
+
+    def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
+        """Candidates and bound among these options; again: only of what more placements may change."""
         for strategy in self.strategies:
             if self.choices and any(c.plans for c in self.choices) and time.perf_counter() > self.deadline:
                 self.cut = True
                 break
-            if strategy == "ep" or degree == self.costs.devices:  # the others are the same for every expert degree
+            # Strategies but ep are the same for every expert degree.
+            if strategy == "ep" or (degree == self.costs.devices and not again):
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
-        bound = self._lower_bound(step, tables)
-        left = Open(where, step, degree, tables.options, bound)
-        if bound < self._best * (1 - ROUNDING) and left.few:
-            self.open.append(left)
+        bound = self._lower_bound(tables)
+        left = Open(where, degree, tables, bound)
+        self.open.pop(where, None)  # more options have a lower bound
+        if bound < self._fastest * (1 - ROUNDING) and left.few:
+            self.open[where] = left
         else:
             self.bound = min(self.bound, bound)
 
     def _settle(self) -> None:
         """Look at every plan of the open spaces, the most promising first, as far as they may hold the fastest."""
-        for left in sorted(self.open, key=lambda space: space.bound):
+        for left in sorted(self.open.values(), key=lambda space: space.bound):
             bound = left.bound
-            if bound < self._best * (1 - ROUNDING) and not self.interrupted:
-                found = left.fastest(self.classes, self.stored, self.limits, self.deadline)
+            if bound < self._fastest * (1 - ROUNDING):
+                found = left.fastest(self.deadline)
                 if found is not None and found[0]:
-                    plans, bound = found
+                    chosen, bound = found
+                    plans = self.classes.spread(left.tables.plans(chosen))
                     used = {plan.strategy for plan in plans}
                     kind = f"all {used.pop()}" if len(used) == 1 else "mixed"
-                    self._record(f"{kind} ({left.where})", left.step, left.degree, plans, "")
+                    self._record(f"{kind} ({left.where})", left.tables.step, left.degree, plans, bound, "")
+            del self.open[left.where]
             self.bound = min(self.bound, bound)
 
+    def _floor(self, step: Step, degree: int) -> float:
+        """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
+        if "ep" not in self.strategies:
+            return 0.0
+        others = [column.arrival for column in self._others(step, degree)]
+        least = np.min([ep_floor(step, degree, copies=degree == self.costs.devices), *others], axis=0)
+        return float(least.sum()) + beside(step)
+
     @property
-    def _best(self) -> float:
-        """Seconds of the fastest so far."""
-        return min(
-            (c.candidate.step_seconds for c in self.choices if c.candidate.step_seconds is not None), default=inf
-        )
+    def _fastest(self) -> float:
+        """Seconds of the fastest alternative so far that fits."""
+        return min((c.seconds for c in self.choices if not c.candidate.reason), default=math.inf)
 
     def _choose(self, name: str, step: Step, degree: int, tables: Tables, strategy: Strategy | None) -> None:
-        """The exact choice among the options (of one strategy, or of all), simulated whole; few: where all plans are.
+        """The exact choice among the options (of one strategy, or of all), timed whole.
 
         Copies of experts are chosen only where the whole step is no slower with them.
         """
         try:
-            solution = tables.select(tables.seconds, strategy, self._left(), self.seed)
+            target = (1 - WORTH) * self._fastest - beside(step)
+            solution = tables.select(tables.seconds, strategy, self._left(), self.seed, CHOICE_GAP, target)
         except Infeasible as error:
             self.missing.append(tables.missing(error))
-            self._record(name, step, degree, [], lacking(self.missing[-1]))
+            self._record(name, step, degree, [], math.inf, lacking(self.missing[-1]))
         except NotFound:
-            self._record(name, step, degree, [], "nothing that fits was found in the time allowed")
+            self._record(name, step, degree, [], math.inf, "nothing that fits was found in the time allowed")
         else:
-            plans = self.classes.spread(tables.plans(solution))
-            if degree == self.costs.devices and any(map(self._copied, plans)):
-                plans = self._with_or_without_copies(step, tables, strategy, plans)
-            self._record(name, step, degree, plans, "")
+            chosen, seconds = solution.assignment, tables.step_seconds(solution.assignment)
+            if degree == self.costs.devices and any(self._copied(plan) for plan in tables.plans(chosen)):
+                chosen, seconds = self._with_or_without_copies(tables, strategy, chosen, seconds)
+            self._record(name, step, degree, self.classes.spread(tables.plans(chosen)), seconds, "")
 
     def _copied(self, plan: LayerPlan) -> bool:
         return sum(map(len, plan.slots)) > self.options.moe.num_experts
 
     def _with_or_without_copies(
-        self, step: Step, tables: Tables, strategy: Strategy | None, plans: list[LayerPlan]
-    ) -> list[LayerPlan]:
-        """The faster, simulated whole, of ``plans`` and of the choice among options of single copies."""
+        self, tables: Tables, strategy: Strategy | None, chosen: tuple[int, ...], seconds: float
+    ) -> tuple[tuple[int, ...], float]:
+        """The faster, timed whole, of a choice and of that among options of single copies; and its seconds."""
         cost = tables.seconds.copy()
-        for c, options in enumerate(tables.options):
-            cost[c, [o for o, plan in enumerate(options) if self._copied(plan)]] = np.inf
+        cost[:, [o for o, column in enumerate(tables.columns) if any(map(self._copied, column.plans))]] = math.inf
         try:
-            single = tables.select(cost, strategy, self._left(), self.seed)
+            single = tables.select(cost, strategy, self._left(), self.seed, CHOICE_GAP).assignment
         except (Infeasible, NotFound):
-            return plans
-        return min(plans, self.classes.spread(tables.plans(single)), key=step.seconds)
+            return chosen, seconds
+        without = tables.step_seconds(single)
+        return (single, without) if without < seconds else (chosen, seconds)
 
-    def _lower_bound(self, step: Step, tables: Tables) -> float:
+    def _lower_bound(self, tables: Tables) -> float:
         """What is proven for this space; infinite where nothing fits."""
         try:
-            additive = tables.select(tables.arrival, None, self._left(), self.seed).bound
+            additive = tables.select(tables.arrival, None, self._left(), self.seed, target=0.0).bound
         except Infeasible:
-            return inf
+            return math.inf
         except NotFound:
             additive = 0.0
-        of_class = {ordinal: c for c, members in enumerate(self.classes.members) for ordinal in members}
-        chains = step.lower_bound([tables.options[of_class[ordinal]] for ordinal in range(len(of_class))])
-        dense = sum(step.slowest_arrival(i, None) for i, block in enumerate(self.model.layers) if not block.moe)
-        return max(chains, additive + dense + step.outside_bounds())
+        return max(tables.lower_bound(), additive + beside(tables.step))
 
     def _baselines(self) -> None:
         """They count as candidates only where ``ep`` is searched, which has them among its options (``searched``)."""
         devices = self.costs.devices
         layout = Layout.of(self.workload, 1, even(self.workload.sequences, devices))
-        step = Step(self.costs, self.model, layout, self.routing)
+        if self._of is not None and self._of.layout == layout:
+            step = self._of
+        else:
+            step = Step(self.costs, self.model, layout, self.routing)
         placements = self.options.usual(devices, self._share(step, "ep", devices))
         for name, method in BASELINES.items():
-            plans = self.classes.spread(placements.get(method, placements["linear"]))
-            held = step.memory(plans, self.stored, self.limits)
-            missing = np.array([max(0, m.total - m.limit) for m in held])
-            self._record(name, step, devices, plans, lacking(missing) if missing.any() else "")
+            own = tuple(placements.get(method, placements["linear"]))
+            column, room = self._column(step, own), self._room(step)
+            seconds = Tables(step, self.classes, [column], room).step_seconds([0] * len(own))
+            missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - room, 0)
+            reason = lacking(missing) if missing.any() else ""
+            self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
-    def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], reason: str) -> None:
+    def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
         used = [plan.strategy for plan in plans]
         candidate = Candidate(
             name=name,
             degrees=Degrees(tensor=step.layout.tensor, data=step.layout.devices // step.layout.tensor, expert=degree),
             strategies={strategy: used.count(strategy) for strategy in STRATEGIES if strategy in used},
             tokens=step.layout.tokens,
-            step_seconds=None if reason else step.seconds(plans),
+            step_seconds=None if reason else seconds,
             reason=reason,
         )
-        self.choices.append(Choice(candidate, step, plans))
+        choice = Choice(candidate, step, plans, seconds)
+        known = next((i for i, other in enumerate(self.choices) if other.candidate.name == name), None)
+        if known is None:
+            self.choices.append(choice)
+        elif seconds < self.choices[known].seconds:
+            self.choices[known] = choice
 
     def _room(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""
@@ -257,21 +337,14 @@ class Search:
         It guides uneven placements and splits; activations are those of the even plan. What a choice really takes is
         checked by the selection.
         """
-        plan, layers = self.options.plain(strategy, degree), [step.layers[i] for i in self.model.moe_layers]
-        region = memory.gathered_region(layers[0].block, plan, self.costs.element_bytes)
-        activations = np.max([memory.layer_activations(layer, plan) for layer in layers], axis=0)
         classes = len(self.classes.members)
+        column = self._column(step, (self.options.plain(strategy, degree),) * classes)
+        region, activations = column.regions.max(0)
         return np.tile((self._room(step) - region - activations) // classes, (classes, 1))
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
         return max(LEAST_TIME, SELECT_TIME * (self.deadline - time.perf_counter()))
-
-
-def _extend(options: list[list[LayerPlan]], more: list[list[LayerPlan]]) -> None:
-    """Add the plans that a class does not have yet."""
-    for mine, plans in zip(options, more, strict=True):
-        mine += [plan for plan in plans if plan not in mine]
 
 
 def lacking(missing: np.ndarray) -> str:

@@ -3,6 +3,7 @@
 Even ones, and those that `solvers.split` proves best on the measured curves.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -42,7 +43,7 @@ def tensor_degrees(costs: Costs, model: Model) -> list[int]:
                 if any(a.qk_norm == "full" for a in attentions):
                     costs.cluster.collective("all_reduce", group)
             for block in dict.fromkeys(model.layers):
-                for device in range(costs.devices) if block.attention else ():
+                for device in costs.representatives if block.attention else ():
                     for phase in ("attention_prefill", "attention_decode"):
                         costs.table(device, phase, attention_shape(block, t))
         except MissingCurveError:
@@ -82,10 +83,9 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
     """[groups, sequences + 1] seconds of attention and routing in a step for each count of sequences."""
     counts = np.arange(workload.sequences + 1)
     tokens = -(-counts * workload.length // tensor)
-    total = np.zeros((costs.devices, len(counts)))
-    for block in dict.fromkeys(model.layers):
-        layers = sum(other == block for other in model.layers)
-        for device in range(costs.devices):
+    total = np.zeros((len(costs.representatives), len(counts)))
+    for block, layers in Counter(model.layers).items():
+        for kind, device in enumerate(costs.representatives):
             if block.attention is not None:
                 shape = attention_shape(block, tensor)
                 if workload.phase == "prefill":
@@ -94,10 +94,10 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
                 else:
                     table = costs.table(device, "attention_decode", shape)
                     seconds = table.read(sequences=counts, context=max(workload.context, 1))[0]
-                total[device] += layers * seconds
+                total[kind] += layers * seconds
             if block.moe is not None:
-                total[device] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
-    return total.reshape(-1, tensor, len(counts)).max(1)
+                total[kind] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
+    return costs.of_devices(total).reshape(-1, tensor, len(counts)).max(1)
 
 
 def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Routing, tensor: int) -> np.ndarray:
@@ -105,18 +105,25 @@ def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Rou
     counts = np.arange(workload.sequences + 1)
     knots = np.unique(np.linspace(0, workload.sequences, KNOTS).round().astype(int))
     ordinals = np.unique(np.linspace(0, len(model.moe_layers) - 1, SAMPLED_LAYERS).astype(int))
-    seconds = np.zeros((costs.devices, len(knots)))
+    seconds = np.zeros((len(costs.representatives), len(knots)))
+    tokens = -(-knots * workload.length // tensor)
     for j in ordinals:
         block = model.moe_block(int(j))
         assert block.moe is not None
-        for k, count in enumerate(knots):
-            tokens = -(-int(count) * workload.length // tensor)
-            rows = np.bincount(routing.expert_ids[:tokens, j].ravel(), minlength=block.moe.num_experts)
-            for device in range(costs.devices):
-                seconds[device, k] += float(costs.expert_ffn(device, block, block.moe.ffn_size, rows))
+        rows = _first_rows(routing, int(j), tokens, block.moe.num_experts)
+        for kind, device in enumerate(costs.representatives):
+            seconds[kind] += costs.expert_ffn(block, block.moe.ffn_size, rows, device)
     seconds *= len(model.moe_layers) / len(ordinals)
     table = np.stack([np.interp(counts, knots, row) for row in seconds])
-    return table.reshape(-1, tensor, len(counts)).max(1)
+    return costs.of_devices(table).reshape(-1, tensor, len(counts)).max(1)
+
+
+def _first_rows(routing: Routing, ordinal: int, tokens: np.ndarray, experts: int) -> np.ndarray:
+    """[len(tokens), experts] rows of the first so many tokens in one layer; expected ones where there is a sample."""
+    chosen = routing.by_layer[ordinal]
+    if routing.scale != 1:
+        return tokens[:, None] * np.bincount(chosen.ravel(), minlength=experts) / len(chosen)
+    return np.stack([np.bincount(chosen[:n].ravel(), minlength=experts) for n in tokens])
 
 
 def ffn_splits(
@@ -125,30 +132,45 @@ def ffn_splits(
     """Splits of the FFN columns for layers that share one plan: even, fastest, and fastest within ``room``.
 
     counts: [len(ordinals), experts] tokens; room: [devices] bytes that a device has for such a layer.
+    """
+    return FfnSplits(costs, model, ordinals, counts).within(room)
+
+
+class FfnSplits:
+    """The same for any room.
+
     Granules of columns; what does not fill a granule goes to the device with the most columns.
     """
-    block = model.moe_block(ordinals[0])
-    assert block.moe is not None
-    ffn = block.moe.ffn_size
-    granule = min(ffn, max(LEAST_COLUMNS, ffn // GRANULES))
-    units = ffn // granule
-    columns = np.arange(units + 1) * granule
-    seconds = np.zeros((costs.devices, units + 1))
-    for device in range(costs.devices):
-        for row in counts:
-            seconds[device] += costs.expert_ffn(device, block, columns, row)
-    bytes_each = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes / ffn
-    splits = [even(ffn, costs.devices)]
-    fits = columns * bytes_each <= room[:, None]
-    for table in (seconds, np.where(fits, seconds, np.inf)):
-        with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
-            units_of = split(table, units).assignment
-            taken = [int(columns[n]) for n in units_of]
-            taken[taken.index(max(taken))] += ffn - sum(taken)
-            splits.append(tuple(taken))
-            if all(fits[device, n] for device, n in enumerate(units_of)):
-                break
-    return list(dict.fromkeys(splits))
+
+    def __init__(self, costs: Costs, model: Model, ordinals: Sequence[int], counts: np.ndarray) -> None:
+        block = model.moe_block(ordinals[0])
+        assert block.moe is not None
+        self.ffn = block.moe.ffn_size
+        granule = min(self.ffn, max(LEAST_COLUMNS, self.ffn // GRANULES))
+        self.columns = np.arange(self.ffn // granule + 1) * granule
+        whole = block.moe.num_experts * block.moe.expert_parameters(block.hidden_size) * costs.element_bytes
+        self.bytes = self.columns * (whole / self.ffn)
+        calls = np.broadcast_to(counts[:, None, :], (len(counts), len(self.columns), counts.shape[1]))
+        kinds = [costs.expert_ffn(block, self.columns, calls, device).sum(0) for device in costs.representatives]
+        self.seconds = costs.of_devices(np.stack(kinds))
+        self.even = even(self.ffn, costs.devices)
+        self.fastest = split(self.seconds, len(self.columns) - 1).assignment
+
+    def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
+        """room: [devices] bytes that a device has for such a layer."""
+        splits = [self.even, self._whole(self.fastest)]
+        fits = self.bytes <= room[:, None]
+        if not fits[np.arange(len(fits)), list(self.fastest)].all():
+            with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
+                table = np.where(fits, self.seconds, np.inf)
+                splits.append(self._whole(split(table, len(self.columns) - 1).assignment))
+        return list(dict.fromkeys(splits))
+
+    def _whole(self, units: Sequence[int]) -> tuple[int, ...]:
+        """Columns of each device from granules."""
+        taken = [int(self.columns[n]) for n in units]
+        taken[taken.index(max(taken))] += self.ffn - sum(taken)
+        return tuple(taken)
 
 
 def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
@@ -157,8 +179,8 @@ def expert_speeds(costs: Costs, model: Model, counts: np.ndarray) -> np.ndarray:
     mean = counts.mean()
     experts = -(-counts.shape[1] // costs.devices)
     at = {"ffn": block.moe.ffn_size if block.moe else 0, "experts": experts, "tokens": max(mean, 1.0)}
-    seconds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in range(costs.devices)]
-    speeds = 1 / np.maximum(seconds, 1e-12)
+    kinds = [float(costs.table(d, "expert_ffn", expert_shape(block)).read(**at)[0]) for d in costs.representatives]
+    speeds = 1 / np.maximum(costs.of_devices(np.array(kinds)), 1e-12)
     return speeds / speeds.mean()
 
 
@@ -172,14 +194,12 @@ def expert_seconds(costs: Costs, model: Model, counts: np.ndarray) -> tuple[np.n
     assert block.moe is not None
     rows, at = np.unique(counts, return_inverse=True)
     active = -(-counts.shape[1] // costs.devices)
-    read: dict[int, np.ndarray] = {}
     seconds = []
-    for device in range(costs.devices):
+    for device in costs.representatives:
         table = costs.table(device, "expert_ffn", expert_shape(block))
-        if id(table) not in read:
-            found = table.read(ffn=block.moe.ffn_size, experts=active, tokens=np.maximum(rows, 1))[0] / active
-            read[id(table)] = np.where(rows > 0, found, 0.0)[at].reshape(counts.shape)
-        seconds.append(read[id(table)])
-    total = np.maximum([own.sum() for own in seconds], 1e-300)
-    speed = 1 / total / (1 / total).mean()
-    return np.mean([own * pace for own, pace in zip(seconds, speed, strict=True)], axis=0), speed
+        found = table.read(ffn=block.moe.ffn_size, experts=active, tokens=np.maximum(rows, 1))[0] / active
+        seconds.append(np.where(rows > 0, found, 0.0)[at].reshape(counts.shape))
+    rate = 1 / np.maximum([own.sum() for own in seconds], 1e-300)
+    speed = costs.of_devices(rate)
+    of_kind = np.bincount(costs.kinds, minlength=len(rate)) * rate / speed.sum()
+    return np.tensordot(of_kind, seconds, axes=1), speed / speed.mean()

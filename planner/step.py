@@ -1,6 +1,6 @@
-"""A whole step: embedding, layers, head; its operations, its prediction, and lower bounds on it."""
+"""A whole step: embedding, layers, head; its stages, its prediction, and lower bounds on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -10,30 +10,36 @@ import numpy as np
 from ..spec.cluster import Cluster
 from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
-from ..spec.model import Model
+from ..spec.model import Block, Model
 from ..spec.operators import vocabulary_shape
-from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, LinkTraffic, Plan, Prediction
+from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, Plan, Prediction
 from ..spec.routing import Routing, draw_routing
 from ..spec.trace import Trace
 from . import memory
+from .choices import Choices
+from .clock import Chains, longest_chains, run
 from .costs import Costs
+from .expected import Expected
 from .graph import Graph
 from .layout import Layout
-from .simulator import Timeline, longest_chains, simulate
+from .links import Links
+from .simulator import Timeline, simulate
+from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
 from .strategies.layer import attention, dense
 
 
 class LayerCost(NamedTuple):
-    """One layer by itself.
+    """B layers, each by itself.
 
-    seconds: from all devices beginning together until the last has ended.
-    chains: [from device, to device] longest chain of operations from one's beginning to the other's end, nothing
-    slowed; -inf where there is none.
+    seconds: [B] from all devices beginning together until the last has ended.
+    chains: longest chains of stages from one device's beginning to another's end, nothing slowed.
+    stages: where devices compute beside a transfer, so that a layer's end is more than its chains.
     """
 
-    seconds: float
-    chains: np.ndarray
+    seconds: np.ndarray
+    chains: Chains
+    stages: list[Stage] | None
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Step:
     model: Model
     layout: Layout
     routing: Routing
-    _alone: dict[tuple[int, LayerPlan | None], LayerCost] = field(default_factory=dict)
+    _memos: dict[Block, dict[str, list[Stage]]] = field(default_factory=dict)
+    _dense: dict[Block, LayerCost] = field(default_factory=dict)
+    _chosen: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, cluster: Cluster, trace: Trace | None = None) -> "Step":
@@ -54,108 +62,141 @@ class Step:
         return cls(Costs(cluster, plan.model, plan.dtype), plan.model, layout, routing)
 
     @cached_property
+    def _ordinals(self) -> dict[int, int]:
+        return {index: j for j, index in enumerate(self.model.moe_layers)}
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        """One per layer; equal ones are one object."""
+        known: dict[Block, Block] = {}
+        return [known.setdefault(block, block) for block in self.model.layers]
+
+    def layer(self, indices: Sequence[int]) -> Layer:
+        """Layers of one block, costed together."""
+        block = self.blocks[indices[0]]
+        memo = self._memos.setdefault(block, {})
+        if block.moe is None:
+            return Layer(self.costs, block, self.layout, None, memo)
+        return Layer(self.costs, block, self.layout, self._choices(tuple(indices), block.moe.num_experts), memo)
+
+    def _choices(self, indices: tuple[int, ...], experts: int) -> Choices | Expected:
+        """Remembered where layers are costed together: they are asked for with every option."""
+        if indices in self._chosen:
+            return self._chosen[indices]
+        ids = self.routing.by_layer[[self._ordinals[i] for i in indices]]
+        of = Choices if self.routing.scale == 1 else Expected
+        choices = of(ids, self.layout, self.costs.cluster.host_index, experts)
+        if len(indices) > 1:
+            self._chosen[indices] = choices
+        return choices
+
+    def alike(self) -> list[list[int]]:
+        """Ordinals of the mixture-of-experts layers of each block."""
+        found: dict[int, list[int]] = {}
+        for j, i in enumerate(self.model.moe_layers):
+            found.setdefault(id(self.blocks[i]), []).append(j)
+        return list(found.values())
+
+    @property
     def layers(self) -> list[Layer]:
-        ordinals = {index: j for j, index in enumerate(self.model.moe_layers)}
-        return [
-            Layer(self.costs, block, self.layout, self.routing.expert_ids[:, ordinals[i]] if i in ordinals else None)
-            for i, block in enumerate(self.model.layers)
-        ]
+        """Each layer by itself."""
+        return [self.layer([i]) for i in range(len(self.model.layers))]
 
     def by_layer(self, plans: Sequence[LayerPlan]) -> list[LayerPlan | None]:
         """One entry per layer, None for dense layers, from one per mixture-of-experts layer."""
         given = iter(plans)
         return [next(given) if block.moe else None for block in self.model.layers]
 
-    def graph(self, plans: Sequence[LayerPlan]) -> Graph:
-        """All operations of the step."""
-        graph = Graph(self.layout.devices)
-        self._outside(graph, "embed")
-        for i, plan in enumerate(self.by_layer(plans)):
-            self._layer(graph, i, plan)
-        graph.layer = -1
-        self._outside(graph, "head")
-        return graph
+    def cost(self, layer: Layer, plans: Sequence[LayerPlan] | None) -> LayerCost:
+        """Layers by themselves under plans of one strategy, one per layer (None: a dense layer)."""
+        stages = build(layer, plans)
+        count, devices = len(plans) if plans else 1, self.layout.devices
+        ends = run(self.costs, stages, np.zeros((count, devices)))
+        slowed = any(stage.kind == "start" for stage in stages)
+        return LayerCost(ends.max(1), longest_chains(stages, count, devices), stages if slowed else None)
 
-    def seconds(self, plans: Sequence[LayerPlan]) -> float:
-        """Predicted step time by simulating the whole graph."""
-        return simulate(self.graph(plans).operations).makespan
+    def dense(self, index: int) -> LayerCost:
+        """The cost of a layer without experts."""
+        block = self.blocks[index]
+        if block not in self._dense:
+            self._dense[block] = self.cost(self.layer([index]), None)
+        return self._dense[block]
 
-    def alone(self, index: int, plan: LayerPlan | None) -> LayerCost:
-        """One layer by itself (memoised): what a search over layers adds up."""
-        key = index, plan
-        if key not in self._alone:
-            graph = Graph(self.layout.devices)
-            self._layer(graph, index, plan)
-            chains = longest_chains(graph.operations, range(self.layout.devices))[:, [c[-1] for c in graph.chains]]
-            self._alone[key] = LayerCost(simulate(graph.operations).makespan, chains)
-        return self._alone[key]
-
-    def lower_bound(self, options: Sequence[Sequence[LayerPlan]]) -> float:
-        """No choice of one option for each mixture-of-experts layer is predicted faster than this.
-
-        Device by device, the earliest end of each layer: the longest chain over the best option for that device. Every
-        operation takes at least its time alone, so induction over the layers gives a bound on every device's end.
-        """
-        end = self._outside_seconds("embed")
-        given = iter(options)
-        for i, block in enumerate(self.model.layers):
-            choices = next(given) if block.moe else [None]
-            end = np.min([(end[:, None] + self.alone(i, plan).chains).max(0) for plan in choices], axis=0)
-        return float((end + self._outside_seconds("head")).max())
-
-    def slowest_arrival(self, index: int, plan: LayerPlan | None) -> float:
-        """Least seconds from the last device's beginning of a layer to the last end, whichever device is last.
-
-        Summed over the layers, with the slowest embedding and the fastest head, a lower bound that is additive.
-        """
-        return float(self.alone(index, plan).chains.max(1).min())
-
-    def outside_bounds(self) -> float:
-        """The part of the additive bound that stands outside the layers."""
-        return float(self._outside_seconds("embed").max() + self._outside_seconds("head").min())
-
-    def memory(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> tuple[DeviceMemory, ...]:
-        model = self.model
-        return memory.total(self.layers, self.by_layer(plans), model.vocab_size, model.tie_embeddings, stored, limits)
-
-    def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> tuple[Prediction, Timeline]:
-        """The prediction of the whole graph, part by part, and its timeline."""
-        graph = self.graph(plans)
-        timeline = simulate(graph.operations)
-        parts: dict[int, dict[str, float]] = {i: {} for i in range(-1, len(self.model.layers))}
-        for (layer, part), seconds in graph.parts(timeline).items():
-            parts[layer][part] = seconds
-        prediction = Prediction(
-            step_seconds=timeline.makespan,
-            layers=tuple(LayerPrediction(layer=i, parts=entry) for i, entry in parts.items()),
-            memory=self.memory(plans, stored, limits),
-            traffic=tuple(
-                LinkTraffic(source=int(i), target=int(j), bytes=round(graph.traffic[i, j]))
-                for i, j in np.argwhere(graph.traffic > 0)
-            ),
-        )
-        return prediction, timeline
-
-    def _layer(self, graph: Graph, index: int, plan: LayerPlan | None) -> None:
-        graph.layer = index
-        layer = self.layers[index]
-        if plan is not None:
-            BUILDERS[plan.strategy](graph, layer, plan)
-        else:
-            attention(graph, layer)
-            dense(graph, layer)
-
-    def _outside(self, graph: Graph, part) -> None:
-        for device, seconds in enumerate(self._outside_seconds(part)):
-            graph.compute(device, part, part, float(seconds))
-
-    def _outside_seconds(self, operator: str) -> np.ndarray:
+    def outside(self, operator: str) -> np.ndarray:
         """[devices] seconds of the embedding of all tokens, or of the head for the last token of each sequence."""
         rows = self.layout.tokens if operator == "embed" else self.layout.last_counts
         if not self.model.vocab_size:
             return np.zeros(self.layout.devices)
-        shape = vocabulary_shape(self.model)
-        return np.array([self.costs.operator(d, operator, shape, tokens=n) for d, n in enumerate(rows)])
+        return self.costs.operator(operator, vocabulary_shape(self.model), tokens=np.array(rows))
+
+    def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
+        """The stages of the whole step, layer by layer; -1 is what stands outside the layers."""
+        yield -1, [compute("embed", "embed", self.outside("embed"))]
+        for i, plan in enumerate(self.by_layer(plans)):
+            yield i, build(self.layer([i]), None if plan is None else [plan])
+        yield -1, [compute("head", "head", self.outside("head"))]
+
+    def seconds(self, plans: Sequence[LayerPlan]) -> float:
+        """Predicted step time."""
+        now = np.zeros((1, self.layout.devices))
+        for _, stages in self.pieces(plans):
+            now = run(self.costs, stages, now)
+        return float(now.max())
+
+    def timeline(self, plans: Sequence[LayerPlan]) -> Timeline:
+        """Every operation of the step, simulated."""
+        graph = Graph(self.costs, range(self.layout.devices), [0.0] * self.layout.devices)
+        for layer, stages in self.pieces(plans):
+            graph.add(stages, 0, layer)
+        return simulate(graph.operations)
+
+    def memory(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> tuple[DeviceMemory, ...]:
+        """Bytes on each device; the first ``stored`` layers have storage."""
+        model, element, layout = self.model, self.costs.element_bytes, self.layout
+        blocks = self.blocks
+        replicated = memory.replicated_weights(
+            blocks[:stored], model.vocab_size, model.tie_embeddings, layout.tensor, element
+        )
+        weights = np.full(layout.devices, replicated)
+        regions = np.zeros((2, layout.devices), np.int64)
+        regions[1] = memory.outside_activations(blocks, model.vocab_size, layout, element)
+        for i, plan in enumerate(self.by_layer(plans)):
+            if plan is not None:
+                weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
+                regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
+                regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer([i]), [plan])[0])
+        return memory.total(blocks, layout, weights, regions, element, limits)
+
+    def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> Prediction:
+        """The prediction of the whole step, part by part."""
+        parts: dict[int, dict[str, float]] = {i: {} for i in range(-1, len(self.model.layers))}
+        links = Links(self.costs)
+        now = np.zeros((1, self.layout.devices))
+        for layer, stages in self.pieces(plans):
+            entry = parts[layer]
+
+            def watch(stage: Stage, before: np.ndarray, after: np.ndarray, entry=entry) -> None:
+                # Waiting counts in the part that waits.
+                entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
+
+            now = run(self.costs, stages, now, watch)
+            links.add(stages)
+        return Prediction(
+            step_seconds=float(now.max()),
+            layers=tuple(
+                LayerPrediction(layer=i, parts={part: s for part, s in entry.items() if s > 0})
+                for i, entry in parts.items()
+            ),
+            memory=self.memory(plans, stored, limits),
+            traffic=links.traffic(),
+        )
+
+
+def build(layer: Layer, plans: Sequence[LayerPlan] | None) -> list[Stage]:
+    """The stages of layers under plans of one strategy, or of a dense layer."""
+    if plans is None:
+        return [*attention(layer), *dense(layer)]
+    return BUILDERS[plans[0].strategy](layer, plans)
 
 
 def check_supported(model: Model, asked: str = "") -> None:

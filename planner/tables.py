@@ -1,5 +1,7 @@
 """Seconds and bytes of every option of every class of layers, as `solvers.selection` takes them."""
 
+# C classes, O options, G devices
+
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -8,7 +10,7 @@ import numpy as np
 from ..solvers.result import Infeasible, NotFound, Solution
 from ..solvers.selection.select import select
 from ..spec.plan import LayerPlan, Strategy
-from . import memory
+from .columns import Column
 from .options import Classes
 from .step import Step
 
@@ -16,72 +18,123 @@ FIT_SECONDS = 5.0  # for the question whether anything fits
 
 
 class Tables:
-    """Options of one space: ``options[c]`` are the plans that class c may have.
+    """Options of one space: one column of plans each, for all classes.
 
-    seconds: [classes, options] sum over the class's layers, each simulated by itself; inf beyond a class's options.
-    arrival: the same of ``Step.slowest_arrival``, which adds up to a lower bound.
-    room: [devices] bytes left for what depends on the options: experts, and two regions that layers share (the gathered
+    seconds: [C, O] sum over the class's layers, each by itself; arrival: the same of ``Chains.slowest``, which adds up
+    to a lower bound.
+    room: [G] bytes left for what depends on the options: experts, and two regions that layers share (the gathered
     weights and the activations); negative where not even the rest fits.
     """
 
-    def __init__(self, step: Step, classes: Classes, options: Sequence[Sequence[LayerPlan]], room: np.ndarray) -> None:
-        self.options, self.room, self._step = options, room, step
-        self._layers = [[step.model.moe_layers[ordinal] for ordinal in members] for members in classes.members]
-        self.shape = len(options), max(map(len, options))
-        model, element, devices = step.model, step.costs.element_bytes, step.layout.devices
-        self.weights = np.zeros((*self.shape, devices), np.int64)
-        self.regions = np.zeros((*self.shape, 2, devices), np.int64)
-        outside = memory.outside_activations(model.layers, model.vocab_size, step.layout, element)
-        for c, layers in enumerate(self._layers):
-            block = model.layers[layers[0]]
-            for o, plan in enumerate(options[c]):
-                self.weights[c, o] = memory.expert_weights(block, plan, element)
-                self.regions[c, o, 0] = memory.gathered_region(block, plan, element)
-                alive = [memory.layer_activations(step.layers[i], plan) for i in layers]
-                self.regions[c, o, 1] = np.max([outside, *alive], axis=0)
+    def __init__(self, step: Step, classes: Classes, columns: Sequence[Column], room: np.ndarray) -> None:
+        self.columns, self.room, self.step, self._classes = columns, room, step, classes
 
     @cached_property
     def seconds(self) -> np.ndarray:
-        return self._sum(lambda i, plan: self._step.alone(i, plan).seconds)
+        return self._sum(lambda column: column.seconds)
 
     @cached_property
     def arrival(self) -> np.ndarray:
-        return self._sum(self._step.slowest_arrival)
+        return self._sum(lambda column: column.arrival)
 
-    def _sum(self, value: Callable[[int, LayerPlan], float]) -> np.ndarray:
-        total = np.full(self.shape, np.inf)
-        for c, layers in enumerate(self._layers):
-            for o, plan in enumerate(self.options[c]):
-                total[c, o] = sum(value(i, plan) for i in layers)
-        return total
+    def _sum(self, value: Callable[[Column], np.ndarray]) -> np.ndarray:
+        """[C, O] over the layers of each class."""
+        of_class, count = self._classes.of_ordinal, len(self._classes.members)
+        return np.stack([np.bincount(of_class, value(column), count) for column in self.columns], axis=1)
+
+    @cached_property
+    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights [C, O, G] and regions [C, O, 2, G]."""
+        weights = np.stack([column.weights for column in self.columns], axis=1)
+        return weights, np.stack([column.regions for column in self.columns], axis=1)
 
     def fits(self, strategy: Strategy | None, time_limit: float) -> bool:
         """Whether any choice (of this strategy) keeps to memory, as far as can be told in so many seconds."""
         try:
-            self.select(np.zeros(self.shape), strategy, min(FIT_SECONDS, time_limit), 0)
+            self.select(np.zeros(self.seconds.shape), strategy, min(FIT_SECONDS, time_limit), 0)
         except (Infeasible, NotFound):
             return False
         return True
 
     def select(
-        self, cost: np.ndarray, strategy: Strategy | None, time_limit: float, seed: int
+        self,
+        cost: np.ndarray,
+        strategy: Strategy | None,
+        time_limit: float,
+        seed: int,
+        gap: float = 0.0,
+        target: float = np.inf,
     ) -> Solution[tuple[int, ...]]:
         """The least sum of ``cost`` under memory; of one strategy, or of all. Raises the solver's errors."""
-        cost = cost.copy()
-        for c, plans in enumerate(self.options):
-            allowed = [strategy in (None, plan.strategy) for plan in plans]
-            cost[c, [*np.flatnonzero(~np.array(allowed)), *range(len(plans), cost.shape[1])]] = np.inf
-        return select(
-            cost, self.weights, np.maximum(self.room, 0), shared=self.regions, time_limit=time_limit, seed=seed
+        weights, regions = self._memory
+        allowed = [o for o, column in enumerate(self.columns) if strategy in (None, column.strategy)]
+        solution = select(
+            cost[:, allowed],
+            weights[:, allowed],
+            np.maximum(self.room, 0),
+            shared=regions[:, allowed],
+            gap=gap,
+            target=target,
+            time_limit=time_limit,
+            seed=seed,
         )
+        chosen = tuple(allowed[o] for o in solution.assignment)
+        return Solution(chosen, solution.objective, solution.bound, solution.status, solution.seconds)
 
-    def plans(self, solution: Solution[tuple[int, ...]]) -> list[LayerPlan]:
+    def fit(self, chosen: Sequence[int]) -> bool:
+        """Whether a choice keeps to memory."""
+        columns = [self.columns[o] for o in chosen]
+        own = np.sum([column.weights[c] for c, column in enumerate(columns)], axis=0)
+        shared = np.max([column.regions[c] for c, column in enumerate(columns)], axis=0).sum(axis=0)
+        return bool((own + shared <= self.room).all())
+
+    def plans(self, chosen: Sequence[int]) -> list[LayerPlan]:
         """The chosen plan of every class."""
-        return [self.options[c][o] for c, o in enumerate(solution.assignment)]
+        return [self.columns[o].plans[c] for c, o in enumerate(chosen)]
+
+    def step_seconds(self, chosen: Sequence[int]) -> float:
+        """Predicted step time of a choice."""
+        step, of_class = self.step, self._classes.of_ordinal
+        now = step.outside("embed")[None]
+        ordinals = iter(range(len(of_class)))
+        for i, block in enumerate(step.blocks):
+            if block.moe:
+                j = next(ordinals)
+                now = self.columns[chosen[of_class[j]]].after(step, j, now)
+            else:
+                now = step.dense(i).chains.ends(now)
+        return float((now + step.outside("head")).max())
+
+    def lower_bound(self) -> float:
+        """No choice of options is predicted faster than this.
+
+        Device by device, the earliest end of each layer: the longest chain over the best option for that device. Every
+        operation takes at least its time alone, so induction over the layers gives a bound on every device's end.
+        """
+        step = self.step
+        end = step.outside("embed")[None]
+        ordinals = iter(range(len(self._classes.of_ordinal)))
+        for i, block in enumerate(step.blocks):
+            if block.moe:
+                j = next(ordinals)
+                end = np.min([column.chains(j).ends(end) for column in self.columns], axis=0)
+            else:
+                end = step.dense(i).chains.ends(end)
+        return float((end + step.outside("head")).max())
 
     def missing(self, error: Infeasible) -> np.ndarray:
-        """[devices] bytes that are missing at least."""
+        """[G] bytes that are missing at least."""
         deficit = np.maximum(-self.room, 0)
         if error.per_device:
             return deficit + np.array(error.per_device)
         return deficit + np.ceil(error.missing / len(deficit)).astype(int)
+
+
+def beside(step: Step) -> float:
+    """The part of the additive bound that no choice changes.
+
+    Least seconds from the last device's beginning of a layer to the last end, whichever device is last: summed over
+    the layers, with the slowest embedding and the fastest head, a lower bound that is additive.
+    """
+    dense = sum(float(step.dense(i).chains.slowest()[0]) for i, block in enumerate(step.blocks) if not block.moe)
+    return float(step.outside("embed").max() + step.outside("head").min()) + dense

@@ -23,10 +23,8 @@ from typing import Any, Literal
 
 import pulp
 
-from .result import NotFound, SolverUnavailable
+from .result import DEFAULT_SOLVER, TIME_LIMIT, NotFound, SolverUnavailable
 
-DEFAULT_SOLVER = "highs"
-TIME_LIMIT = 60.0
 FEASIBILITY_TOLERANCE = 1e-9
 
 INSTALL = {

@@ -6,6 +6,9 @@ from typing import Generic, Literal, TypeVar
 A = TypeVar("A")
 Status = Literal["optimal", "feasible", "time_limit"]
 
+DEFAULT_SOLVER = "highs"
+TIME_LIMIT = 60.0  # seconds
+
 ROUNDING = 1e-9  # relative: a bound this close below the objective differs from it by floating-point rounding only
 TOLERANCE = 1e-6  # a floating-point back end may report a bound this far above the optimum
 

@@ -5,6 +5,7 @@ made for.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -21,15 +22,35 @@ _DRAWS = 2**22  # at a time
 
 @dataclass(frozen=True)
 class Routing:
-    """expert_ids, expert_weights: [tokens, moe_layers, top_k]; tokens in sequence-major order."""
+    """expert_ids, expert_weights: [tokens, moe_layers, top_k]; tokens in sequence-major order.
+
+    scale: tokens of the step for each of these, where they are a sample.
+    """
 
     expert_ids: np.ndarray
     expert_weights: np.ndarray
+    scale: float = 1.0
+
+    @cached_property
+    def by_layer(self) -> np.ndarray:
+        """[moe_layers, tokens, top_k] expert ids."""
+        return np.ascontiguousarray(self.expert_ids.transpose(1, 0, 2))
 
     def counts(self, num_experts: int) -> np.ndarray:
-        """[moe_layers, experts] tokens per expert."""
-        ids = self.expert_ids
-        return np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
+        """[moe_layers, experts] tokens per expert; expected ones where these tokens are a sample."""
+        counts = np.stack([np.bincount(ids.ravel(), minlength=num_experts) for ids in self.by_layer])
+        return counts if self.scale == 1 else counts * self.scale
+
+
+def sample_routing(trace: Trace | None, model: Model, workload: Workload, seed: int, most: int) -> Routing:
+    """The routing of as many whole sequences as choose at most ``most`` times, in place of all of them."""
+    moe = model.moe_block().moe
+    assert moe is not None
+    each = workload.length * len(model.moe_layers) * moe.top_k
+    sequences = min(workload.sequences, max(1, most // each))
+    part = workload.model_copy(update={"sequences": sequences, "tokens": sequences * workload.length})
+    drawn = draw_routing(trace, model, part, seed)
+    return Routing(drawn.expert_ids, drawn.expert_weights, workload.sequences / sequences)
 
 
 def check_shape(trace: Trace, model: Model, where: str = "trace") -> None:

@@ -20,7 +20,6 @@ from moeplan.planner.place.question import Question
 from moeplan.planner.search import solve
 from moeplan.planner.space import Search
 from moeplan.planner.splits import expert_seconds
-from moeplan.planner.step import Step
 from moeplan.solvers.compiled import load_all
 from moeplan.solvers.slots import Slots
 from moeplan.spec import Trace, Workload
@@ -231,10 +230,10 @@ def test_brute_force_over_placements_options_and_layouts_agrees(speeds, workload
     limits = [m.limit for m in plan.predicted.memory]
     space = Search(costs, model, step_of, routing, limits, strategies, 2, False, 0, float("inf"))
     best = np.inf
-    for layout in space.layouts.values():
-        step = Step(costs, model, layout, routing)
+    for _, step in space._steps():
         for degree in space.degrees:
-            offered = space._tables(step, degree).options
+            columns = space._tables(step, degree, thorough=True).columns
+            offered = [[column.plans[c] for column in columns] for c in range(2)]
             everywhere = [
                 LayerPlan(strategy="ep", slots=tuple(tuple(e for e in range(4) if row[e] == g) for g in range(2)))
                 for row in itertools.product(range(2), repeat=4)
@@ -271,6 +270,6 @@ def test_an_expert_weighs_what_its_call_takes():
     assert speed.mean() == pytest.approx(1)
     block = model.moe_block()
     for device in range(2):
-        whole = float(costs.expert_ffn(device, block, 1024, counts[0]))
+        whole = float(costs.expert_ffn(block, 1024, counts[0], device))
         estimated = seconds.sum() / speed[device]
         assert 0.5 < whole / estimated < 2

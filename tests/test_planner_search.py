@@ -11,7 +11,6 @@ from moeplan.planner.costs import Costs
 from moeplan.planner.search import USABLE, solve
 from moeplan.planner.splits import ffn_splits, layouts, tensor_degrees
 from moeplan.planner.step import Step
-from moeplan.planner.strategies.ep import dispatched
 from moeplan.planner.units import bytes_text, seconds_text
 from moeplan.service.pages.plan import breakdown_table, candidates_table, memory_table, verdict
 from moeplan.spec import Plan, Trace, Workload
@@ -101,7 +100,7 @@ def test_slow_devices_get_less():
     experts = solve(MODEL, machines, PREFILL, strategy="ep")
     assert experts.solver.objective < 0.8 * experts.baselines["linear ep"]
     layers = zip(Step.of(experts, machines).layers, experts.layers, strict=True)
-    rows = sum(dispatched(layer, plan)[1].sum(1) for layer, plan in layers)
+    rows = sum(layer.choices.dispatch([plan]).experts.devices[0].sum(1) for layer, plan in layers)
     assert rows[:2].min() > rows[2:].max()
 
 
@@ -113,7 +112,7 @@ def test_the_split_of_columns_beats_the_even_one_and_keeps_to_room():
     assert even == (32, 32, 32, 32)
 
     def slowest(split):
-        return max(float(costs.expert_ffn(d, MODEL.moe_block(), n, counts[0])) for d, n in enumerate(split))
+        return costs.expert_ffn(MODEL.moe_block(), split, np.tile(counts, (4, 1)), np.arange(4)).max()
 
     assert slowest(best) < 0.75 * slowest(even)
     column = 8 * 3 * 64 * 4

@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.simulator import Operation, fill, longest_chains, simulate
+from moeplan.planner.simulator import Operation, fill, simulate
 
 
 def op(seconds, demands=None, after=(), latency=0.0, device=0):
@@ -126,13 +125,6 @@ def test_speeds_are_max_min_fair(demands):
             full = [r for r in wanted if used[r] > 1 - 1e-9]
             fastest = [max(speed[j] for j, d in demands.items() if r in d) for r in full]
             assert any(speed[i] >= best - 1e-9 for best in fastest)
-
-
-def test_longest_chains_from_each_origin():
-    operations = [op(9.0), op(9.0), op(1.0, after=(0,)), op(2.0, after=(1,)), op(4.0, after=(2, 3))]
-    chains = longest_chains(operations, (0, 1))
-    assert chains[0].tolist() == [0.0, -np.inf, 1.0, -np.inf, 5.0]
-    assert chains[1].tolist() == [-np.inf, 0.0, -np.inf, 2.0, 6.0]
 
 
 def test_perfetto_trace_has_every_operation_that_takes_time():

@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeplan.planner.columns import Column
 from moeplan.planner.costs import Costs
 from moeplan.planner.layout import Layout
+from moeplan.planner.options import Classes
 from moeplan.planner.step import Step, check_supported
-from moeplan.planner.strategies.ep import dispatched
+from moeplan.planner.tables import Tables, beside
+from moeplan.planner.traffic import Traffic
 from moeplan.runtime.layout import Layout as RuntimeLayout
 from moeplan.spec import Workload
 from moeplan.spec.errors import MoeplanError
@@ -35,6 +38,19 @@ def make_step(
     groups = costs.devices // tensor
     sequences = sequences or tuple(load.sequences // groups for _ in range(groups))
     return Step(costs, model, Layout.of(load, tensor, sequences), draw_routing(None, model, load, 0))
+
+
+def dispatched(layer, plan):
+    """Rows sent [source, target], those that stay on the diagonal, and rows that each expert computes."""
+    sent = layer.choices.dispatch([plan])
+    return sent.rows.sizes(0) + np.diag(sent.kept[0]), sent.experts.devices[0]
+
+
+def tables(step, options):
+    """The tables of a space in which every layer may use each of the options."""
+    classes = Classes.of(step.model.moe_layers, len(step.model.layers))
+    columns = [Column.of(step, classes, [plan] * len(classes.members)) for plan in options]
+    return Tables(step, classes, columns, np.full(step.layout.devices, 1 << 50))
 
 
 def reader(step):
@@ -88,13 +104,13 @@ def test_an_ep_layer_by_hand():
         )
 
     def exchange(sizes):
-        return max(step.costs.all_to_all((0, 1), np.array(sizes, float)).seconds)
+        return step.costs.all_to_all((0, 1), Traffic.of(np.array([sizes], float))).seconds.max()
 
     expected = max(before(0), before(1)) + exchange([[8, 8], [8, 8]]) + exchange([[0, row], [0, 0]])
     expected += read(1, "ep_unpack", shape, tokens=2)
     expected += read(1, "expert_ffn", expert_shape(block), ffn=128, experts=1, tokens=2)
     expected += exchange([[0, 0], [256, 0]]) + max(read(d, "ep_combine", shape, tokens=1) for d in (0, 1))
-    assert step.alone(0, plan).seconds == pytest.approx(expected)
+    assert step.cost(step.layer([0]), [plan]).seconds == pytest.approx([expected])
 
 
 def test_a_sharded_layer_by_hand():
@@ -119,7 +135,7 @@ def test_a_sharded_layer_by_hand():
     expected += max(map(experts, group))
     expected += step.costs.cluster.collective("all_to_all", group).curve.at(bytes=64 * 256).seconds
     expected += max(read(d, "sharded_combine", shape, tokens=64) for d in group)
-    assert step.alone(0, SHARDED).seconds == pytest.approx(expected)
+    assert step.cost(step.layer([0]), [SHARDED]).seconds == pytest.approx([expected])
 
 
 def test_attention_divided_over_a_tensor_group_by_hand():
@@ -129,7 +145,7 @@ def test_attention_divided_over_a_tensor_group_by_hand():
     gather = step.costs.cluster.collective("all_gather", (0, 1)).curve.at(bytes=own).seconds
     scatter = step.costs.cluster.collective("reduce_scatter", (0, 1)).curve.at(bytes=own).seconds
     attention = read(0, "attention_prefill", attention_shape(block, 2), sequences=4, length=32)
-    parts = step.predict([EP] * 3, 3, [1 << 40] * 4)[0].layers[1].parts
+    parts = step.predict([EP] * 3, 3, [1 << 40] * 4).layers[1].parts
     assert parts["attention"] == pytest.approx(gather + attention + scatter)
 
 
@@ -137,20 +153,21 @@ def test_gathering_hides_behind_attention_and_costs_its_busy_time():
     """The transfer ends while attention runs: nothing is waited for, but the processors lose what it kept busy."""
     step = make_step(speeds=((0.05, 0.05), (0.05, 0.05)), uplink=4e9)
     held = 2 * 3 * 64 * 128 * 4
-    exchange = step.costs.all_gather((0, 1, 2, 3), np.full(4, held))
-    lost = exchange.demands[0]["compute 0"] * (exchange.seconds[0] - exchange.latency)
+    exchange = step.costs.all_gather((0, 1, 2, 3), np.full((1, 4), held))
+    alone = exchange.seconds[0, 0]
+    lost = step.costs.demands(exchange, 0)[0]["compute 0"] * (alone - exchange.latency[0])
     copy = 2 * held / (0.05 * BYTES)
     attention = reader(step)(0, "attention_prefill", attention_shape(step.model.layers[0]), sequences=2, length=32)
     assert lost > 1e-5
-    assert exchange.seconds[0] < copy + attention
-    parts = step.predict([GATHERED] * 3, 3, [1 << 40] * 4)[0].layers[1].parts
+    assert alone < copy + attention
+    parts = step.predict([GATHERED] * 3, 3, [1 << 40] * 4).layers[1].parts
     assert parts["gather"] + parts["attention"] == pytest.approx(copy + attention + lost)
 
 
 def test_what_attention_does_not_hide_is_waited_for():
     step = make_step(uplink=1e7)
-    alone = max(step.costs.all_gather((0, 1, 2, 3), np.full(4, 2 * 3 * 64 * 128 * 4)).seconds)
-    parts = step.predict([GATHERED] * 3, 3, [1 << 40] * 4)[0].layers[1].parts
+    alone = step.costs.all_gather((0, 1, 2, 3), np.full((1, 4), 2 * 3 * 64 * 128 * 4)).seconds.max()
+    parts = step.predict([GATHERED] * 3, 3, [1 << 40] * 4).layers[1].parts
     assert alone > 10 * parts["attention"]
     assert parts["gather"] + parts["attention"] + parts["route"] == pytest.approx(alone, rel=1e-3)
 
@@ -159,11 +176,12 @@ def test_what_attention_does_not_hide_is_waited_for():
 @pytest.mark.parametrize("sequences", [(2, 2, 2, 2), (5, 1, 0, 2)], ids=str)
 def test_every_moment_of_a_step_belongs_to_a_part(plan, sequences):
     step = make_step(tiny_model(layers=3, dense=1, shared=32), ((1.0, 0.5), (0.3, 1.0)), sequences=sequences)
-    prediction, timeline = step.predict([plan] * 3, 4, [1 << 40] * 4)
+    prediction, timeline = step.predict([plan] * 3, 4, [1 << 40] * 4), step.timeline([plan] * 3)
     total = sum(sum(layer.parts.values()) for layer in prediction.layers)
     ends = [max(e for o, e in zip(timeline.operations, timeline.end, strict=True) if o.device == d) for d in range(4)]
     assert total == pytest.approx(np.mean(ends))
-    assert prediction.step_seconds == timeline.makespan == max(ends)
+    assert timeline.makespan == max(ends)
+    assert prediction.step_seconds == pytest.approx(timeline.makespan, rel=1e-12)
     assert [layer.layer for layer in prediction.layers] == [-1, 0, 1, 2, 3]
     assert "dense" in prediction.layers[1].parts
 
@@ -175,7 +193,7 @@ def test_an_ep_layers_rows_are_deduplicated_and_copies_follow_the_runtimes_table
     rows, counts = dispatched(layer, plan)
     table = copy_table(slots, None, [0, 0, 1, 1], 8)
     expected, computed = np.zeros((4, 4)), np.zeros((4, 8))
-    for t, ids in enumerate(layer.ids):
+    for t, ids in enumerate(layer.choices.ids[0]):
         source = t // 64
         served = [table[source, e, (t * COPY_STEP) % COPY_PHASES] for e in ids]
         for device in set(served):
@@ -194,7 +212,7 @@ def test_without_replicas_the_short_cut_agrees_with_the_copy_table(order, device
     rows, _ = dispatched(step.layers[1], LayerPlan(strategy="ep", slots=slots))
     table = copy_table(slots, None, [0, 0, 1, 1], 8)[0, :, 0]
     expected = np.zeros((4, 4))
-    for t, ids in enumerate(step.layers[1].ids):
+    for t, ids in enumerate(step.layers[1].choices.ids[0]):
         for device in {int(table[e]) for e in ids}:
             expected[t // 64, device] += 1
     assert (rows == expected).all()
@@ -221,18 +239,23 @@ def test_layout_is_the_runtimes(tensor, sequences):
 @settings(deadline=None, max_examples=15)
 def test_the_bounds_hold_for_every_choice(plans, sequences):
     step = make_step(speeds=((1.0, 0.5), (0.3, 1.0)), sequences=sequences)
-    options = [[EP, SHARDED, GATHERED]] * 3
-    seconds, bound = step.seconds(plans), step.lower_bound(options)
-    additive = step.outside_bounds() + sum(min(step.slowest_arrival(i, p) for p in options[i]) for i in range(3))
+    options = [EP, SHARDED, GATHERED]
+    space = tables(step, options)
+    seconds, bound = step.seconds(plans), space.lower_bound()
+    additive = beside(step) + space.arrival.min(1).sum()
     assert bound <= seconds * (1 + 1e-9)
     assert additive <= seconds * (1 + 1e-9)
-    assert seconds <= sum(step.alone(i, p).seconds for i, p in enumerate(plans)) * 1.5 + 1e-3
+    chosen = [options.index(plan) for plan in plans]
+    assert space.step_seconds(chosen) == pytest.approx(seconds, rel=1e-12)
+    assert seconds <= sum(space.seconds[i, o] for i, o in enumerate(chosen)) * 1.5 + 1e-3
 
 
 def test_without_overlap_the_bound_of_one_choice_is_its_time():
     step = make_step(speeds=((1.0, 0.5), (0.3, 1.0)))
     for plans in itertools.product([EP, SHARDED], repeat=3):
-        assert step.lower_bound([[p] for p in plans]) == pytest.approx(step.seconds(plans))
+        classes = Classes.of(step.model.moe_layers, 3)
+        single = Tables(step, classes, [Column.of(step, classes, plans)], np.full(4, 1 << 50))
+        assert single.lower_bound() == pytest.approx(step.seconds(list(plans)))
 
 
 def test_memory_of_one_layer_by_hand():
@@ -260,7 +283,7 @@ def test_traffic_counts_what_crosses_each_link():
     step = make_step()
     rows = [dispatched(layer, EP)[0] for layer in step.layers]
     block = step.model.layers[0]
-    traffic = {(t.source, t.target): t.bytes for t in step.predict([EP] * 3, 3, [1 << 40] * 4)[0].traffic}
+    traffic = {(t.source, t.target): t.bytes for t in step.predict([EP] * 3, 3, [1 << 40] * 4).traffic}
     assert len(traffic) == 12
     expected = sum(r[0, 1] * row_bytes(block, 4) + r[1, 0] * 256 + 8 for r in rows)
     assert traffic[0, 1] == expected

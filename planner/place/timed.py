@@ -34,7 +34,6 @@ from ..budget import ROOM, Budget
 from ..costs import Costs
 from ..layout import Layout
 from ..splits import expert_speeds
-from ..strategies.ep import dispatched
 from ..strategies.layer import Layer
 from ..units import bytes_text
 from .fleet import even_fleet, spread_slots
@@ -106,11 +105,11 @@ class Timing:
         total = 0.0
         group = tuple(range(self.costs.devices))
         for layer, placed in zip(self._step(trace), layers, strict=True):
-            rows, counts = dispatched(layer, layer_plan(placed))
-            out = self.costs.all_to_all(group, rows * layer.row_bytes)
-            back = self.costs.all_to_all(group, rows.T * layer.activation_bytes)
-            experts = [float(self.costs.expert_ffn(g, layer.block, layer.moe.ffn_size, counts[g])) for g in group]
-            total += max(out.seconds) + max(experts) + max(back.seconds)
+            sent = layer.choices.dispatch([layer_plan(placed)])
+            out = self.costs.all_to_all(group, sent.rows.times(layer.row_bytes))
+            back = self.costs.all_to_all(group, sent.back.times(layer.activation_bytes))
+            experts = layer.experts(sent.experts)
+            total += float(out.seconds.max() + experts.seconds.max() + back.seconds.max())
         return total
 
     def bound(self, trace: Trace) -> float:
@@ -141,7 +140,7 @@ class Timing:
         layout = Layout.of(self.workload, 1, even(self.workload.sequences, self.costs.devices))
         ids = traced_routing(trace, self.workload, self.seed).expert_ids
         blocks = [self.model.layers[i] for i in self.model.moe_layers]
-        return [Layer(self.costs, block, layout, ids[:, i].astype(np.int64)) for i, block in enumerate(blocks)]
+        return [Layer.of(self.costs, block, layout, ids[None, :, i]) for i, block in enumerate(blocks)]
 
     def _counts(self, trace: Trace) -> np.ndarray:
         """[L, E] token-expert pairs of a step, as the whole trace has them on average."""

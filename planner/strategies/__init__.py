@@ -1,13 +1,13 @@
-"""Builders: one layer's operations for each strategy; the runtime has an executor of the same name for each."""
+"""Builders: the stages of layers for each strategy; the runtime has an executor of the same name for each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...spec.plan import LayerPlan
-from ..graph import Graph
+from ..stages import Stage
 from . import ep, gathered, sharded
 from .layer import Layer
 
-BUILDERS: dict[str, Callable[[Graph, Layer, LayerPlan], None]] = {
+BUILDERS: dict[str, Callable[[Layer, Sequence[LayerPlan]], list[Stage]]] = {
     "ep": ep.build,
     "sharded": sharded.build,
     "gathered": gathered.build,

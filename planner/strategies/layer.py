@@ -1,30 +1,41 @@
-"""What the strategies' builders have in common: a layer's input, attention, router and shared experts.
+"""What the strategies' builders have in common: layers' input, attention, router and shared experts.
 
-Letters: T tokens, D model, K top-k.
+Letters: B layers that are costed together, T tokens, D model, K top-k, G devices.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from ...spec.model import Block, Moe
-from ...spec.operators import Shape, attention_shape, dense_shape, exchange_shape, route_shape, row_bytes
-from ...spec.plan import LayerPlan
+from ...spec.operators import Part, Shape, attention_shape, dense_shape, exchange_shape, route_shape, row_bytes
+from ..choices import Choices, Rows
 from ..costs import Costs
-from ..graph import Graph
+from ..expected import Expected
 from ..layout import Layout
+from ..stages import Stage, compute, exchange
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a step: block, the step's tokens on their devices, and their experts (ids [T, K]; None if dense)."""
+    """B layers with one block: the step's tokens on their devices, and their experts (none in dense layers).
+
+    memo: what all layers of the block have in common.
+    """
 
     costs: Costs
     block: Block
     layout: Layout
-    ids: np.ndarray | None = None
-    memo: dict[LayerPlan, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # what ``ep.dispatched`` found
+    chosen: Choices | Expected | None = None
+    memo: dict[str, list[Stage]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, costs: Costs, block: Block, layout: Layout, ids: np.ndarray) -> "Layer":
+        """From [B, T, K] expert ids."""
+        assert block.moe is not None
+        return cls(costs, block, layout, Choices(ids, layout, costs.cluster.host_index, block.moe.num_experts))
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -36,9 +47,9 @@ class Layer:
         return self.block.moe
 
     @property
-    def experts(self) -> np.ndarray:
-        assert self.ids is not None
-        return self.ids
+    def choices(self) -> Choices | Expected:
+        assert self.chosen is not None
+        return self.chosen
 
     @property
     def activation_bytes(self) -> int:
@@ -54,70 +65,82 @@ class Layer:
         return exchange_shape(self.block, self.layout.devices)
 
     @cached_property
-    def own_counts(self) -> np.ndarray:
-        """[devices, experts] tokens of each device that chose each expert."""
-        experts = self.moe.num_experts
-        key = self.layout.source[:, None] * experts + self.experts
-        return np.bincount(key.ravel(), minlength=self.layout.devices * experts).reshape(-1, experts)
+    def tokens(self) -> np.ndarray:
+        """[G]"""
+        return np.array(self.layout.tokens)
 
-    def each(self, graph: Graph, part, operator: str, rows) -> None:
-        """One call of an exchange operator on every device with its number of rows."""
-        for device, tokens in enumerate(rows):
-            seconds = self.costs.operator(device, operator, self.shape, tokens=int(tokens))
-            graph.compute(device, part, operator, seconds)
+    def each(self, part: Part, operator: str, rows: np.ndarray) -> Stage:
+        """One call of an exchange operator on every device with its number of rows, [G] or [B, G]."""
+        return compute(part, operator, self.costs.operator(operator, self.shape, tokens=rows))
+
+    def experts(self, rows: Rows) -> Stage:
+        """The grouped FFN on every device."""
+        costs = self.costs
+        alike = rows.of * len(costs.representatives) + costs.kinds
+        _, first, place = np.unique(alike, return_index=True, return_inverse=True)
+        seconds = costs.expert_ffn(self.block, self.moe.ffn_size, rows.counts[:, rows.of[first]], first)
+        return compute("expert", "expert_ffn", seconds[:, place])
+
+    def once(self, name: str, stages: Callable[["Layer"], list[Stage]]) -> list[Stage]:
+        """What ``stages`` gives for the first layer of this block."""
+        if name not in self.memo:
+            self.memo[name] = stages(self)
+        return self.memo[name]
 
 
-def attention(graph: Graph, layer: Layer) -> None:
+def attention(layer: Layer) -> list[Stage]:
     """Attention of each group's sequences.
 
     With the heads divided over a group: all-gather of its tokens, the heads' part of the output for all of them,
     reduce-scatter back to the tokens' devices. Norms over all heads add one small all-reduce.
     """
+    return layer.once("attention", _attention)
+
+
+def _attention(layer: Layer) -> list[Stage]:
     spec = layer.block.attention
     if spec is None:
-        return
+        return []
     costs, layout = layer.costs, layer.layout
-    workload, shape = layout.workload, attention_shape(layer.block, layout.tensor)
-    for group, sequences in zip(layout.groups(), layout.sequences, strict=True):
-        own = np.array([layout.tokens[device] for device in group]) * layer.activation_bytes
-        if layout.tensor > 1:
-            graph.exchange("attention", "all_gather", costs.all_gather(group, own))
-            if spec.qk_norm == "full":
-                sums = 8 * sequences * workload.length  # f32 square sums of queries and keys of each token
-                graph.exchange("attention", "all_reduce", costs.all_reduce(group, sums))
-        for device in group:
-            if workload.phase == "prefill":
-                at, operator = {"sequences": sequences, "length": workload.length}, "attention_prefill"
-                seconds = costs.operator(device, operator, shape, **at)
-            else:
-                # The operator needs at least one token of context in its curve's sense.
-                at, operator = {"sequences": sequences, "context": max(workload.context, 1)}, "attention_decode"
-                seconds = costs.operator(device, operator, shape, **at)
-            graph.compute(device, "attention", operator, seconds)
-        if layout.tensor > 1:
-            graph.exchange("attention", "reduce_scatter", costs.reduce_scatter(group, own))
+    workload, shape, groups = layout.workload, attention_shape(layer.block, layout.tensor), layout.groups()
+    sequences = np.repeat(layout.sequences, layout.tensor)
+    if workload.phase == "prefill":
+        seconds = costs.operator("attention_prefill", shape, sequences=sequences, length=workload.length)
+    else:
+        # The operator needs at least one token of context in its curve's sense.
+        context = max(workload.context, 1)
+        seconds = costs.operator("attention_decode", shape, sequences=sequences, context=context)
+    call = compute("attention", f"attention_{workload.phase}", seconds)
+    if layout.tensor == 1:
+        return [call]
+    own = (layer.tokens * layer.activation_bytes).reshape(len(groups), 1, -1)
+    pairs = list(zip(groups, own, strict=True))
+    stages = [exchange("attention", "all_gather", [costs.all_gather(group, mine) for group, mine in pairs])]
+    if spec.qk_norm == "full":
+        # f32 square sums of queries and keys of each token
+        sums = [8 * count * workload.length for count in layout.sequences]
+        reduced = [costs.all_reduce(group, size) for group, size in zip(groups, sums, strict=True)]
+        stages.append(exchange("attention", "all_reduce", reduced))
+    scattered = [costs.reduce_scatter(group, mine) for group, mine in pairs]
+    return [*stages, call, exchange("attention", "reduce_scatter", scattered)]
 
 
-def route(graph: Graph, layer: Layer) -> None:
-    for device, tokens in enumerate(layer.layout.tokens):
-        seconds = layer.costs.operator(device, "route", route_shape(layer.block), tokens=tokens)
-        graph.compute(device, "route", "route", seconds)
+def route(layer: Layer) -> list[Stage]:
+    seconds = layer.costs.operator("route", route_shape(layer.block), tokens=layer.tokens)
+    return [compute("route", "route", seconds)]
 
 
-def shared(graph: Graph, layer: Layer) -> None:
+def shared(layer: Layer) -> list[Stage]:
     """Shared experts, on each device's own tokens with replicated weights."""
     size = layer.moe.shared_ffn_size
-    if size:
-        _dense(graph, layer, "shared", dense_shape(layer.block, size, gated=True))
+    return [_dense(layer, "shared", dense_shape(layer.block, size, gated=True))] if size else []
 
 
-def dense(graph: Graph, layer: Layer) -> None:
+def dense(layer: Layer) -> list[Stage]:
     """The feed-forward network of a layer without routed experts."""
     spec = layer.block.dense
-    if spec is not None:
-        _dense(graph, layer, "dense", dense_shape(layer.block, spec.ffn_size, spec.gated))
+    return [_dense(layer, "dense", dense_shape(layer.block, spec.ffn_size, spec.gated))] if spec else []
 
 
-def _dense(graph: Graph, layer: Layer, part, shape: Shape) -> None:
-    for device, tokens in enumerate(layer.layout.tokens):
-        graph.compute(device, part, "dense_ffn", layer.costs.operator(device, "dense_ffn", shape, tokens=tokens))
+def _dense(layer: Layer, part: Part, shape: Shape) -> Stage:
+    return compute(part, "dense_ffn", layer.costs.operator("dense_ffn", shape, tokens=layer.tokens))

@@ -29,6 +29,7 @@ from numpy.typing import ArrayLike
 
 from ..result import Infeasible, Solution
 
+LARGE = 2**22  # table entries beyond which only the makespan is the least, and the rest spread as well as it goes
 BLOCK = 2**19  # table entries that one step of the dynamic program handles at once: stays in the cache
 
 
@@ -41,6 +42,18 @@ def split(cost: ArrayLike, units: int) -> Solution[tuple[int, ...]]:
     """
     started = time.perf_counter()
     table = checked(cost, units)
+    alike = (units % len(table) == 0 or units < len(table)) and (table == table[0]).all()
+    if alike and np.isfinite(table[0]).all() and (np.diff(table[0]) > 0).all():
+        # Equal devices that any further unit slows: only equal shares, or at most one unit each, have the least
+        # makespan.
+        share, more = divmod(units, len(table))
+        makespan = float(table[0, share + (more > 0)])
+        counts = (share + 1,) * more + (share,) * (len(table) - more)
+        return Solution(counts, makespan, makespan, "optimal", time.perf_counter() - started)
+    if table.size > LARGE and (np.diff(table, axis=1) >= 0).all():
+        taken = _by_threshold(table, units)
+        makespan = float(table[np.arange(len(table)), taken].max())
+        return Solution(tuple(taken.tolist()), makespan, makespan, "optimal", time.perf_counter() - started)
     makespan = _least_makespan(table, units)
     counts = _least_sum(np.where(table <= makespan, table, np.inf) ** 2, units)
     return Solution(counts, makespan, makespan, "optimal", time.perf_counter() - started)
@@ -76,17 +89,58 @@ def _least_makespan(table: np.ndarray, units: int) -> float:
     return float(candidates[low])
 
 
+def _by_threshold(table: np.ndarray, units: int) -> np.ndarray:
+    """[G] counts of the least makespan where more units never take less: as many as each device does within it, and
+    what is too many taken from those that would end last."""
+    devices = np.arange(len(table))
+    low, high = float(table[:, 0].max()), float(table[np.isfinite(table)].max())
+    if _within(table, low).sum() >= units:
+        high = low
+    for _ in range(200):  # halving the interval of thresholds until no cost lies inside
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        if _within(table, middle).sum() >= units:
+            high = middle
+        else:
+            low = middle
+    counts = _within(table, high)
+    if counts.sum() < units:
+        raise infeasible(table, units, (1 << int(counts.sum()) + 1) - 1)
+    while (surplus := int(counts.sum()) - units) > 0:
+        last = np.argsort(-table[devices, counts], kind="stable")
+        last = last[counts[last] > 0][:surplus]
+        counts[last] -= 1
+    return counts
+
+
+def _within(table: np.ndarray, threshold: float) -> np.ndarray:
+    """[G] the most units that each device takes within a threshold."""
+    return np.array([int(np.searchsorted(row, threshold, side="right")) - 1 for row in table])
+
+
 def reachable(allowed: np.ndarray, units: int) -> int:
     """Bit n is set where the devices can together take exactly n units; allowed: [G, N + 1] bool."""
     mask = (1 << (units + 1)) - 1
     totals = 1
-    for row in allowed:
-        edges = np.flatnonzero(np.diff(row, prepend=False, append=False))
-        reached = 0
-        for first, end in edges.reshape(-1, 2).tolist():
-            reached |= _smear(totals << first, end - first)
-        totals = reached & mask
+    for row, times in _runs(allowed):
+        edges = np.flatnonzero(np.diff(row, prepend=False, append=False)).reshape(-1, 2).tolist()
+        if len(edges) == 1:  # so many devices together take a range of counts too
+            edges = [[times * edges[0][0], times * (edges[0][1] - 1) + 1]]
+            times = 1
+        for _ in range(times):
+            reached = 0
+            for first, end in edges:
+                reached |= _smear(totals << min(first, units + 1), min(end - first, units + 1))
+            totals = reached & mask
     return totals
+
+
+def _runs(rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
+    """Equal rows that follow each other, and how many."""
+    change = np.flatnonzero((rows[1:] != rows[:-1]).any(axis=1)) + 1
+    starts = [0, *change.tolist()]
+    return [(rows[a], b - a) for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _smear(bits: int, width: int) -> int:

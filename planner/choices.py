@@ -1,0 +1,248 @@
+"""The experts that the tokens of a step chose, counted where a strategy needs them: by device, and by placement."""
+
+# B layers that are costed together, T tokens, K top-k, G devices, E experts
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from ..spec.plan import LayerPlan
+from ..spec.routing import COPY_PHASES, COPY_STEP
+from .layout import Layout
+from .spread import Spread
+from .traffic import Traffic
+
+PIECE = 2**22  # choices that are looked at together
+
+
+class Rows(NamedTuple):
+    """Rows of each expert, once for devices that are alike: counts [B, X, E], of [G] which of them a device has."""
+
+    counts: np.ndarray
+    of: np.ndarray
+
+    @property
+    def largest(self) -> np.ndarray:
+        """[B, G] rows of each device's largest expert."""
+        return self.counts.max(2)[:, self.of]
+
+    @property
+    def devices(self) -> np.ndarray:
+        """[B, G, E] rows of each device."""
+        return self.counts[:, self.of]
+
+
+class Dispatch(NamedTuple):
+    """What ``ep`` does with the tokens of B layers.
+
+    rows, back: rows between devices, one per token and distinct destination, and the same on their way back.
+    kept: [B, G] rows that stay; experts: rows that each expert computes.
+    """
+
+    rows: Traffic | Spread
+    back: Traffic | Spread
+    kept: np.ndarray
+    experts: Rows
+
+    @property
+    def computed(self) -> np.ndarray:
+        """[B, G] rows that each device computes."""
+        return self.rows.received() + self.kept
+
+    @property
+    def sent(self) -> np.ndarray:
+        """[B, G] rows that each device's tokens become."""
+        return self.rows.sent() + self.kept
+
+
+@dataclass(frozen=True)
+class Choices:
+    """ids: [B, T, K] expert of every choice; hosts: [G]."""
+
+    ids: np.ndarray
+    layout: Layout
+    hosts: np.ndarray
+    experts: int
+    _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
+
+    @cached_property
+    def own(self) -> Rows:
+        """Tokens of each device that chose each expert."""
+        devices = self.layout.devices
+        key = self.layout.source[:, None] * self.experts + self.ids
+        return Rows(counted(key, devices * self.experts).reshape(-1, devices, self.experts), np.arange(devices))
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """[B, E] tokens that chose each expert."""
+        return counted(self.ids, self.experts)
+
+    def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        """One plan for each of the B layers; remembered for the same sequence of plans."""
+        if not self._last or self._last[0][0] is not plans:
+            self._last[:] = [(plans, self._dispatch(plans))]
+        return self._last[0][1]
+
+    def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        devices = self.layout.devices
+        rows, kept, counts = [], [], []
+        step = max(1, PIECE // self.ids[0].size)
+        for first in range(0, len(plans), step):
+            ids, some = self.ids[first : first + step], plans[first : first + step]
+            target = self._targets(ids, some)
+            counts.append(counted(target * self.experts + ids, devices * self.experts))
+            found, stay = self._rows(target, first)
+            rows.append(found)
+            kept.append(stay)
+        batch, source, target, number = (np.concatenate(part) for part in zip(*rows, strict=True))
+        traffic = Traffic(len(plans), devices, batch, source, target, number)
+        rows_of = Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
+        return Dispatch(traffic, traffic.back(), np.concatenate(kept), rows_of)
+
+    def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
+        count, devices = len(target), self.layout.devices
+        target, new = distinct(target)
+        key = ((np.arange(count)[:, None] * devices + self.layout.source)[:, :, None] * devices + target)[new]
+        pairs = count * devices * devices
+        if pairs <= 4 * key.size:
+            every = np.bincount(key, minlength=pairs)
+            key = np.flatnonzero(every)
+            number = every[key]
+        else:
+            key, number = np.unique(key, return_counts=True)
+        batch, pair = np.divmod(key, devices * devices)
+        source, to = np.divmod(pair, devices)
+        home = source == to
+        stay = np.zeros((count, devices))
+        stay[batch[home], source[home]] = number[home]
+        away = ~home
+        return (batch[away] + first, source[away], to[away], number[away].astype(float)), stay
+
+    def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
+        """[b, T, K] device that serves each choice."""
+        groups = {period(plan, self.experts) for plan in plans}
+        size = groups.pop()
+        if not groups and size and ids.shape[1] * size <= PIECE:
+            # The same group of devices again and again, with one copy in each: where a token goes for an expert
+            # depends on the expert's place in its group alone.
+            place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])
+            where = place[np.arange(len(plans))[:, None, None], ids]
+            return where if size == self.layout.devices else self._served(size)[self._tokens[:, None], where]
+        found = np.empty(ids.shape, np.int64)
+        for b, plan in enumerate(plans):
+            copies = Copies.of(plan.slots, plan.shares, self.experts, self.hosts)
+            found[b] = copies.target(self.layout.source[:, None], ids[b], self._phase[:, None])
+        return found
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        return np.arange(self.ids.shape[1])
+
+    @property
+    def _phase(self) -> np.ndarray:
+        return (self._tokens * COPY_STEP) % COPY_PHASES
+
+    def _served(self, size: int) -> np.ndarray:
+        """[T, size] device that serves each token for what lies at each place of every group of ``size`` devices."""
+        slots = tuple((place,) for place in range(size)) * (self.layout.devices // size)
+        copies = Copies.of(slots, None, size, self.hosts)
+        return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
+
+
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values with equal ones of the last axis side by side, and which of them are the first of their kind."""
+    if values.shape[-1] > 2:
+        values = np.sort(values, axis=-1)
+    new = np.ones(values.shape, bool)
+    new[..., 1:] = values[..., 1:] != values[..., :-1]
+    return values, new
+
+
+def period(plan: LayerPlan, experts: int) -> int:
+    """Size of the groups of consecutive devices that all hold the same, each expert once; 0 where there are none."""
+    held = [len(slots) for slots in plan.slots]
+    size = int(np.searchsorted(np.cumsum(held), experts)) + 1
+    # Devices that hold nothing may end a group.
+    while size <= len(held) and (len(held) % size or plan.slots[:size] * (len(held) // size) != plan.slots):
+        size += 1
+    alone = plan.shares is None and size <= len(held) and sum(held[:size]) == experts
+    return size if alone else 0
+
+
+def owner_of(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
+    """[E] device of each expert's only copy."""
+    held = [len(here) for here in slots]
+    owner = np.empty(experts, np.int64)
+    owner[np.fromiter((e for here in slots for e in here), int, experts)] = np.repeat(np.arange(len(held)), held)
+    return owner
+
+
+def counted(key: np.ndarray, size: int) -> np.ndarray:
+    """[B, size] how often each of 0..size-1 occurs in each row of ``key`` [B, ...]."""
+    count = len(key)
+    flat = key.reshape(count, -1) + np.arange(count)[:, None] * size
+    return np.bincount(flat.ravel(), minlength=count * size).reshape(count, size)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Which copy of an expert serves a token: the rule of ``spec.routing.copy_table``, without its table.
+
+    holder: devices that hold copies, by expert and device; near: the same by expert, host and device.
+    first: [E, H + 1] where those of an expert that lie on host h or a later one begin in it.
+    held: [G, E]. bounds: with shares, [E, G] the phases, of 1, up to which devices 0..g serve.
+    """
+
+    holder: np.ndarray
+    near: np.ndarray
+    first: np.ndarray
+    held: np.ndarray
+    hosts: np.ndarray
+    bounds: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls,
+        slots: Sequence[Sequence[int]],
+        shares: Sequence[Sequence[float]] | None,
+        experts: int,
+        hosts: np.ndarray,
+    ) -> "Copies":
+        sizes = [len(here) for here in slots]
+        device = np.repeat(np.arange(len(sizes)), sizes)
+        expert = np.fromiter((e for here in slots for e in here), int, len(device))
+        held = np.zeros((len(sizes), experts), bool)
+        held[device, expert] = True
+        order = np.lexsort((device, hosts[device], expert))
+        count = int(hosts.max()) + 1
+        first = np.searchsorted(
+            (expert * (count + 1) + hosts[device])[order],
+            np.arange(experts)[:, None] * (count + 1) + np.arange(count + 1),
+        )
+        bounds = None
+        if shares is not None:
+            share = np.fromiter((s for here in shares for s in here), float, len(device))
+            weight = np.zeros((experts, len(sizes)))
+            weight[expert, device] = share
+            bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
+        return cls(device[np.lexsort((device, expert))], device[order], first, held, hosts, bounds)
+
+    def target(self, source: np.ndarray, expert: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """Device that serves ``expert`` for a token on ``source`` at ``phase`` of COPY_PHASES; arrays broadcast."""
+        source, expert, phase = np.broadcast_arrays(source, expert, phase)
+        if self.bounds is not None:
+            table = ((np.arange(COPY_PHASES) + 0.5) / COPY_PHASES > self.bounds[:, :-1, None]).sum(1)
+            return table[expert, phase]
+        host = self.hosts[source]
+        start, count = self.first[expert, host], self.first[expert, host + 1] - self.first[expert, host]
+        away = count == 0
+        count = np.where(away, self.first[expert, -1] - self.first[expert, 0], count)
+        # The copy whose part of the phases holds this one: the largest k with (phase + 1/2) / PHASES > k / count.
+        pick = -(-(2 * phase + 1) * count // (2 * COPY_PHASES)) - 1
+        everywhere = np.where(away, self.first[expert, 0] + pick, 0)
+        served = np.where(away, self.holder[everywhere], self.near[np.where(away, 0, start + pick)])
+        return np.where(self.held[source, expert], source, served)

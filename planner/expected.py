@@ -1,0 +1,139 @@
+"""The same as ``choices`` where a step has too many tokens to count one by one: expected numbers, from a sample.
+
+Every device's tokens are taken to choose as the sample does on average, so that its rows are its tokens times a
+probability: with p[e] that a token chooses expert e, and q[j] that it needs what lies at place j of every group of
+devices (one row, however many of its experts lie there). Which copy serves is the rule of ``Copies``: the own device's,
+else the own host's evenly, else all evenly. Real counts vary about the expected ones by about their square root.
+"""
+
+# B layers that are costed together, S sampled tokens, K top-k, G devices, H hosts, E experts, d devices of a group
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ..spec.errors import MoeplanError
+from ..spec.plan import LayerPlan
+from .choices import Dispatch, Rows, counted, distinct, owner_of, period
+from .layout import Layout
+from .spread import Factors, Spread
+
+ROUNDING = 1e-9  # of a probability
+
+
+@dataclass(frozen=True)
+class Expected:
+    """ids: [B, S, K] expert of every choice of the sample; hosts: [G]."""
+
+    ids: np.ndarray
+    layout: Layout
+    hosts: np.ndarray
+    experts: int
+    _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        """[G]"""
+        return np.array(self.layout.tokens, float)
+
+    @cached_property
+    def _chosen(self) -> np.ndarray:
+        """[B, E] probability that a token chooses each expert."""
+        return counted(self.ids, self.experts) / self.ids.shape[1]
+
+    @cached_property
+    def own(self) -> Rows:
+        """Tokens of each device that chose each expert."""
+        number, of = np.unique(self._tokens, return_inverse=True)
+        return Rows(number[:, None] * self._chosen[:, None, :], of)
+
+    @cached_property
+    def total(self) -> np.ndarray:
+        """[B, E] tokens that chose each expert."""
+        return self._tokens.sum() * self._chosen
+
+    def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        """One plan for each of the B layers; remembered for the same sequence of plans."""
+        if not self._last or self._last[0][0] is not plans:
+            self._last[:] = [(plans, self._dispatch(plans))]
+        return self._last[0][1]
+
+    def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
+        sizes = {period(plan, self.experts) for plan in plans}
+        size = sizes.pop()
+        if sizes or not size:
+            raise MoeplanError(
+                "placements with copies other than in equal groups of devices are predicted token by token: "
+                "give a step of fewer tokens"
+            )
+        place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])
+        served = _Served.of(self._tokens, self.hosts, size)
+        needed = self._needed(place, size)
+        lies = np.arange(self.layout.devices) % size
+        holds = place[:, None, :] == np.arange(size)[:, None]  # [B, d, E]
+        # Devices at one place that serve equally many tokens are alike.
+        alike = np.stack([lies, served.tokens])
+        kinds, of = np.unique(alike, axis=1, return_inverse=True)
+        counts = kinds[1][:, None] * np.where(holds[:, kinds[0].astype(int)], self._chosen[:, None, :], 0.0)
+        kept = self._tokens * needed[:, lies]
+        rows = served.rows(self._tokens, needed)
+        return Dispatch(rows, rows.back(), kept, Rows(counts, of.ravel()))
+
+    def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
+        """[B, d] probability that a token needs what lies at each place."""
+        where, new = distinct(place.astype(np.int16)[np.arange(len(place))[:, None, None], self.ids])
+        key = np.broadcast_to((np.arange(len(place)) * size)[:, None, None], where.shape)[new] + where[new]
+        return np.bincount(key, minlength=len(place) * size).reshape(-1, size) / self.ids.shape[1]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """Whose tokens a device serves for its place, in groups of d devices.
+
+    size: d; hosts: [G]; here: [H, d] copies of each place on each host; waiting: [H, d] tokens of a host's devices that
+    lie at another place; far: [d] tokens of the hosts without a copy; tokens: [G] that each device serves, its own, its
+    host's and other hosts'.
+    """
+
+    size: int
+    hosts: np.ndarray
+    here: np.ndarray
+    waiting: np.ndarray
+    far: np.ndarray
+    tokens: np.ndarray
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, hosts: np.ndarray, size: int) -> "_Served":
+        devices, count = len(tokens), int(hosts.max()) + 1
+        place = np.arange(devices) % size
+        cell = hosts * size + place
+        here = np.bincount(cell, minlength=count * size).reshape(count, size)
+        held = np.bincount(cell, tokens, count * size).reshape(count, size)
+        waiting = np.bincount(hosts, tokens, count)[:, None] - held
+        far = np.where(here == 0, waiting, 0.0).sum(0)
+        near = np.where(here > 0, waiting / np.maximum(here, 1), 0.0)
+        served = tokens + near[hosts, place] + far[place] / (devices // size)
+        return cls(size, hosts, here, waiting, far, served)
+
+    def rows(self, tokens: np.ndarray, needed: np.ndarray) -> Spread:
+        """Rows between devices; tokens: [G], needed: [B, d]."""
+        place, groups = np.arange(len(tokens)) % self.size, len(tokens) // self.size
+        each = needed[:, place]  # [B, G]
+        inside = (needed[:, None, :] * (self.here > 0)).sum(2)[:, self.hosts] - each
+        outside = needed.sum(1, keepdims=True) - inside - each
+        outside = np.where(outside > ROUNDING, outside, 0.0)  # nothing, with a copy of everything on every host
+        near = Factors(
+            tokens + np.zeros(each.shape),
+            each / self.here[self.hosts, place],
+            np.maximum(inside, 0.0) * tokens,
+            each / self.here[self.hosts, place] * self.waiting[self.hosts, place],
+        )
+        far = Factors(
+            np.where(outside > 0, tokens, 0.0),
+            np.where(self.far[place] > 0, each / groups, 0.0),
+            outside * tokens,
+            each * self.far[place] / groups,
+        )
+        return Spread(far, near, place, len(self.here))

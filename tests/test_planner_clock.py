@@ -1,0 +1,105 @@
+"""The closed form against the event simulation, and the longest chains against their definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeplan.planner.clock import longest_chains
+from moeplan.planner.costs import Costs
+from moeplan.planner.graph import Graph, parts
+from moeplan.planner.layout import Layout
+from moeplan.planner.simulator import simulate
+from moeplan.planner.step import Step, build
+from moeplan.spec import Workload
+from moeplan.spec.plan import LayerPlan
+from moeplan.spec.routing import draw_routing
+from moeplan.tests.synthetic import cluster, tiny_model
+
+MODELS = {
+    "plain": tiny_model(layers=2),
+    "dense and shared": tiny_model(layers=2, dense=1, shared=32),
+}
+FLEETS = {
+    ((1.0,),): (1,),
+    ((1.0, 0.5),): (1, 2),
+    ((1.0, 0.5), (0.3, 1.0)): (1, 2),
+    ((1.0, 1.0, 0.5, 0.2), (0.05, 1.0, 1.0, 1.0)): (1, 2, 4),
+}
+
+
+@st.composite
+def steps(draw):
+    """A small step and a plan for each of its layers: any strategy, phase, tensor degree, uplink and division."""
+    model = MODELS[draw(st.sampled_from(sorted(MODELS)))]
+    speeds = draw(st.sampled_from(list(FLEETS)))
+    tensor = draw(st.sampled_from(FLEETS[speeds]))
+    workload = Workload.from_text(draw(st.sampled_from(["prefill:512@32", "decode:16@512"])))
+    devices = sum(map(len, speeds))
+    groups = devices // tensor
+    cuts = sorted(draw(st.lists(st.integers(0, workload.sequences), min_size=groups - 1, max_size=groups - 1)))
+    sequences = tuple(np.diff([0, *cuts, workload.sequences]).tolist())
+    machines = cluster(
+        model, speeds, uplink=draw(st.sampled_from([1e7, 1e9, 1e11])), local=draw(st.sampled_from([1e8, 4e9]))
+    )
+    costs = Costs(machines, model, "f32")
+    step = Step(costs, model, Layout.of(workload, tensor, sequences), draw_routing(None, model, workload, 0))
+    return step, [draw(plans(devices)) for _ in model.moe_layers]
+
+
+@st.composite
+def plans(draw, devices):
+    strategy = draw(st.sampled_from(["ep", "sharded", "gathered"]))
+    if strategy == "sharded":
+        cuts = sorted(draw(st.lists(st.integers(0, 128), min_size=devices - 1, max_size=devices - 1)))
+        return LayerPlan(strategy="sharded", slots=((),) * devices, split=tuple(np.diff([0, *cuts, 128]).tolist()))
+    held = [set() for _ in range(devices)]
+    for expert in range(8):
+        copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=3 if strategy == "ep" else 1))
+        for device in copies:
+            held[device].add(expert)
+    return LayerPlan(strategy=strategy, slots=tuple(tuple(sorted(experts)) for experts in held))
+
+
+@given(steps())
+@settings(deadline=None, max_examples=60)
+def test_the_closed_form_is_the_simulation(case):
+    step, chosen = case
+    graph = Graph(step.costs, range(step.layout.devices), [0.0] * step.layout.devices)
+    for layer, stages in step.pieces(chosen):
+        graph.add(stages, 0, layer)
+    timeline = simulate(graph.operations)
+    assert step.seconds(chosen) == pytest.approx(timeline.makespan, rel=1e-9)
+    predicted = step.predict(chosen, len(step.model.layers), [1 << 40] * step.layout.devices)
+    expected = parts(graph, timeline.end)
+    for layer in predicted.layers:
+        for part, seconds in layer.parts.items():
+            assert seconds == pytest.approx(expected.get((layer.layer, part), 0.0), rel=1e-9, abs=1e-12)
+
+
+@given(steps())
+@settings(deadline=None, max_examples=60)
+def test_longest_chains_are_those_of_the_operations(case):
+    step, chosen = case
+    devices = step.layout.devices
+    for i, plan in enumerate(step.by_layer(chosen)):
+        stages = build(step.layer([i]), None if plan is None else [plan])
+        chains = longest_chains(stages, 1, devices)
+        graph = Graph(step.costs, range(devices), [0.0] * devices)
+        graph.add(stages, 0, i)
+        for origin in range(devices):
+            expected = longest_from(graph, origin)
+            begin = np.full((1, devices), -np.inf)
+            begin[0, origin] = 0.0
+            assert chains.ends(begin)[0] == pytest.approx(expected, rel=1e-9)
+
+
+def longest_from(graph, origin):
+    """Seconds of the longest chain of operations from one device's beginning to each device's end."""
+    end = [-np.inf] * len(graph.operations)
+    for i, op in enumerate(graph.operations):
+        if i == graph.chains[origin][0]:
+            end[i] = 0.0
+        elif op.after:
+            end[i] = max(end[j] for j in op.after) + op.seconds
+    return [end[graph.chains[device][-1]] for device in range(len(graph.chains))]
