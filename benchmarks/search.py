@@ -55,6 +55,7 @@ def main() -> None:
     unknown = set(sizes) - set(WORKLOADS)
     if unknown:
         parser.error(f"--devices {sorted(unknown)}: expected some of {', '.join(map(str, WORKLOADS))}")
+    command = " ".join(["python -m moeplan.benchmarks.search", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as folder, checkout(given.old) as old:
         rows = []
         for model in given.models.split(","):
@@ -63,9 +64,8 @@ def main() -> None:
                 found = compare(Path(folder), trees, model, devices, given.repeats, given.time_limit)
                 rows.append((model, devices, found))
                 print(row(*rows[-1]), flush=True)
-    command = " ".join(["python -m moeplan.benchmarks.search", *sys.argv[1:]])
-    given.output.write_text(report(rows, command, given.repeats))
-    draw(rows, given.output.with_suffix(".png"))
+                given.output.write_text(report(rows, command, given.repeats))  # a stop keeps what there is
+                draw(rows, given.output.with_suffix(".png"))
 
 
 @contextmanager
