@@ -121,7 +121,7 @@ class _Served:
         """Rows between devices; tokens: [G], needed: [B, d]."""
         place, groups = np.arange(len(tokens)) % self.size, len(tokens) // self.size
         each = needed[:, place]  # [B, G]
-        inside = (needed[:, None, :] * (self.here > 0)).sum(2)[:, self.hosts] - each
+        inside = (needed @ (self.here > 0).T)[:, self.hosts] - each
         outside = needed.sum(1, keepdims=True) - inside - each
         outside = np.where(outside > ROUNDING, outside, 0.0)  # nothing, with a copy of everything on every host
         near = Factors(

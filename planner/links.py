@@ -1,4 +1,4 @@
-"""Bytes of a step over each ordered pair of devices; of hosts, where the pairs are too many to list."""
+"""Bytes of a step over each ordered pair of devices; of hosts, or of runs of hosts, where the pairs are too many."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,8 @@ from .stages import Stage
 
 MOST_DEVICES = 256
 """Up to which every pair of devices is listed (65,280 entries)."""
+MOST_HOSTS = 64
+"""Up to which every pair of hosts is listed beyond it; more hosts are counted in so many runs of consecutive ones."""
 
 
 class Links:
@@ -17,7 +19,9 @@ class Links:
 
     def __init__(self, costs: Costs) -> None:
         devices = costs.devices
-        self.of = np.arange(devices) if devices <= MOST_DEVICES else costs.cluster.host_index
+        hosts = int(costs.cluster.host_index.max()) + 1
+        by_host = costs.cluster.host_index * min(MOST_HOSTS, hosts) // hosts
+        self.of = np.arange(devices) if devices <= MOST_DEVICES else by_host
         self.bytes = np.zeros((int(self.of.max()) + 1,) * 2)
 
     def add(self, stages: Sequence[Stage]) -> None:

@@ -183,7 +183,7 @@ class Search:
             return
         where = f"{layout}, expert {degree}"
         self._look(where, step, degree, self._tables(step, degree, thorough=self.options.small))
-        if "ep" in self.strategies and not self.options.small:
+        if "ep" in self.strategies and degree > 1 and not self.options.small:
             own = (c.seconds for c in self.choices if c.candidate.name == f"all ep ({where})")
             self._promising.append((min(own, default=math.inf), floor, layout, degree))
 

@@ -24,6 +24,8 @@ GRANULES = 32  # pieces that an FFN is divided into, ...
 LEAST_COLUMNS = 16  # ... of at least so many columns each
 KNOTS = 17  # sequence counts at which the experts' time is read from the actual routing; linear between them
 SAMPLED_LAYERS = 4
+MOST_SHARE = 16  # times an even share that one group may take, ...
+MOST_ENTRIES = 2**22  # ... where a table of all counts has more entries
 
 
 def tensor_degrees(costs: Costs, model: Model) -> list[int]:
@@ -65,12 +67,13 @@ def layouts(
     for tensor in tensor_degrees(costs, model):
         groups, total = costs.devices // tensor, workload.sequences
         choices = {"even": even(total, groups)}
-        outside = _attention_seconds(costs, model, workload, tensor)
+        counts = np.arange(min(total, max(MOST_SHARE * -(-total // groups), MOST_ENTRIES // groups)) + 1)
+        outside = _attention_seconds(costs, model, workload, tensor, counts)
         if not only_even:
-            choices["balanced attention"] = split(outside, total).assignment
+            choices["balanced attention"] = split(outside, total, partial=True).assignment
         if whole_layers and not only_even:
-            together = outside + _expert_seconds(costs, model, workload, routing, tensor)
-            choices["balanced layers"] = split(together, total).assignment
+            together = outside + _expert_seconds(costs, model, workload, routing, tensor, counts)
+            choices["balanced layers"] = split(together, total, partial=True).assignment
         for name, sequences in choices.items():
             layout = Layout.of(workload, tensor, sequences)
             slowest = max(outside[group, count] for group, count in enumerate(sequences))
@@ -79,9 +82,8 @@ def layouts(
     return {name: layout for _, name, layout in sorted(found, key=lambda entry: entry[0])}
 
 
-def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: int) -> np.ndarray:
-    """[groups, sequences + 1] seconds of attention and routing in a step for each count of sequences."""
-    counts = np.arange(workload.sequences + 1)
+def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: int, counts: np.ndarray) -> np.ndarray:
+    """[groups, counts] seconds of attention and routing in a step for each count of sequences."""
     tokens = -(-counts * workload.length // tensor)
     total = np.zeros((len(costs.representatives), len(counts)))
     for block, layers in Counter(model.layers).items():
@@ -100,10 +102,11 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
     return costs.of_devices(total).reshape(-1, tensor, len(counts)).max(1)
 
 
-def _expert_seconds(costs: Costs, model: Model, workload: Workload, routing: Routing, tensor: int) -> np.ndarray:
-    """[groups, sequences + 1] seconds of all experts on a group's own tokens, by the routing of the first sequences."""
-    counts = np.arange(workload.sequences + 1)
-    knots = np.unique(np.linspace(0, workload.sequences, KNOTS).round().astype(int))
+def _expert_seconds(
+    costs: Costs, model: Model, workload: Workload, routing: Routing, tensor: int, counts: np.ndarray
+) -> np.ndarray:
+    """[groups, counts] seconds of all experts on a group's own tokens, by the routing of the first sequences."""
+    knots = np.unique(np.linspace(0, counts[-1], KNOTS).round().astype(int))
     ordinals = np.unique(np.linspace(0, len(model.moe_layers) - 1, SAMPLED_LAYERS).astype(int))
     seconds = np.zeros((len(costs.representatives), len(knots)))
     tokens = -(-knots * workload.length // tensor)
@@ -154,17 +157,23 @@ class FfnSplits:
         kinds = [costs.expert_ffn(block, self.columns, calls, device).sum(0) for device in costs.representatives]
         self.seconds = costs.of_devices(np.stack(kinds))
         self.even = even(self.ffn, costs.devices)
-        self.fastest = split(self.seconds, len(self.columns) - 1).assignment
+        self.fastest = self._split(self.seconds)
 
     def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
         """room: [devices] bytes that a device has for such a layer."""
+        if self.fastest is None:
+            return [self.even]
         splits = [self.even, self._whole(self.fastest)]
         fits = self.bytes <= room[:, None]
         if not fits[np.arange(len(fits)), list(self.fastest)].all():
             with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
-                table = np.where(fits, self.seconds, np.inf)
-                splits.append(self._whole(split(table, len(self.columns) - 1).assignment))
+                splits.append(self._whole(self._split(np.where(fits, self.seconds, np.inf)) or ()))
         return list(dict.fromkeys(splits))
+
+    def _split(self, seconds: np.ndarray) -> tuple[int, ...] | None:
+        """Granules of each device; None where there are fewer granules than devices, so that some would have none."""
+        units = len(self.columns) - 1
+        return split(seconds, units).assignment if units >= len(seconds) else None
 
     def _whole(self, units: Sequence[int]) -> tuple[int, ...]:
         """Columns of each device from granules."""

@@ -98,7 +98,11 @@ class DeviceMemory(Part):
 
 
 class LinkTraffic(Part):
-    """Predicted bytes over one ordered pair of devices in a step."""
+    """Predicted bytes over one ordered pair of devices in a step.
+
+    Of more than 256 devices, pairs of hosts (within one: source and target are the same); of more than 64 hosts, pairs
+    of 64 runs of consecutive hosts.
+    """
 
     source: int
     target: int

@@ -7,6 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible, NotFound
+from moeplan.solvers.selection import select as select_module
+from moeplan.solvers.selection.prices import price
+from moeplan.solvers.selection.problem import checked
 from moeplan.solvers.selection.select import select
 
 
@@ -188,3 +191,34 @@ def test_bad_input(change, message):
     good = {"cost": [[1.0, 2.0]], "memory": [[[1, 1], [1, 1]]], "capacity": [1, 1]}
     with pytest.raises(ValueError, match=message):
         select(**(good | change))
+
+
+def test_prices_bound_every_choice_and_keep_what_a_better_one_has():
+    rng = np.random.default_rng(1)
+    tight = 0
+    for _ in range(150):
+        case = random_case(rng)
+        cost, memory, capacity, shared = case
+        best = brute_force(*case)[0]
+        if best is None:
+            continue
+        problem = checked(cost, memory, capacity, shared).by_kind().undominated()
+        found = price(problem, 0.0)
+        assert found.bound <= best * (1 + 1e-9)
+        assert found.seconds >= best * (1 - 1e-9)
+        if found.chosen is not None:
+            assert problem.fits(found.chosen)
+            tight += found.seconds <= best * (1 + 1e-9)
+        left = np.where(found.open, problem.cost, np.inf)[problem.of_layer]
+        assert brute_force(left, memory, capacity, shared)[0] == pytest.approx(best)
+    assert tight > 30
+
+
+def test_a_gap_or_a_target_spares_the_program(monkeypatch):
+    """A choice within the gap is taken, and none is looked for that could not cost less than the target."""
+    monkeypatch.setattr(select_module, "_exact", lambda *arguments: pytest.fail("a program was solved"))
+    cost = np.array([[1.0, 1.1]] * 5)
+    memory = np.array([[[7], [4]]] * 5)
+    loose = select(cost, memory, [27], gap=0.5)
+    assert loose.bound <= loose.objective <= 1.5 * loose.bound
+    assert select(cost, memory, [27], target=0.0).objective == loose.objective

@@ -33,15 +33,16 @@ LARGE = 2**22  # table entries beyond which only the makespan is the least, and 
 BLOCK = 2**19  # table entries that one step of the dynamic program handles at once: stays in the cache
 
 
-def split(cost: ArrayLike, units: int) -> Solution[tuple[int, ...]]:
+def split(cost: ArrayLike, units: int, *, partial: bool = False) -> Solution[tuple[int, ...]]:
     """The exact split of ``units`` over the devices.
 
     cost: [G, >= units + 1] seconds of device g for n units; ``inf`` marks counts that it cannot take.
+    partial: the table may end earlier; no device takes more than it says.
     Among splits of equal makespan and equal squares, the last device takes the fewest units, then the one before it,
     and so on. Raises ``Infeasible`` with the units that do not fit.
     """
     started = time.perf_counter()
-    table = checked(cost, units)
+    table = checked(cost, units, partial)
     alike = (units % len(table) == 0 or units < len(table)) and (table == table[0]).all()
     if alike and np.isfinite(table[0]).all() and (np.diff(table[0]) > 0).all():
         # Equal devices that any further unit slows: only equal shares, or at most one unit each, have the least
@@ -59,11 +60,11 @@ def split(cost: ArrayLike, units: int) -> Solution[tuple[int, ...]]:
     return Solution(counts, makespan, makespan, "optimal", time.perf_counter() - started)
 
 
-def checked(cost: ArrayLike, units: int) -> np.ndarray:
+def checked(cost: ArrayLike, units: int, partial: bool = False) -> np.ndarray:
     table = np.asarray(cost, dtype=float)
     if units < 0:
         raise ValueError(f"units must be at least 0, got {units}")
-    if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] <= units:
+    if table.ndim != 2 or table.shape[0] == 0 or table.shape[1] <= (0 if partial else units):
         raise ValueError(f"cost must be [devices, at least {units + 1}] for {units} units, got {list(table.shape)}")
     table = table[:, : units + 1]
     if np.isnan(table).any() or (table < 0).any():
