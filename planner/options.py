@@ -167,7 +167,9 @@ class Options:
         key = "searched", degree, *capacity.tolist()
         if key not in self._memo:
             question = self._question(degree, capacity)
-            found = placements_for(question, seed=self.seed, budget=self._budget, copies=degree == self.costs.devices)
+            # By expectation only single copies are predicted.
+            copies = degree == self.costs.devices and self.routing.scale == 1
+            found = placements_for(question, seed=self.seed, budget=self._budget, copies=copies)
             self._memo[key] = self._plans(degree, found)
         return self._memo[key]
 
