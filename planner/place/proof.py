@@ -2,8 +2,6 @@
 
 # W windows, L layers, E experts, G devices, R slots
 
-import time
-from threading import Event
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -15,6 +13,7 @@ from ...solvers.result import SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
+from ..budget import Budget
 from .answer import EXACT_PROGRAM
 from .request import Request
 from .score import reached_balance
@@ -55,15 +54,13 @@ def prove(
     shares: Shares,
     full: bool,
     improve: bool,
-    time_limit: float,
-    stop: Event | None = None,
+    budget: Budget,
 ) -> Proof:
     """Mean balance over windows and layers of slots, and the least of any placement; load: [W, L, E].
 
     improve: better slots may be taken; else they only say what the best would be.
     """
-    fleet, deadline = single.fleet, time.perf_counter() + time_limit
-    windows, experts = len(load), load.shape[2]
+    fleet, windows, experts = single.fleet, len(load), load.shape[2]
     room = int(np.minimum(fleet.capacity, experts).sum())
     least = least_balance(load, single, shares, full)
     best = least.copy()
@@ -74,8 +71,8 @@ def prove(
     unit = 1.0 if windows > 1 else np.maximum(load[0].sum(axis=1), 1e-300) / fleet.speed.sum()
     open_layers = np.flatnonzero(least < value * (1 - ROUNDING))
     for done, layer in enumerate(open_layers.tolist() if small(load, single, shares) else []):
-        left = deadline - time.perf_counter()
-        if left < LEAST_TIME or (stop is not None and stop.is_set()):
+        left = budget.left
+        if left < LEAST_TIME or budget.stopped:
             late = True
             break
         own = Slots(slots.expert_of[layer : layer + 1], slots.share_of[layer : layer + 1], slots.capacity)
@@ -134,9 +131,7 @@ def _with_layer(slots: Slots, layer: int, other: Slots) -> Slots:
     return Slots(expert_of, share_of, slots.capacity)
 
 
-def within_cap(
-    slots: Slots, single: Single, counts: np.ndarray, request: Request, *, time_limit: float, stop: Event | None = None
-) -> Slots:
+def within_cap(slots: Slots, single: Single, counts: np.ndarray, request: Request, budget: Budget) -> Slots:
     """Slots whose balance on ``counts`` [L, E] keeps the cap asked for: those given, or the coolest there are.
 
     Raises ``InfeasibleError`` where none are known, with the bound where that proves why.
@@ -153,8 +148,7 @@ def within_cap(
         shares=request.shares,
         full=request.equal_slots,
         improve=request.previous is None,
-        time_limit=time_limit,
-        stop=stop,
+        budget=budget,
     )
     least = max(found.bounds.values())
     if least > cap * (1 + ROUNDING):

@@ -3,10 +3,7 @@
 # L layers, E experts, G devices, W windows
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from threading import Event
-from typing import Any
 
 import numpy as np
 
@@ -38,8 +35,6 @@ def place_copies(
     full: bool,
     steps: int | None = None,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
 ) -> Solution[Slots]:
     """Copies that fill the slots, every expert's copies on one host.
 
@@ -52,7 +47,7 @@ def place_copies(
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
     host_of, late = np.zeros((trace.layers, experts), np.int64), False
     if hosts > 1:
-        onto = _hosts(single, trace, steps, budget.part(HOST_STAGE), on_event, stop)
+        onto = _hosts(single, trace, steps, budget.part(HOST_STAGE))
         host_of, late = onto.assignment, onto.status == "time_limit"
     expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
     share_of = np.zeros(expert_of.shape)
@@ -89,14 +84,7 @@ def balance_and_bound(
     return float(reached.mean()), float(least_balance(load, single, shares, full).mean())
 
 
-def _hosts(
-    single: Single,
-    trace: Trace,
-    steps: int | None,
-    budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None,
-    stop: Event | None,
-) -> Solution[np.ndarray]:
+def _hosts(single: Single, trace: Trace, steps: int | None, budget: Budget) -> Solution[np.ndarray]:
     """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
     fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
     room = np.bincount(fleet.hosts, fleet.capacity)
@@ -106,13 +94,11 @@ def _hosts(
     affinity, load = stage.affinity(trace, budget.part(AFFINITY_TIME)), load_samples(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
-        return stage.solve(affinity, load, steps=steps, time_limit=budget.left, on_event=on_event, stop=stop)
+        return stage.solve(affinity, load, steps=steps, budget=budget)
     # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
-    between = balance_range(stage, trace, CAP_TIME * budget.left)
+    between = balance_range(stage, trace, budget.part(CAP_TIME))
     try:
-        found = stage.solve(
-            affinity, load, cap=between.at(ROOM), steps=steps, time_limit=budget.left, on_event=on_event, stop=stop
-        )
+        found = stage.solve(affinity, load, cap=between.at(ROOM), steps=steps, budget=budget)
     except NotFound as error:
         if error.in_time:
             raise

@@ -3,10 +3,7 @@
 # L layers, E experts, G devices, S samples
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,8 @@ from .request import Request
 from .sample import coherent_affinity, counted_affinity, fan_out_affinity
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
+LEAST_TIME = 0.05  # of a search, in seconds: it returns where it began
+SMOOTHING = 0.1  # seconds of a processor that the traffic of tokens to come takes at least
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
 
 
@@ -50,10 +49,16 @@ class Single:
         """What tokens to come will exchange; as counted, where the budget ends before that is known."""
         if self.movement != "coherent":
             return fan_out_affinity(trace)
+        if budget is not None and not budget.affords(SMOOTHING * budget.slowdown, "smoothing the traffic"):
+            return counted_affinity(trace)
         try:
             return coherent_affinity(trace, budget)
         except OutOfTime:
             return counted_affinity(trace)
+
+    def counted(self, trace: Trace) -> Affinity:
+        """The same at once: as counted on the trace."""
+        return counted_affinity(trace) if self.movement == "coherent" else fan_out_affinity(trace)
 
     def solve(
         self,
@@ -62,19 +67,21 @@ class Single:
         *,
         cap: float = math.inf,
         price: float = 0.0,
+        start: np.ndarray | None = None,
         steps: int | None = None,
-        time_limit: float = math.inf,
-        chains: int | None = None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-        stop: Event | None = None,
+        budget: Budget | None = None,
+        **effort: int | None,
     ) -> Solution[np.ndarray]:
-        """[L, E] devices; load: [S, L, E]."""
-        fleet, began = self.fleet, time.perf_counter()
-        start = None
+        """[L, E] devices; load: [S, L, E]; start: [L, E] an earlier answer, which is spliced with what is found.
+
+        effort: ``chains`` and ``generations`` of ``anneal``.
+
+        budget: ends it; without one, its steps do. Raises as ``anneal``.
+        """
+        fleet, budget = self.fleet, budget or Budget.of(math.inf)
         if self.groups > 1 and self.previous is None:
             cool = cap < math.inf or price > 0
-            start = self._by_group(affinity, load, cool, steps, chains, time_limit / GROUP_STAGE, stop)
-        left = time_limit - (time.perf_counter() - began)
+            start = self._by_group(affinity, load, cool, steps, budget.part(1 / GROUP_STAGE))
         return anneal(
             affinity,
             load,
@@ -90,11 +97,11 @@ class Single:
             start=start,
             fixed_hosts=self.groups > 1,
             steps=steps,
-            chains=chains,
             seed=self.seed,
-            time_limit=left,
-            on_event=on_event,
-            stop=stop,
+            **effort,
+            time_limit=max(budget.left, LEAST_TIME),
+            on_event=budget.on_event,
+            stop=budget.stop,
         )
 
     def start(self, trace: Trace) -> np.ndarray:
@@ -109,9 +116,7 @@ class Single:
         load: np.ndarray,
         cool: bool,
         steps: int | None,
-        chains: int | None,
-        time_limit: float,
-        stop: Event | None,
+        budget: Budget,
     ) -> np.ndarray:
         """[L, E] devices, every expert group on one host: groups are annealed onto hosts, then balanced inside."""
         fleet, (layers, experts) = self.fleet, load.shape[1:]
@@ -134,10 +139,9 @@ class Single:
             balance_cap=math.inf,
             price=(float(between.sum() + within.sum()) / layers or 1.0) if cool else 0.0,
             steps=None if steps is None else max(1, steps // GROUP_STAGE),
-            chains=chains,
             seed=self.seed,
-            time_limit=time_limit,
-            stop=stop,
+            time_limit=max(budget.left, LEAST_TIME),
+            stop=budget.stop,
         )
         host_of = np.repeat(found.assignment, size, axis=1)
         placed = np.empty((layers, experts), np.int64)

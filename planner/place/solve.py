@@ -2,10 +2,6 @@
 
 # L layers, E experts, G devices
 
-from collections.abc import Callable
-from threading import Event
-from typing import Any
-
 import numpy as np
 from threadpoolctl import threadpool_limits
 
@@ -32,8 +28,6 @@ def place(
     trace_path: str = "",
     previous_path: str = "",
     model: Model | None = None,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
     budget: Budget | None = None,
 ) -> Placement:
     """Solve, score and say how sure the answer is. Raises ``MoeplanError`` where the request cannot be met.
@@ -41,7 +35,7 @@ def place(
     budget: what ends the whole of it; by default the request's time limit, once the solvers are compiled and loaded.
     """
     if budget is None:
-        solvers_ready(None, on_event)
+        solvers_ready(None)
         budget = Budget.of(request.time_limit)
     fitted = trace.part(*request.fit)
     fleet = Fleet.of(request.devices)
@@ -55,11 +49,12 @@ def place(
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
         with threadpool_limits(1, user_api="blas"):
-            if solvers_ready(search, on_event, fitted.expert_counts.size):
+            balancing = objective == "balance" or request.slots > trace.num_experts
+            if solvers_ready(search, fitted.expert_counts.size, everything=balancing):
                 # Imported when it is needed: a first answer must not wait for the solvers to load.
                 from .searched import searched_answer
 
-                answer = searched_answer(fitted, request, fleet, objective, search, on_event, stop)
+                answer = searched_answer(fitted, request, fleet, objective, search)
             else:
                 answer = first_answer(fitted, request, fleet, objective, usual, known, search)
     except SolverError as error:

@@ -11,11 +11,9 @@ placements for several prices of balance are predicted in full, beside EPLB and 
 # T tokens, L layers, E experts, G devices
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Event
-from typing import Any
 
 import numpy as np
 
@@ -174,8 +172,6 @@ def place_for_time(
     *,
     steps: int | None = None,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
 ) -> Solution[Slots]:
     """The fastest predicted of ``candidates`` and of single copies annealed at several prices of balance.
 
@@ -201,9 +197,7 @@ def place_for_time(
             load,
             price=price * ideal,
             steps=steps,
-            time_limit=max(searching.left / (len(PRICES) - i), 0.01),
-            on_event=on_event,
-            stop=stop,
+            budget=searching.part(1 / (len(PRICES) - i)),
         )
         late |= found.status == "time_limit"
         tried.append(Slots.from_device_of(found.assignment, single.fleet.capacity))

@@ -97,7 +97,7 @@ def place(
 
     Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
     """
-    budget = Budget.of(time_limit, began())
+    start = began()
     recorded = Trace.read(trace)
     named = _named(model, recorded, trace)
     held = parse_slots(slots_per_device, slots, devices, equal_slots) if slots_per_device else None
@@ -140,19 +140,18 @@ def place(
     shown: list[Shown] = []
     drawn: list[Path] = []
     with progress("placing") as show, stop_on_interrupt() as stop:
+        budget = Budget.of(time_limit, start, stop=stop, on_event=show)
         placement = solve(
             recorded,
             request,
             trace_path=str(trace),
             previous_path=str(previous or ""),
             model=named,
-            on_event=show,
-            stop=stop,
             budget=budget if not fronts.count else budget.part(PLACE_TIME),
         )
         placement.write(output)
         if fronts.count:
-            shown, drawn = fronts.search(recorded, request, placement, on_event=show, stop=stop, budget=budget)
+            shown, drawn = fronts.search(recorded, request, placement, budget)
     if as_json:
         print_json(placement.model_dump(mode="json") | {front.name: front.content for front in shown})
         return
