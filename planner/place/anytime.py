@@ -1,7 +1,7 @@
 """Single copies, at any time: an answer at once, then better ones, and its bound last.
 
-    first      short walks on the traffic as counted, at a cap that needs no trials; beside them, the traffic of tokens
-               to come is interpolated
+    first      two walks on the traffic as counted, at a cap that needs no trials; beside them, the traffic of tokens to
+               come is interpolated. Where the time is short this is all
     cap        trials on halves of the trace, where there is time for them
     exact      where layers are small enough that all their arrangements can be looked at
     search     annealing at that cap, which goes on from the first answer
@@ -12,6 +12,7 @@ Whatever ends the search early, the user or the clock, leaves the best that is k
 
 # S samples, L layers, E experts
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...solvers.balance import mean_balance
-from ...solvers.placement.affinity import Affinity
+from ...solvers.placement.affinity import Affinity, usual_steps
 from ...solvers.placement.splice import load_splices
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import Slots
@@ -27,7 +28,7 @@ from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
 from .answer import Answer, record_of
-from .cap import SHORTEST, UNTRIED, Range, balance_range, default_cap
+from .cap import default_cap, first_cap
 from .exact import EXACT_TIME, allowed, better, place_exactly, proven
 from .movement import Capped, Movement, fan_out, moves_between_layers
 from .ready import LARGE
@@ -36,12 +37,13 @@ from .request import Request
 from .sample import load_samples
 from .single import Single, device_of
 
-BOUND_TIME = 0.2  # of the time for search and proof goes to the proof at least
+BOUND_TIME = 0.1  # of the time for search and proof goes to the proof at least
 LEAST_BOUND = 0.6  # seconds of a processor that the cheapest bound takes of 58 layers x 256 experts
 AFFINITY_TIME = 0.3  # of the rest, at most, to the traffic that is searched on
-RANGE_TIME, FIRST_TIME = 0.1, 0.3  # and, beside it, to the range of the cap and to the first answer
+FIRST_TIME = 0.3  # and, beside it, to the first answer
+WHOLE_SEARCH = 0.8  # seconds of a processor that all stages take at least: with less, the first answer is all
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
-FIRST_LEAST = 0.2  # seconds of it, even where the limit is so short that it is over by then
+FIRST_LEAST = 0.3  # seconds of it, even where the limit is so short that it is over by then
 FIRST_STEPS, FIRST_CHAINS = 200, 2  # per layer and expert, of the first answer
 
 
@@ -54,7 +56,11 @@ class Problem:
     single: Single
     affinity: Affinity
     load: np.ndarray
-    cap: float = float("inf")
+    cap: float = math.inf
+
+    @property
+    def known_cap(self) -> float | None:
+        return None if self.cap == math.inf else self.cap
 
 
 @dataclass(frozen=True)
@@ -71,86 +77,79 @@ def place_single(fitted: Trace, request: Request, single: Single, objective: Obj
     """The best placement of single copies in the budget. Raises ``SolverError`` as ``anneal``."""
     began, fleet = time.perf_counter(), single.fleet
     asked = request.balance_cap is not None
-    load = fitted.expert_counts[None] if asked else load_samples(fitted)
-    problem = Problem(fitted, request, single, single.counted(fitted), load, request.balance_cap or float("inf"))
-    proving = max(BOUND_TIME * budget.left, LEAST_BOUND * budget.slowdown * load[0].size / LARGE)
-    searching = budget.before(proving)
     choosing = not asked and objective == "latency" and fitted.tokens >= 2
-    with ThreadPoolExecutor(1) as beside:
-        running = beside.submit(_first, problem, choosing, searching)
-        affinity = single.affinity(fitted, searching.part(AFFINITY_TIME))
-        load_splices()
-        first, whole = running.result()
-    notes: tuple[str, ...] = ()
-    in_time = True
-    if whole is not None:
-        budget.tell(what="finding a balance that holds on tokens to come")
-        cap, notes, in_time = default_cap(single, fitted, whole, searching.part(SAFE_TIME))
-        problem = replace(problem, cap=cap)
-    found = _search(replace(problem, affinity=affinity), first, searching)
-    if not in_time:
-        found = replace(found, solution=replace(found.solution, status="time_limit"))
+    load = fitted.expert_counts[None] if asked else load_samples(fitted)
+    cap = first_cap(single, fitted) if choosing else request.balance_cap or math.inf
+    problem = Problem(fitted, request, single, single.counted(fitted), load, cap)
+    least = LEAST_BOUND * budget.slowdown * load[0].size / LARGE
+    if not budget.before(least).affords(WHOLE_SEARCH * budget.slowdown, "more than one short search"):
+        found = _first(problem, usual_steps(load[0].size), budget.before(least))
+    else:
+        problem, found = _searched(problem, choosing, budget.before(max(BOUND_TIME * budget.left, least)))
     slots = Slots.from_device_of(found.solution.assignment, fleet.capacity)
     if request.previous is not None:
         old = slots_of(request.previous, fleet.capacity)
         slots = renamed(old, slots, fleet, each_layer=False, hosts_apart=True)
         found = replace(found, solution=replace(found.solution, assignment=device_of(slots)))
-    rest = budget.part(BOUND_TIME) if budget.stopped else budget
-    moved = _proof(replace(problem, affinity=affinity), found, rest)
+    moved = _proof(problem, found, budget.part(BOUND_TIME) if budget.stopped else budget)
     best = max(moved.bounds.values(), default=0.0)
     seconds = time.perf_counter() - began
     solver = record_of(found.solution, moved.value, best, moved.bounds, moved.words, seconds)
-    return Answer(slots, solver, found.cap, (*notes, *found.notes))
+    return Answer(slots, solver, found.cap, found.notes)
 
 
-def _first(problem: Problem, choosing: bool, budget: Budget) -> tuple[np.ndarray | None, Range | None]:
-    """[L, E] an answer at once, None where it keeps no cap; and, where one is to be chosen, what it may lie between."""
-    single, whole, cap = problem.single, None, problem.cap
+def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem, Found]:
+    """All stages but the bound, and the problem that the last of them solved."""
+    single, fitted = problem.single, problem.fitted
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(_first, problem, FIRST_STEPS * problem.load[0].size, budget.part(FIRST_TIME))
+        affinity = single.affinity(fitted, budget.part(AFFINITY_TIME))
+        load_splices()
+        known = first.result().solution
+    notes: tuple[str, ...] = ()
+    in_time = True
     if choosing:
-        free = replace(single, previous=None, max_moves=None)
-        whole = balance_range(free, problem.fitted, budget.part(RANGE_TIME).at_least(SHORTEST))
-        cap = whole.at(UNTRIED)
-    steps = min(problem.request.steps or FIRST_STEPS * problem.load[0].size, FIRST_STEPS * problem.load[0].size)
+        budget.tell(what="finding a balance that holds on tokens to come")
+        cap, notes, in_time = default_cap(single, fitted, budget.part(SAFE_TIME))
+        problem = replace(problem, cap=cap)
+    problem = replace(problem, affinity=affinity)
+    found = _search(problem, known.assignment, budget)
+    status = found.solution.status if in_time else "time_limit"
+    return problem, replace(found, solution=replace(found.solution, status=status), notes=(*notes, *found.notes))
+
+
+def _first(problem: Problem, steps: int, budget: Budget) -> Found:
+    """An answer at once: the better of two walks, without any splice, since what makes one takes time to load."""
     try:
-        found = single.solve(
+        found = problem.single.solve(
             problem.affinity,
             problem.load,
-            cap=cap,
-            steps=steps,
+            cap=problem.cap,
+            steps=min(problem.request.steps or steps, steps),
             chains=FIRST_CHAINS,
             generations=0,
-            budget=replace(budget.part(FIRST_TIME).at_least(FIRST_LEAST), on_event=None),
+            budget=replace(budget.at_least(FIRST_LEAST), on_event=None),
         )
-    except NotFound:
-        return None, whole
-    return found.assignment, whole
+    except NotFound as error:
+        return _fallen_back(problem, None, error, None)
+    return Found(found, problem.known_cap)
 
 
-def _search(problem: Problem, first: np.ndarray | None, budget: Budget) -> Found:
+def _search(problem: Problem, first: np.ndarray, budget: Budget) -> Found:
     """The best that annealing and, where layers are small enough, looking at all their arrangements find."""
-    single, load, cap = problem.single, problem.load, problem.cap
-    known = None if cap == float("inf") else cap
-    if first is not None and budget.late:
-        return Found(Solution(first, 0.0, 0.0, "time_limit", 0.0), known)
-    exact = place_exactly(single, problem.fitted, problem.affinity, load, cap, budget.part(EXACT_TIME))
+    single, fitted, load, cap = problem.single, problem.fitted, problem.load, problem.cap
+    exact = place_exactly(single, fitted, problem.affinity, load, cap, budget.part(EXACT_TIME))
     bound = None if exact is None else exact.bound
     usable = exact if exact is not None and allowed(exact.assignment, single) else None
     if usable is not None and usable.status == "optimal":
-        return Found(usable, known, (), bound)
+        return Found(usable, problem.known_cap, (), bound)
     try:
-        found = single.solve(
-            problem.affinity,
-            load,
-            cap=cap,
-            start=first,
-            steps=problem.request.steps,
-            budget=budget,
-        )
+        found = single.solve(problem.affinity, load, cap=cap, start=first, steps=problem.request.steps, budget=budget)
     except NotFound as error:
         return _fallen_back(problem, usable, error, bound)
     if usable is not None:
-        found = better(found, usable, problem.fitted, single, problem.affinity)
-    return Found(found, known, (), bound)
+        found = better(found, usable, fitted, single, problem.affinity)
+    return Found(found, problem.known_cap, (), bound)
 
 
 def _fallen_back(problem: Problem, usable: Solution[np.ndarray] | None, error: NotFound, bound: float | None) -> Found:

@@ -25,12 +25,13 @@ from .sample import load_samples, windows
 from .single import Single, device_of
 
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
-UNTRIED = 0.3  # of it, where nothing was tried: on recorded traces trials choose 0.25 to 0.9
+SPREAD = 0.75  # where nothing was tried: trials on recorded traces chose 0.67 to 0.9
+WHOLE_TIME = 0.15  # of the time goes to the coolest placement of the whole trace at most
 ALLOWED = 0.01  # of balance above EPLB's on tokens to come, for the crossings that it saves
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
 TRIAL_STEPS, COOLEST_STEPS = 150, 60  # per layer and expert
 SHORTEST = 0.05  # seconds of a search for the coolest placement, below which the greedy one stands for it
-SETUP, LARGE = 3.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take at least
+SETUP, LARGE = 6.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take
 LEAST_PART = 0.8  # of the time that they may take
 ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
 
@@ -66,17 +67,23 @@ class Cap(NamedTuple):
     in_time: bool
 
 
-def default_cap(single: Single, trace: Trace, whole: Range, budget: Budget) -> Cap:
-    """A cap on the mean balance over ``load_samples`` of the trace; whole: what it may lie between, ``balance_range``.
+def first_cap(single: Single, trace: Trace) -> float:
+    """A cap that takes no search: ``SPREAD`` of what EPLB's placement lies above the ideal on load samples."""
+    return 1.0 + SPREAD * (mean_balance(_baseline(single, trace), load_samples(trace), single.fleet.speed) - 1.0)
+
+
+def default_cap(single: Single, trace: Trace, budget: Budget) -> Cap:
+    """A cap on the mean balance over ``load_samples`` of the trace.
 
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
-    at each of ``FRACTIONS`` says where it is ``ALLOWED``. Without time for trials the cap is at ``UNTRIED``. Raises
+    at each of ``FRACTIONS`` says where it is ``ALLOWED``. Without time for trials it is ``first_cap``. Raises
     ``SolverError`` as ``anneal``.
     """
     least = SETUP * budget.slowdown * trace.expert_counts.size / LARGE
     if not budget.part(LEAST_PART).affords(least, "trials of the balance cap"):
-        return Cap(whole.at(UNTRIED), (), False)
+        return Cap(first_cap(single, trace), (), False)
     free = replace(single, previous=None, max_moves=None)
+    whole = balance_range(free, trace, budget.part(WHOLE_TIME))
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
         trials = list(pool.map(lambda a, b: _trials(free, a, b, budget), halves, halves[::-1]))
@@ -134,7 +141,7 @@ def balance_range(single: Single, trace: Trace, budget: Budget) -> Range:
     """What caps on this trace may lie between. Raises ``SolverError`` as ``anneal``."""
     load, speed = load_samples(trace), single.fleet.speed
     usual = _baseline(single, trace)
-    if budget.left < SHORTEST / 2:
+    if budget.left < SHORTEST:
         coolest = min(mean_balance(placed, load, speed) for placed in (usual, single.start(trace)))
         return Range(coolest, mean_balance(usual, load, speed), False)
     nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))
