@@ -27,9 +27,10 @@ from ...solvers.slots import Slots
 from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
-from .answer import Answer, record_of
+from .answer import GREEDY, PREVIOUS, Answer, record_of
 from .cap import default_cap, first_cap
 from .exact import EXACT_TIME, allowed, better, place_exactly, proven
+from .hosts_first import hosts_first
 from .movement import Capped, Movement, fan_out, moves_between_layers
 from .ready import LARGE
 from .replan import renamed, slots_of
@@ -42,6 +43,7 @@ LEAST_BOUND = 0.6  # seconds of a processor that the cheapest bound takes of 58 
 AFFINITY_TIME = 0.3  # of the rest, at most, to the traffic that is searched on
 FIRST_TIME = 0.3  # and, beside it, to the first answer
 WHOLE_SEARCH = 0.8  # seconds of a processor that all stages take at least: with less, the first answer is all
+HOSTS_TIME = 0.3  # of the time for the search goes, at most, to hosts first
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 FIRST_LEAST = 0.3  # seconds of it, even where the limit is so short that it is over by then
 FIRST_STEPS, FIRST_CHAINS = 200, 2  # per layer and expert, of the first answer
@@ -143,8 +145,12 @@ def _search(problem: Problem, first: np.ndarray, budget: Budget) -> Found:
     usable = exact if exact is not None and allowed(exact.assignment, single) else None
     if usable is not None and usable.status == "optimal":
         return Found(usable, problem.known_cap, (), bound)
+    steps = problem.request.steps
+    start = hosts_first(single, problem.affinity, load, cap, steps, budget.part(HOSTS_TIME))
+    if start is None or single.cost(problem.affinity, first) < single.cost(problem.affinity, start):
+        start = first
     try:
-        found = single.solve(problem.affinity, load, cap=cap, start=first, steps=problem.request.steps, budget=budget)
+        found = single.solve(problem.affinity, load, cap=cap, start=start, steps=steps, budget=budget)
     except NotFound as error:
         return _fallen_back(problem, usable, error, bound)
     if usable is not None:
@@ -157,7 +163,8 @@ def _fallen_back(problem: Problem, usable: Solution[np.ndarray] | None, error: N
     if usable is None and problem.request.balance_cap is not None:
         raise error
     placed = problem.single.start(problem.fitted) if usable is None else usable.assignment
-    found = Solution(placed, 0.0, 0.0, "feasible" if error.in_time else "time_limit", 0.0)
+    by = usable.solver if usable else GREEDY if problem.single.previous is None else PREVIOUS
+    found = Solution(placed, 0.0, 0.0, "feasible" if error.in_time else "time_limit", 0.0, solver=by)
     if usable is not None:
         return Found(found, problem.cap, (), bound)
     late = "" if error.in_time else " in time"

@@ -14,7 +14,7 @@ from ...solvers.slots import Slots
 from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
-from .answer import Answer, record_of
+from .answer import EXACT_PROGRAM, Answer, record_of
 from .fleet import Fleet
 from .proof import Rules, prove, small, within_cap
 from .replan import Replan, renamed, slots_of
@@ -80,6 +80,8 @@ def place_with_copies(
         slots = within_cap(slots, single, load.sum(axis=0), request, budget)
     value, _ = balance_and_bound(slots, single, load, request.shares, request.equal_slots)
     found = replace(found, status="time_limit") if proof.late else found
+    if proof.improved:
+        found = replace(found, solver=f"{found.solver}, {proof.improved} layers by the {EXACT_PROGRAM}")
     words = "mean over layers and windows of the hottest device's time over the ideal"
     best = max(bounds.values())
     return Answer(slots, record_of(found, value, best, bounds, words, time.perf_counter() - began))

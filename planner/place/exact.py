@@ -80,7 +80,7 @@ def better(
 ) -> Solution[np.ndarray]:
     """The one of both that moves less."""
     values = [proven(trace, single, affinity, one.assignment, 0.0).value for one in (found, exact)]
-    return found if values[0] <= values[1] else replace(found, assignment=exact.assignment)
+    return found if values[0] <= values[1] else replace(found, assignment=exact.assignment, solver=exact.solver)
 
 
 def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray, bound: float) -> Movement:

@@ -37,13 +37,14 @@ class Rules(TypedDict):
 class Proof(NamedTuple):
     """slots: those found, or better ones; value: their mean balance; bounds: by name, no placement has less.
 
-    late: the time ended before all that was small enough was proven.
+    late: the time ended before all that was small enough was proven. improved: layers that the exact program found.
     """
 
     slots: Slots
     value: float
     bounds: dict[str, float]
     late: bool
+    improved: int = 0
 
 
 def prove(
@@ -65,7 +66,7 @@ def prove(
     least = least_balance(load, single, shares, full)
     best = least.copy()
     value = reached_balance(slots, load, fleet.speed)
-    asked, late = False, False
+    asked, late, improved = False, False, 0
     # Whole counts are known to be whole: they are not divided where there is one window of them.
     relative = load if windows == 1 else over_ideal(load, fleet.speed)
     unit = 1.0 if windows > 1 else np.maximum(load[0].sum(axis=1), 1e-300) / fleet.speed.sum()
@@ -99,10 +100,11 @@ def prove(
         if improve and found.objective / scale < value[layer] * (1 - ROUNDING):
             slots = _with_layer(slots, layer, found.assignment)
             value[layer] = found.objective / scale
+            improved += 1
     bounds = {"balance": float(least.mean())}
     if asked:
         bounds[EXACT_PROGRAM] = float(np.minimum(best, value).mean())
-    return Proof(slots, float(value.mean()), bounds, late)
+    return Proof(slots, float(value.mean()), bounds, late, improved)
 
 
 def small(load: np.ndarray, single: Single, shares: Shares) -> bool:

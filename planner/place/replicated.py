@@ -10,12 +10,11 @@ import numpy as np
 from ...solvers.replication.replicate import replicate
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
-from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
 from ..budget import Budget
 from .cap import balance_range
-from .fleet import Fleet, check_groups
+from .fleet import Fleet, check_groups, proportional
 from .proof import least_balance
 from .sample import load_samples, windows
 from .score import reached_balance
@@ -72,7 +71,8 @@ def place_copies(
         share_of[:, seats] = inside.assignment.share_of
     found = Slots(expert_of, share_of, fleet.capacity)
     objective, bound = balance_and_bound(found, single, load, shares, full)
-    solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
+    solver = "annealing of hosts, local search inside them" if hosts > 1 else "local search"
+    solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began, solver)
     return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution
 
 
@@ -88,7 +88,7 @@ def _hosts(single: Single, trace: Trace, steps: int | None, budget: Budget) -> S
     """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
     fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
     room = np.bincount(fleet.hosts, fleet.capacity)
-    counts = _proportional(experts, room)
+    counts = proportional(experts, room)
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
     stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
     affinity, load = stage.affinity(trace, budget.part(AFFINITY_TIME)), load_samples(trace)
@@ -105,16 +105,3 @@ def _hosts(single: Single, trace: Trace, steps: int | None, budget: Budget) -> S
         # No time for locality: hosts are then as even as greedy makes them, and the answer is marked.
         found = Solution(stage.start(trace), 0.0, 0.0, "time_limit", 0.0)
     return found if between.in_time else replace(found, status="time_limit")
-
-
-def _proportional(experts: int, room: np.ndarray) -> np.ndarray:
-    """[X] experts per host in proportion to its slots, largest remainders first, never more than fit."""
-    if room.sum() < experts:
-        raise InfeasibleError(
-            f"{experts} experts in {int(room.sum())} slots: {experts - int(room.sum())} slots missing"
-        )
-    exact = experts * room / room.sum()
-    counts = np.floor(exact).astype(np.int64)
-    for host in np.argsort(counts - exact, kind="stable")[: experts - counts.sum()]:
-        counts[host] += 1
-    return counts

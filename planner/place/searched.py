@@ -12,7 +12,7 @@ from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
 from . import baselines
-from .answer import Answer, record_of
+from .answer import EPLB, GREEDY, PREVIOUS, Answer, record_of
 from .anytime import place_single
 from .fleet import Fleet
 from .request import Request
@@ -47,22 +47,22 @@ def _for_time(fitted: Trace, request: Request, fleet: Fleet, timing: "Timing", b
     weights = timing.weights(fitted)
     single = Single(fleet, "ep", request.groups, old, request.max_moves, weights, request.seed)
     load = fitted.expert_counts
-    candidates: list[Slots | None] = []
+    candidates: dict[str, Slots | None] = {}
     if old is not None:
-        candidates = [Slots.from_device_of(old, fleet.capacity)]
+        candidates = {PREVIOUS: Slots.from_device_of(old, fleet.capacity)}
     elif request.groups == 1:
-        candidates = [
-            baselines.linear_slots(fitted.layers, fitted.num_experts, fleet),
-            baselines.eplb_slots(load, request.slots, request.groups, fleet),
-            Slots.from_device_of(baselines.greedy(load, fleet), fleet.capacity),
-        ]
+        candidates = {
+            "linear": baselines.linear_slots(fitted.layers, fitted.num_experts, fleet),
+            EPLB: baselines.eplb_slots(load, request.slots, request.groups, fleet),
+            GREEDY: Slots.from_device_of(baselines.greedy(load, fleet), fleet.capacity),
+        }
     if copies:
         from .replicated import place_copies
 
         half = budget.part(0.5)
         found = place_copies(single, fitted, shares=request.shares, full=request.equal_slots, budget=half)
-        candidates.append(found.assignment)
-    known = [slots for slots in candidates if slots is not None]
+        candidates[found.solver] = found.assignment
+    known = {name: slots for name, slots in candidates.items() if slots is not None}
     steps = request.steps
     found = place_for_time(single, fitted, timing, known, steps=steps, budget=budget)
     words = timing.words

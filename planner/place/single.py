@@ -56,6 +56,10 @@ class Single:
         except OutOfTime:
             return counted_affinity(trace)
 
+    def cost(self, affinity: Affinity, placed: np.ndarray) -> float:
+        """Weighted crossings of placed [L, E]."""
+        return affinity.cost(placed, self.fleet.hosts, *self.weights)
+
     def counted(self, trace: Trace) -> Affinity:
         """The same at once: as counted on the trace."""
         return counted_affinity(trace) if self.movement == "coherent" else fan_out_affinity(trace)
@@ -68,11 +72,13 @@ class Single:
         cap: float = math.inf,
         price: float = 0.0,
         start: np.ndarray | None = None,
+        fixed_hosts: bool = False,
         steps: int | None = None,
         budget: Budget | None = None,
         **effort: int | None,
     ) -> Solution[np.ndarray]:
         """[L, E] devices; load: [S, L, E]; start: [L, E] an earlier answer, which is spliced with what is found.
+        fixed_hosts: experts stay on the hosts that it has them on.
 
         effort: ``chains`` and ``generations`` of ``anneal``.
 
@@ -95,7 +101,7 @@ class Single:
             previous=self.previous,
             max_moves=self.max_moves,
             start=start,
-            fixed_hosts=self.groups > 1,
+            fixed_hosts=fixed_hosts or self.groups > 1,
             steps=steps,
             seed=self.seed,
             **effort,
@@ -144,14 +150,7 @@ class Single:
             stop=budget.stop,
         )
         host_of = np.repeat(found.assignment, size, axis=1)
-        placed = np.empty((layers, experts), np.int64)
-        for host in range(hosts):
-            devices = np.flatnonzero(fleet.hosts == host)
-            inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
-            here = np.nonzero(host_of == host)[1].reshape(layers, -1)
-            mine = np.take_along_axis(load.sum(axis=0), here, axis=1)
-            np.put_along_axis(placed, here, devices[baselines.greedy(mine, inside)], axis=1)
-        return placed
+        return baselines.inside_hosts(host_of, load.sum(axis=0), fleet)
 
 
 def single_of(request: Request, fleet: Fleet) -> Single:

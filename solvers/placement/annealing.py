@@ -132,7 +132,7 @@ def anneal(
         raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"
-    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done)
+    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done, "annealing")
 
 
 def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarray]) -> np.ndarray | None:
@@ -142,7 +142,11 @@ def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarra
     _, followers, generations = walks.planned
     if not (found and (walks.late or walks.stop.is_set())):
         found += walks.run(start, THREADS if walks.late else chains, WARMEST, hold=problem.cap < math.inf)
-    for _ in range(generations):
+    while found and walks.adds_chains():
+        found += walks.run(start, THREADS, WARMEST, hold=problem.cap < math.inf)
+    generation = 0
+    while generation < generations or walks.adds_generation():
+        generation += 1
         if not found or walks.stop.is_set():
             break
         start = _spliced(costs, problem, found, walks.share(SPLICE))

@@ -42,7 +42,8 @@ class Walks:
     proposals: int = 0
     squeezed: bool = False  # whether a chain had no time for all its steps
     total: int = 0  # chains before any were left out; 0: all are planned
-    pace: float = 0.0  # steps a second of each of the scouts
+    pace: float = 0.0  # steps a second of each thread, of the last walks
+    left_out: tuple[int, int] = (0, 0)  # chains at first and generations that were planned, where some are left out
     coolest: float = math.inf  # the least mean hottest where a chain ended
 
     def scout(self, start: np.ndarray) -> list[np.ndarray]:
@@ -68,29 +69,52 @@ class Walks:
             shown = _part_of(self.on_event, turn, self._turns) if self.on_event and i % THREADS == 0 else None
             left = self._turns - turn
             runs.append(partial(chain.run, self.steps, self.deadline, left, self.stop, shown, warmest, hold))
+        began = time.perf_counter()
         found = _finish(runs, self.stop)
         self.turn += -(-count // THREADS)
+        self.pace = sum(chain.done for chain in mine) / min(count, THREADS) / max(time.perf_counter() - began, 1e-9)
         self.proposals += sum(chain.done for chain in mine)
         self.squeezed |= any(chain.squeezed for chain in mine)
         self.coolest = min(self.coolest, *(chain.balance() for chain in mine))
         return [placed for placed in found if placed is not None]
 
     def affordable(self) -> int:
-        """Chains to plan at first, where the scouts' pace leaves them less than ``WHOLE`` of their steps.
+        """Chains to begin with: fewer than planned where the scouts' pace leaves them less than ``WHOLE`` of their steps.
 
         A few walks that cool slowly find more than many that are cut short, and one splice more than a second one.
         """
         first, after, generations = self.planned
-        left = self.deadline - time.perf_counter()
-        if self.pace and left < math.inf:
-            turns = int(left * self.pace / (WHOLE * self.steps))
-            if turns < self._turns:
-                self.squeezed = True
-                self.total = self.total or first + generations * after
-                after, generations = min(after, THREADS), min(generations, 1)
-                first = min(first, THREADS * max(turns - generations, 1))
-                self.planned = first, after, generations
+        if not self._fits(self._turns, WHOLE):
+            self.total = first + generations * after
+            self.squeezed = True
+            turns = int((self.deadline - time.perf_counter()) * self.pace / (WHOLE * self.steps))
+            self.left_out = first, generations
+            after, generations = min(after, THREADS), min(generations, 1)
+            first = min(first, THREADS * max(turns - generations, 1))
+            self.planned = first, after, generations
         return first
+
+    def adds_chains(self) -> bool:
+        """Take back ``THREADS`` chains that were left out, where the walks since then show that there is time for them."""
+        first, after, generations = self.planned
+        turns = 1 - (-after // THREADS) * generations
+        fits = first < self.left_out[0] and not self.stop.is_set() and self._fits(turns)
+        if fits:
+            self.planned = first + THREADS, after, generations
+        return fits
+
+    def adds_generation(self) -> bool:
+        """The same for a generation of followers."""
+        first, after, generations = self.planned
+        fits = generations < self.left_out[1] and not self.stop.is_set() and self._fits(-(-after // THREADS))
+        if fits:
+            self.planned = first, after, generations + 1
+        return fits
+
+    def _fits(self, turns: int, part: float = 1.0) -> bool:
+        """Whether so many turns of that part of the steps end in time, at the pace of the last walks."""
+        left = self.deadline - time.perf_counter()
+        return left == math.inf or not self.pace or left * self.pace >= turns * part * self.steps
 
     @property
     def late(self) -> bool:
