@@ -22,6 +22,7 @@ STEPS = 400  # per layer and expert, of each chain and follower, for hosts and a
 CHAINS, GENERATIONS = 2, 1
 SPREAD = 0.35  # of the balance that devices may lie above the ideal, for hosts: the rest is for devices inside them
 HOST_TIME = 0.5  # of the time
+TURNS, STEP = 4, 2e-7  # turns of so many steps, and seconds of a processor that a step takes
 
 
 def hosts_first(
@@ -29,12 +30,14 @@ def hosts_first(
 ) -> np.ndarray | None:
     """[L, E] devices; load: [S, L, E]; steps: at most, of each chain.
 
-    None where hosts are not chosen freely, or there is one device or host of them, or nothing was found.
+    None where hosts are not chosen freely, or there is one device or host of them, or no time, or nothing was found.
     """
     fleet, hosts = single.fleet, len(single.fleet.names)
     if single.groups > 1 or single.previous is not None or not 1 < hosts < len(fleet.speed):
         return None
     steps = min(steps or math.inf, STEPS * load[0].size)
+    if budget.left < TURNS * STEP * steps * budget.slowdown:
+        return None
     room = proportional(load.shape[2], np.bincount(fleet.hosts, fleet.capacity))
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), room, np.arange(hosts), fleet.names)
     stage = replace(single, fleet=over, weights=(single.weights[1],) * 2)

@@ -79,7 +79,7 @@ class Walks:
         return [placed for placed in found if placed is not None]
 
     def affordable(self) -> int:
-        """Chains to begin with: fewer than planned where the scouts' pace leaves them less than ``WHOLE`` of their steps.
+        """Chains to begin with: fewer where the scouts' pace leaves those planned less than ``WHOLE`` of their steps.
 
         A few walks that cool slowly find more than many that are cut short, and one splice more than a second one.
         """
@@ -95,7 +95,7 @@ class Walks:
         return first
 
     def adds_chains(self) -> bool:
-        """Take back ``THREADS`` chains that were left out, where the walks since then show that there is time for them."""
+        """Take back ``THREADS`` chains that were left out, where later walks show that there is time for them."""
         first, after, generations = self.planned
         turns = 1 - (-after // THREADS) * generations
         fits = first < self.left_out[0] and not self.stop.is_set() and self._fits(turns)
