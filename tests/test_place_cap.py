@@ -13,18 +13,18 @@ from moeplan.planner.place.cap import (
     ALLOWED,
     FRACTIONS,
     LEAST_ROOM,
-    UNTRIED,
     Cap,
     _fraction,
     balance_range,
     default_cap,
+    first_cap,
 )
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, DRAWN_FROM, DRAWN_OF_FEW, SAMPLES, load_samples, windows
 from moeplan.planner.place.single import Single
 from moeplan.planner.place.solve import place
-from moeplan.solvers.balance import mean_balance
+from moeplan.solvers.balance import check_cap, mean_balance
 from moeplan.solvers.result import NotFound
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace
@@ -37,7 +37,7 @@ def in_sequences(trace: Trace, count: int) -> Trace:
 
 def chosen(single: Single, trace: Trace, seconds: float = 60.0) -> Cap:
     """The default cap, in so many seconds."""
-    return default_cap(single, trace, balance_range(single, trace, Budget.of(60.0)), Budget.of(seconds))
+    return default_cap(single, trace, Budget.of(seconds))
 
 
 @settings(max_examples=20, deadline=None)
@@ -142,5 +142,17 @@ def test_without_time_for_trials_the_cap_is_in_between():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     single = Single(Fleet.of(even_fleet(4, 2, 16, False)))
     found = chosen(single, trace, 0.0)
-    assert found.value == balance_range(single, trace, Budget.of(60.0)).at(UNTRIED)
+    coolest, usual, _ = balance_range(single, trace, Budget.of(60.0))
+    assert coolest < found.value == first_cap(single, trace) < usual
     assert not found.in_time
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([(8, 4, 2), (12, 3, 1), (16, 4, 2)]), st.integers(1, 2)
+)
+@settings(max_examples=30, deadline=None)
+def test_the_first_cap_is_never_proven_impossible(seed, layers, shape, top_k):
+    experts, devices, hosts = shape
+    trace = random_trace(seed, layers, experts, 60, top_k)
+    fleet = Fleet.of(even_fleet(devices, hosts, experts, False))
+    check_cap(load_samples(trace), fleet.speed, fleet.capacity, first_cap(Single(fleet), trace))

@@ -42,7 +42,9 @@ BOUND_TIME = 0.1  # of the time for search and proof goes to the proof at least
 LEAST_BOUND = 0.6  # seconds of a processor that the cheapest bound takes of 58 layers x 256 experts
 AFFINITY_TIME = 0.3  # of the rest, at most, to the traffic that is searched on
 FIRST_TIME = 0.3  # and, beside it, to the first answer
-WHOLE_SEARCH = 0.8  # seconds of a processor that all stages take at least: with less, the first answer is all
+# Seconds of a processor that all stages take at least, to load and for each of layers x experts: with less, the first
+# answer is all.
+LOADING, STAGES = 0.3, 3e-4
 HOSTS_TIME = 0.3  # of the time for the search goes, at most, to hosts first
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 FIRST_LEAST = 0.3  # seconds of it, even where the limit is so short that it is over by then
@@ -84,8 +86,11 @@ def place_single(fitted: Trace, request: Request, single: Single, objective: Obj
     cap = first_cap(single, fitted) if choosing else request.balance_cap or math.inf
     problem = Problem(fitted, request, single, single.counted(fitted), load, cap)
     least = LEAST_BOUND * budget.slowdown * load[0].size / LARGE
-    if not budget.before(least).affords(WHOLE_SEARCH * budget.slowdown, "more than one short search"):
+    if not budget.before(least).affords(
+        (LOADING + STAGES * load[0].size) * budget.slowdown, "more than one short search"
+    ):
         found = _first(problem, usual_steps(load[0].size), budget.before(least))
+        found = replace(found, solution=replace(found.solution, status="time_limit"))
     else:
         problem, found = _searched(problem, choosing, budget.before(max(BOUND_TIME * budget.left, least)))
     slots = Slots.from_device_of(found.solution.assignment, fleet.capacity)
@@ -107,7 +112,10 @@ def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem
         first = beside.submit(_first, problem, FIRST_STEPS * problem.load[0].size, budget.part(FIRST_TIME))
         affinity = single.affinity(fitted, budget.part(AFFINITY_TIME))
         load_splices()
-        known = first.result().solution
+        try:
+            known = first.result().solution.assignment
+        except NotFound:  # of the cap that was asked for: what follows may find, or prove, more
+            known = single.start(fitted)
     notes: tuple[str, ...] = ()
     in_time = True
     if choosing:
@@ -115,26 +123,36 @@ def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem
         cap, notes, in_time = default_cap(single, fitted, budget.part(SAFE_TIME))
         problem = replace(problem, cap=cap)
     problem = replace(problem, affinity=affinity)
-    found = _search(problem, known.assignment, budget)
+    found = _search(problem, known, budget)
     status = found.solution.status if in_time else "time_limit"
     return problem, replace(found, solution=replace(found.solution, status=status), notes=(*notes, *found.notes))
 
 
 def _first(problem: Problem, steps: int, budget: Budget) -> Found:
-    """An answer at once: the better of two walks, without any splice, since what makes one takes time to load."""
-    try:
-        found = problem.single.solve(
-            problem.affinity,
-            problem.load,
-            cap=problem.cap,
-            steps=min(problem.request.steps or steps, steps),
-            chains=FIRST_CHAINS,
-            generations=0,
-            budget=replace(budget.at_least(FIRST_LEAST), on_event=None),
-        )
-    except NotFound as error:
-        return _fallen_back(problem, None, error, None)
-    return Found(found, problem.known_cap)
+    """An answer at once: the better of two walks, without any splice, since what makes one takes time to load.
+
+    A cap that nobody asked for and nothing keeps is loosened to the balance of where the search begins.
+    """
+    single, load = problem.single, problem.load
+    start = single.start(problem.fitted)
+    for cap in (problem.cap, mean_balance(start, load, single.fleet.speed)):
+        try:
+            found = single.solve(
+                problem.affinity,
+                load,
+                cap=cap,
+                start=start if single.groups == 1 else None,
+                steps=min(problem.request.steps or steps, steps),
+                chains=FIRST_CHAINS,
+                generations=0,
+                budget=replace(budget.at_least(FIRST_LEAST), on_event=None),
+            )
+            return Found(found, replace(problem, cap=cap).known_cap)
+        except NotFound as error:
+            if problem.request.balance_cap is not None:
+                raise
+            missed = error
+    return _fallen_back(problem, None, missed, None)
 
 
 def _search(problem: Problem, first: np.ndarray, budget: Budget) -> Found:
@@ -181,4 +199,5 @@ def _proof(problem: Problem, found: Found, budget: Budget) -> Movement:
         return fan_out(fitted, single, placed)
     reached = mean_balance(placed, problem.load, single.fleet.speed)  # above the cap by rounding, perhaps
     capped = None if found.cap is None else Capped(problem.load, max(found.cap, reached))
-    return moves_between_layers(single, problem.affinity, placed, capped, budget)
+    counted = np.array_equal(problem.affinity.transitions, single.counted(fitted).transitions)
+    return moves_between_layers(single, problem.affinity, placed, capped, budget, counted)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...solvers.balance import mean_balance
+from ...solvers.balance import mean_balance, mean_balance_bound
 from ...solvers.placement.affinity import Affinity
 from ...solvers.result import NotFound
 from ...spec.trace import Trace
@@ -68,8 +68,11 @@ class Cap(NamedTuple):
 
 
 def first_cap(single: Single, trace: Trace) -> float:
-    """A cap that takes no search: ``SPREAD`` of what EPLB's placement lies above the ideal on load samples."""
-    return 1.0 + SPREAD * (mean_balance(_baseline(single, trace), load_samples(trace), single.fleet.speed) - 1.0)
+    """A cap that takes no search: at ``SPREAD`` of the way from the least balance that is proven to EPLB's."""
+    load, fleet = load_samples(trace), single.fleet
+    usual = mean_balance(_baseline(single, trace), load, fleet.speed)
+    least = mean_balance_bound(load, fleet.speed, fleet.capacity)
+    return least + SPREAD * max(usual - least, LEAST_ROOM)
 
 
 def default_cap(single: Single, trace: Trace, budget: Budget) -> Cap:
