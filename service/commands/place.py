@@ -79,7 +79,11 @@ def place(
     ] = None,
     time_limit: Annotated[
         float,
-        typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end; work is counted in steps."),
+        typer.Option(
+            min=1,
+            max=MAX_SECONDS,
+            help="Ceiling in seconds, from start to end; a first search may overrun one of a second or two when busy.",
+        ),
     ] = 20.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
