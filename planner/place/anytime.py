@@ -164,9 +164,10 @@ def _search(problem: Problem, first: np.ndarray, budget: Budget) -> Found:
     if usable is not None and usable.status == "optimal":
         return Found(usable, problem.known_cap, (), bound)
     steps = problem.request.steps
-    start = hosts_first(single, problem.affinity, load, cap, steps, budget.part(HOSTS_TIME))
-    if start is None or single.cost(problem.affinity, first) < single.cost(problem.affinity, start):
-        start = first
+    hosts = hosts_first(single, problem.affinity, load, cap, steps, budget.part(HOSTS_TIME))
+    starts = [first] if hosts is None else [hosts, first]
+    kept = [placed for placed in starts if mean_balance(placed, load, single.fleet.speed) <= cap] or starts
+    start = min(kept, key=lambda placed: single.cost(problem.affinity, placed))
     try:
         found = single.solve(problem.affinity, load, cap=cap, start=start, steps=steps, budget=budget)
     except NotFound as error:

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 from ...solvers.result import SolverError
 from ...spec.errors import InfeasibleError
 from ...spec.model import Model
-from ...spec.placement import Moves, Placement, TraceSource
+from ...spec.placement import Moves, Placement, PlacementLayer, TraceSource
 from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
 from ..budget import Budget
@@ -63,11 +63,6 @@ def place(
     same = [name for name, slots in usual.items() if slots is answer.slots]
     mine = known[same[0]] if same else scores(layers, request, fitted, rest)
     sizes = None if model is None else _expert_bytes(model, request, trace.layers)
-    moves = None
-    if request.previous is not None:
-        copies = copies_by_layer(request.previous, layers)
-        moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * trace.layers))
-        moves = Moves(previous=previous_path, copies=sum(copies), limit=request.max_moves, bytes=moved)
     return Placement(
         model=model.name if model else trace.model,
         expert_bytes=sizes,
@@ -89,7 +84,7 @@ def place(
             tokens=fitted.tokens,
             counts_only=trace.counts_only,
         ),
-        moves=moves,
+        moves=_moves(request, layers, previous_path, model, sizes),
         notes=tuple(
             note
             for note in (
@@ -103,6 +98,21 @@ def place(
         ),
         seed=request.seed,
     )
+
+
+def _moves(
+    request: Request,
+    layers: tuple[PlacementLayer, ...],
+    path: str,
+    model: Model | None,
+    sizes: tuple[int, ...] | None,
+) -> Moves | None:
+    """What is loaded against the previous placement, read from ``path``; sizes: [L] bytes of an expert."""
+    if request.previous is None:
+        return None
+    copies = copies_by_layer(request.previous, layers)
+    moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * len(layers)))
+    return Moves(previous=path, copies=sum(copies), limit=request.max_moves, bytes=moved)
 
 
 def _expert_bytes(model: Model, request: Request, layers: int) -> tuple[int, ...] | None:
