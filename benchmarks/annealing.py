@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moeplan.benchmarks.hardware import processor
+from moeplan.planner.budget import Budget
 from moeplan.planner.place.cap import balance_range
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.sample import load_samples
@@ -70,7 +71,7 @@ def compare(trace: Trace, devices: int, hosts: int, seeds: int) -> list[tuple[st
     """Header and rows of the table."""
     single = Single(Fleet.of(even_fleet(devices, hosts, trace.num_experts, False)))
     load, affinity = load_samples(trace), single.affinity(trace)
-    cap = balance_range(single, trace, math.inf).usual
+    cap = balance_range(single, trace, Budget.of(math.inf)).usual
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for part in PARTS:
         usual = usual_steps(load[0].size)

@@ -6,7 +6,6 @@ What searches, shows and draws them is imported when it is asked for: a placemen
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from rich.console import RenderableType
@@ -62,9 +61,6 @@ class Fronts:
         trace: Trace,
         request: Request,
         placement: Placement,
-        *,
-        on_event: Callable[[dict[str, Any]], None],
-        stop: Event,
         budget: Budget,
     ) -> tuple[list[Shown], list[Path]]:
         """The fronts, and the pictures that there was time for."""
@@ -75,7 +71,7 @@ class Fronts:
             drawing = DRAW_TIME * budget.slowdown
             draws = mine.part(1 - FRONT_PART).affords(drawing / ROOM, f"the picture {path}")
             searching = mine.before(drawing) if draws else mine
-            front = search(trace, request, placement, on_event=on_event, stop=stop, budget=searching)
+            front = search(trace, request, placement, searching)
             shown.append(front)
             if draws and budget.affords(DRAW_TIME * budget.slowdown / ROOM**2, f"the picture {path}"):
                 front.draw(path)
@@ -83,17 +79,17 @@ class Fronts:
         return shown, drawn
 
 
-def _balance(trace: Trace, request: Request, placement: Placement, **options: Any) -> Shown:
+def _balance(trace: Trace, request: Request, placement: Placement, budget: Budget) -> Shown:
     from ..planner.place.pareto import pareto
     from .pages.pareto import draw, page
 
-    front = pareto(trace, request, placement, **options)
+    front = pareto(trace, request, placement, budget=budget)
     return Shown("pareto", front.to_dict(), page(front), lambda path: draw(front, path))
 
 
-def _moves(trace: Trace, request: Request, placement: Placement, **options: Any) -> Shown:
+def _moves(trace: Trace, request: Request, placement: Placement, budget: Budget) -> Shown:
     from ..planner.place.moves_front import moves_front
     from .pages.moves import draw_moves, moves_page
 
-    front = moves_front(trace, request, placement, **options)
+    front = moves_front(trace, request, placement, budget=budget)
     return Shown("moves_front", front.to_dict(), moves_page(front), lambda path: draw_moves(front, path))

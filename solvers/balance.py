@@ -57,11 +57,16 @@ def mean_balance(device_of: np.ndarray, load: np.ndarray, speed: np.ndarray) -> 
     return float(np.mean([balance(device_of, sample, speed) for sample in load]))
 
 
-def check_cap(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, cap: float) -> None:
-    """Raise ``Infeasible`` where no placement can keep the mean balance to ``cap``, with the bound. load: [S, L, E]."""
+def mean_balance_bound(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> float:
+    """Lower bound on ``mean_balance`` of any placement; load: [S, L, E]."""
     relative = over_ideal(load, speed)
     least = float(np.mean([[balance_bound(row, speed, capacity) for row in sample] for sample in relative]))
-    least += idle(load)
+    return least + idle(load)
+
+
+def check_cap(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray, cap: float) -> None:
+    """Raise ``Infeasible`` where no placement can keep the mean balance to ``cap``, with the bound. load: [S, L, E]."""
+    least = mean_balance_bound(load, speed, capacity)
     if least > cap * (1 + 1e-9):
         raise Infeasible(
             f"no placement has a mean balance of {cap:.6g} or less: it is proven to be at least {least:.6g}",

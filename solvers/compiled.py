@@ -13,17 +13,16 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
 import numpy as np
 
-from .bounds.crossings import affinity_bounds
-from .bounds.replication import Shares
 from .jit import NO_CACHE, numba
 from .placement.chain import load_kernels
-from .placement.traffic import add_pairs
-from .replication.replicate import replicate
+
+if TYPE_CHECKING:
+    from .bounds.replication import Shares
 
 logger = logging.getLogger("moeplan.solvers")
 
@@ -50,9 +49,17 @@ def compile_within(seconds: float) -> bool:
     return is_compiled()
 
 
-def loaded() -> bool:
-    """Whether ``load_all`` has run in this process."""
-    return load_all.cache_info().currsize > 0
+def loaded(everything: bool) -> bool:
+    """Whether this process has loaded everything, or at least what annealing needs."""
+    return load_all.cache_info().currsize > 0 or (not everything and load_kernels.cache_info().currsize > 0)
+
+
+def load(everything: bool) -> None:
+    """Load everything, or what annealing needs; the rest then loads where it begins."""
+    if everything:
+        load_all()
+    else:
+        load_kernels()
 
 
 def _marker() -> Path:
@@ -76,6 +83,11 @@ def load_all() -> None:
 
 
 def _run_all() -> None:
+    # Imported when they are needed: annealing begins without them.
+    from .bounds.crossings import affinity_bounds
+    from .placement.traffic import add_pairs
+    from .replication.replicate import replicate
+
     load_kernels()
     windows = np.arange(1.0, 17.0).reshape(2, 2, 4)
     capped: dict[str, Any] = {"samples": windows, "balance_cap": 2.0}

@@ -5,6 +5,7 @@ The only file that imports numba: its cache is chosen before, and whoever needs 
 
 import atexit
 import hashlib
+import importlib
 import os
 import shutil
 import sys
@@ -51,5 +52,22 @@ if "numba" in sys.modules:
 
 import numba  # noqa: E402
 from numba import njit  # noqa: E402
+
+
+def _postpone_linear_algebra() -> None:
+    """Load what numba asks ``scipy.linalg`` for without loading that, which takes as long as a first search.
+
+    numba only wants to know whether it is there, as it is with us, before it compiles ``np.cov``.
+    """
+    if "scipy.linalg" not in sys.modules:
+        sys.modules["scipy.linalg"] = None  # type: ignore[assignment]  # importing it fails meanwhile
+        try:
+            arraymath = importlib.import_module("numba.np.arraymath")
+        finally:
+            del sys.modules["scipy.linalg"]
+        arraymath._HAVE_BLAS = True  # type: ignore[attr-defined]
+
+
+_postpone_linear_algebra()
 
 __all__ = ["NO_CACHE", "njit", "numba"]

@@ -22,6 +22,7 @@ class Solution(Generic[A]):
     bound: proven lower bound on the objective of *any* assignment; at most ``objective``.
     status: ``optimal`` proven; ``feasible`` from a heuristic; ``time_limit`` the best found when the time was up.
     seconds: wall-clock time, the one field that differs between equal runs.
+    solver: what found the assignment, in words.
     work: part of the planned steps that was done, for a search with a budget of them; below 1 where time was up.
     """
 
@@ -31,6 +32,7 @@ class Solution(Generic[A]):
     status: Status
     seconds: float
     work: float = 1.0
+    solver: str = ""
 
     def __post_init__(self) -> None:
         if self.bound > self.objective + TOLERANCE * (1.0 + abs(self.objective)):
@@ -39,10 +41,12 @@ class Solution(Generic[A]):
             object.__setattr__(self, "bound", self.objective)
 
     @classmethod
-    def from_heuristic(cls, assignment: A, objective: float, bound: float, seconds: float) -> "Solution[A]":
+    def from_heuristic(
+        cls, assignment: A, objective: float, bound: float, seconds: float, solver: str = ""
+    ) -> "Solution[A]":
         """``optimal`` where the bound happens to prove it, else ``feasible``."""
         proven = bound >= objective - ROUNDING * abs(objective)
-        return cls(assignment, objective, bound, "optimal" if proven else "feasible", seconds)
+        return cls(assignment, objective, bound, "optimal" if proven else "feasible", seconds, solver=solver)
 
     @property
     def gap(self) -> float:

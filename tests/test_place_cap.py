@@ -9,13 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.planner.budget import Budget
-from moeplan.planner.place.cap import ALLOWED, FRACTIONS, LEAST_ROOM, _fraction, balance_range, default_cap
+from moeplan.planner.place.cap import (
+    ALLOWED,
+    FRACTIONS,
+    LEAST_ROOM,
+    Cap,
+    _fraction,
+    balance_range,
+    default_cap,
+    first_cap,
+)
 from moeplan.planner.place.fleet import Fleet, even_fleet
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.sample import DRAWN, DRAWN_FROM, DRAWN_OF_FEW, SAMPLES, load_samples, windows
 from moeplan.planner.place.single import Single
 from moeplan.planner.place.solve import place
-from moeplan.solvers.balance import mean_balance
+from moeplan.solvers.balance import check_cap, mean_balance
 from moeplan.solvers.result import NotFound
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace
@@ -24,6 +33,11 @@ from moeplan.tests.routings import random_trace
 def in_sequences(trace: Trace, count: int) -> Trace:
     lengths = [len(part) for part in np.array_split(np.arange(trace.tokens), count)]
     return Trace.of(trace.expert_ids, trace.num_experts, expert_weights=trace.expert_weights, seq_len=lengths)
+
+
+def chosen(single: Single, trace: Trace, seconds: float = 60.0) -> Cap:
+    """The default cap, in so many seconds."""
+    return default_cap(single, trace, Budget.of(seconds))
 
 
 @settings(max_examples=20, deadline=None)
@@ -64,7 +78,7 @@ def test_without_trials_the_safest_cap_is_taken():
 def test_the_cap_lies_between_the_coolest_and_eplb():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    cap, notes, in_time = default_cap(Single(fleet), trace, Budget.of(60.0))
+    cap, notes, in_time = chosen(Single(fleet), trace)
     assert notes == ()
     assert in_time
     found = place(trace, Request(even_fleet(4, 2, 16, False), 16, steps=20_000, time_limit=60.0))
@@ -104,8 +118,8 @@ class Hurried(Single):
 def test_trials_cut_short_lower_the_cap_and_are_told():
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
-    coolest, usual, _ = balance_range(Single(fleet), trace, 60.0)
-    usually, hurried = (default_cap(kind(fleet), trace, Budget.of(60.0)) for kind in (Single, Hurried))
+    coolest, usual, _ = balance_range(Single(fleet), trace, Budget.of(60.0))
+    usually, hurried = (chosen(kind(fleet), trace) for kind in (Single, Hurried))
     assert coolest + LEAST_ROOM < usually.value <= usual  # or nothing is tested
     assert hurried.value - coolest == pytest.approx(max(0.25 * (usually.value - coolest), LEAST_ROOM))
     assert not hurried.in_time
@@ -117,8 +131,28 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
 def test_trials_that_find_nothing_are_told(in_time):
     trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
     single = Unlucky(Fleet.of(even_fleet(4, 2, 16, False)), in_time=in_time)
-    found = default_cap(single, trace, Budget.of(60.0))
+    found = chosen(single, trace)
     assert found.in_time == in_time
-    assert found.value == balance_range(single, trace, 60.0).at(FRACTIONS[0])
+    assert found.value == balance_range(single, trace, Budget.of(60.0)).at(FRACTIONS[0])
     why = ", so it is tighter than need be" if in_time else " in their time: raise --time-limit"
     assert found.notes == (f"8 of 8 trials of the balance cap found nothing{why}",)
+
+
+def test_without_time_for_trials_the_cap_is_in_between():
+    trace = in_sequences(random_trace(3, 3, 16, 600, 3), 12)
+    single = Single(Fleet.of(even_fleet(4, 2, 16, False)))
+    found = chosen(single, trace, 0.0)
+    coolest, usual, _ = balance_range(single, trace, Budget.of(60.0))
+    assert coolest < found.value == first_cap(single, trace) < usual
+    assert not found.in_time
+
+
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([(8, 4, 2), (12, 3, 1), (16, 4, 2)]), st.integers(1, 2)
+)
+@settings(max_examples=30, deadline=None)
+def test_the_first_cap_is_never_proven_impossible(seed, layers, shape, top_k):
+    experts, devices, hosts = shape
+    trace = random_trace(seed, layers, experts, 60, top_k)
+    fleet = Fleet.of(even_fleet(devices, hosts, experts, False))
+    check_cap(load_samples(trace), fleet.speed, fleet.capacity, first_cap(Single(fleet), trace))

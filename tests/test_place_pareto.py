@@ -1,7 +1,6 @@
 """The Pareto front of a placement: nothing on it is beaten, both ends, the table and the picture."""
 
 import json
-from threading import Event
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from moeplan.planner.budget import Budget
 from moeplan.planner.place.fleet import even_fleet
 from moeplan.planner.place.pareto import MARKED, Front, beaten, caps, check_front, pareto
 from moeplan.planner.place.request import Request
@@ -135,9 +135,9 @@ def test_one_host_draws_devices_alone(tmp_path):
 
 def test_stopped_front_has_what_is_known(case):
     trace, request, placement, _ = case
-    stop = Event()
-    stop.set()
-    front = pareto(trace, request, placement, stop=stop)
+    budget = Budget.of(60.0)
+    budget.stop.set()
+    front = pareto(trace, request, placement, budget=budget)
     assert {point.name for point in front.points} >= set(MARKED)
     assert not front.missed
     assert front.seconds < 10

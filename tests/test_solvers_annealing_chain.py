@@ -194,7 +194,7 @@ def test_scouts_find_what_the_cap_costs_in_the_end(cap):
         max_moves=-1,
         fixed_hosts=False,
     )
-    walks = Walks(problem, 300_000, math.inf, (2, 0), 0, Event(), None)
+    walks = Walks(problem, 300_000, math.inf, (2, 0, 0), 0, Event(), None)
     walks.scout(start)
     long = Chain(problem, start.copy(), 99)
     long.run(300_000, math.inf, 1, Event(), None)

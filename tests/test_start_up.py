@@ -33,10 +33,13 @@ def test_a_command_imports_nothing_heavy(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--slots", "20"], ["--movement", "ep"], ["--pareto", "front.png"]])
 def test_a_first_answer_needs_no_solver(options: list[str], tmp_path: Path) -> None:
-    """One second never allows a search: the solvers alone take longer to load."""
+    """Where loading what annealing needs would take longer than the limit allows."""
     chained_trace(0, 4, 16, 512, 2).write(tmp_path / "trace.npz")
     argv = [*PLACE, *options, "--time-limit", "1"]
-    found = loaded(f"sys.argv = {argv}\nfrom moeplan.service.cli import _guarded\nassert _guarded() == 0", tmp_path)
+    slow = "from moeplan.planner.place import ready\nready.LOAD_TIME = 60.0"
+    found = loaded(
+        f"sys.argv = {argv}\n{slow}\nfrom moeplan.service.cli import _guarded\nassert _guarded() == 0", tmp_path
+    )
     assert (tmp_path / "place.json").exists()
     assert "numpy" in found
     assert not found & HEAVY

@@ -6,9 +6,10 @@ from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.placement import PlacementSolver
 
+GREEDY, EPLB, PREVIOUS = "greedy balance", "EPLB", "the previous placement"
 ALL_ARRANGEMENTS = "dynamic programming over all arrangements of a layer"
 EXACT_PROGRAM = "exact program (HiGHS)"
-"""Names of the bounds that exact programs prove."""
+"""Names of the bounds that exact programs prove, and of the solvers that found what they prove."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ def record_of(
         gap=max(gap, 0.0),
         seconds=seconds,
         minimised=words,
+        found_by=found.solver,
         bounds=bounds,
     )
 
 
-def record(value: float, bounds: dict[str, float], words: str) -> PlacementSolver:
-    """Of an answer that no search has made, for want of time."""
+def record(value: float, bounds: dict[str, float], words: str, solver: str) -> PlacementSolver:
+    """Of an answer that no search has made, for want of time; solver: what it is."""
     bound = max(bounds.values(), default=0.0)
-    return record_of(Solution(None, value, bound, "time_limit", 0.0), value, bound, bounds, words, 0.0)
+    return record_of(Solution(None, value, bound, "time_limit", 0.0, solver=solver), value, bound, bounds, words, 0.0)

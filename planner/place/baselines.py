@@ -69,11 +69,19 @@ def grouped_greedy(load: np.ndarray, fleet: Fleet, groups: int) -> np.ndarray:
     size, rooms = experts // groups, np.full(len(speed), groups // len(speed))
     by_group = load.reshape(layers, groups, size).sum(axis=2)
     host_of = greedy(by_group, Fleet(speed, rooms, np.arange(len(speed)), fleet.names))
-    placed = np.empty((layers, experts), np.int64)
-    for host in range(len(speed)):
+    return inside_hosts(np.repeat(host_of, size, axis=1), load, fleet)
+
+
+def inside_hosts(host_of: np.ndarray, load: np.ndarray, fleet: Fleet) -> np.ndarray:
+    """[L, E] devices: greedy inside the host of each expert.
+
+    host_of, load: [L, E], in every layer as many experts on a host.
+    """
+    placed = np.empty(load.shape, np.int64)
+    for host in range(len(fleet.names)):
         devices = np.flatnonzero(fleet.hosts == host)
         inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
-        here = np.nonzero(np.repeat(host_of == host, size, axis=1))[1].reshape(layers, -1)
+        here = np.nonzero(host_of == host)[1].reshape(len(load), -1)
         mine = np.take_along_axis(load, here, axis=1)
         np.put_along_axis(placed, here, devices[greedy(mine, inside)], axis=1)
     return placed

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...solvers.balance import mean_balance
+from ...solvers.balance import mean_balance, mean_balance_bound
 from ...solvers.placement.affinity import Affinity
 from ...solvers.result import NotFound
 from ...spec.trace import Trace
@@ -25,13 +25,14 @@ from .sample import load_samples, windows
 from .single import Single, device_of
 
 FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's balance to EPLB's
+SPREAD = 0.75  # where nothing was tried: trials on recorded traces chose 0.67 to 0.9
+WHOLE_TIME = 0.15  # of the time goes to the coolest placement of the whole trace at most
 ALLOWED = 0.01  # of balance above EPLB's on tokens to come, for the crossings that it saves
 LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
-TRIAL_STEPS, COOLEST_STEPS = 400, 200  # per layer and expert
+TRIAL_STEPS, COOLEST_STEPS = 150, 60  # per layer and expert
 SHORTEST = 0.05  # seconds of a search for the coolest placement, below which the greedy one stands for it
-SETUP, LARGE = 4.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take at least
+SETUP, LARGE = 6.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take
 LEAST_PART = 0.8  # of the time that they may take
-WHOLE_TIME, AFFINITY_TIME = 0.1, 0.4  # of the time: the coolest placement of all, and each half's traffic at most
 ENOUGH_WORK = 0.95  # of the trials' steps: less is worth a note
 
 
@@ -66,22 +67,30 @@ class Cap(NamedTuple):
     in_time: bool
 
 
+def first_cap(single: Single, trace: Trace) -> float:
+    """A cap that takes no search: at ``SPREAD`` of the way from the least balance that is proven to EPLB's."""
+    load, fleet = load_samples(trace), single.fleet
+    usual = mean_balance(_baseline(single, trace), load, fleet.speed)
+    least = mean_balance_bound(load, fleet.speed, fleet.capacity)
+    return least + SPREAD * max(usual - least, LEAST_ROOM)
+
+
 def default_cap(single: Single, trace: Trace, budget: Budget) -> Cap:
     """A cap on the mean balance over ``load_samples`` of the trace.
 
     The excess of a trial is its balance on the other half less EPLB's. A line through the larger excess of both halves
-    at each of ``FRACTIONS`` says where it is ``ALLOWED``. Raises ``SolverError`` as ``anneal``.
+    at each of ``FRACTIONS`` says where it is ``ALLOWED``. Without time for trials it is ``first_cap``. Raises
+    ``SolverError`` as ``anneal``.
     """
     least = SETUP * budget.slowdown * trace.expert_counts.size / LARGE
     if not budget.part(LEAST_PART).affords(least, "trials of the balance cap"):
-        whole = balance_range(single, trace, 0.0)
-        return Cap(whole.at(FRACTIONS[0]), (), False)
-    free, trying = replace(single, previous=None, max_moves=None), budget.part(1 - WHOLE_TIME)
+        return Cap(first_cap(single, trace), (), False)
+    free = replace(single, previous=None, max_moves=None)
+    whole = balance_range(free, trace, budget.part(WHOLE_TIME))
     halves = trace.part(0, 0.5), trace.part(0.5, 1)
     with ThreadPoolExecutor(len(halves)) as pool:
-        trials = list(pool.map(lambda a, b: _trials(free, a, b, trying), halves, halves[::-1]))
+        trials = list(pool.map(lambda a, b: _trials(free, a, b, budget), halves, halves[::-1]))
     excess, work = np.stack([t.excess for t in trials]), np.stack([t.work for t in trials])
-    whole = balance_range(free, trace, budget.left)
     in_time = whole.in_time and all(t.in_time for t in trials)
     missing = int(np.isnan(work).sum())
     done = 1.0 if missing == work.size else float(np.nanmean(work))
@@ -105,8 +114,8 @@ def _trials(single: Single, fitted: Trace, rest: Trace, budget: Budget) -> Trial
     """A search at each of ``FRACTIONS`` on ``fitted``, scored on ``rest``."""
     load, speed = load_samples(fitted), single.fleet.speed
     turns = len(FRACTIONS) + 1
-    affinity = single.affinity(fitted, budget.part(AFFINITY_TIME))
-    whole = balance_range(single, fitted, budget.left / turns)
+    affinity = single.counted(fitted)  # what it costs to keep a cap hardly depends on how crossings are smoothed
+    whole = balance_range(single, fitted, budget.part(1 / turns))
     unseen = windows(rest, 1)
     baseline = mean_balance(_baseline(single, fitted), unseen, speed)
     excess, work, in_time = np.full(len(FRACTIONS), np.nan), np.full(len(FRACTIONS), np.nan), whole.in_time
@@ -116,32 +125,31 @@ def _trials(single: Single, fitted: Trace, rest: Trace, budget: Budget) -> Trial
         if longest > budget.left:
             in_time = False
             break
-        began = time.perf_counter()
-        left = budget.left / (len(FRACTIONS) - i)
+        mine = budget.part(1 / (len(FRACTIONS) - i))
         cap, steps = whole.at(fraction), TRIAL_STEPS * load[0].size
         try:
-            found = single.solve(affinity, load, cap=cap, steps=steps, chains=1, time_limit=left)
+            found = single.solve(affinity, load, cap=cap, steps=steps, chains=1, budget=mine)
         except NotFound as error:
             in_time &= error.in_time
             continue
         finally:
-            longest = max(longest, time.perf_counter() - began - left)
+            longest = max(longest, time.perf_counter() - mine.deadline)
         excess[i] = mean_balance(found.assignment, unseen, speed) - baseline
         work[i] = found.work
         in_time &= found.status != "time_limit"
     return Trials(excess, work, in_time)
 
 
-def balance_range(single: Single, trace: Trace, time_limit: float) -> Range:
+def balance_range(single: Single, trace: Trace, budget: Budget) -> Range:
     """What caps on this trace may lie between. Raises ``SolverError`` as ``anneal``."""
     load, speed = load_samples(trace), single.fleet.speed
     usual = _baseline(single, trace)
-    if time_limit < SHORTEST:
+    if budget.left < SHORTEST:
         coolest = min(mean_balance(placed, load, speed) for placed in (usual, single.start(trace)))
         return Range(coolest, mean_balance(usual, load, speed), False)
     nothing = Affinity.of(np.zeros((trace.layers - 1, trace.num_experts, trace.num_experts)))
     steps = COOLEST_STEPS * load[0].size
-    found = single.solve(nothing, load, price=1.0, steps=steps, chains=1, time_limit=time_limit)
+    found = single.solve(nothing, load, price=1.0, steps=steps, chains=1, budget=budget)
     coolest = mean_balance(found.assignment, load, speed)
     return Range(coolest, mean_balance(usual, load, speed), found.status != "time_limit")
 

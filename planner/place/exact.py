@@ -3,7 +3,6 @@
 # L layers, N arrangements, E experts, G devices, S samples, T tokens
 
 from dataclasses import replace
-from threading import Event
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from ...solvers.placement.affinity import Affinity
 from ...solvers.placement.fan_out import expert_sets, fan_outs
 from ...solvers.result import NotFound, Solution
 from ...spec.trace import Trace
+from ..budget import Budget
 from .answer import ALL_ARRANGEMENTS
 from .movement import Movement, fan_out, moved_between_layers
 from .single import Single
@@ -28,9 +28,7 @@ def place_exactly(
     affinity: Affinity,
     load: np.ndarray,
     cap: float,
-    *,
-    time_limit: float,
-    stop: Event | None = None,
+    budget: Budget,
 ) -> Solution[np.ndarray] | None:
     """[L, E] devices of least movement under a cap on the mean balance of ``load`` [S, L, E]; None: not small enough.
 
@@ -59,7 +57,7 @@ def place_exactly(
     if problem.pairs > MOST_PAIRS:
         return None
     try:
-        return shortest(problem, time_limit=time_limit, stop=stop)
+        return shortest(problem, time_limit=budget.left, stop=budget.stop)
     except NotFound:
         return None
 
@@ -82,7 +80,7 @@ def better(
 ) -> Solution[np.ndarray]:
     """The one of both that moves less."""
     values = [proven(trace, single, affinity, one.assignment, 0.0).value for one in (found, exact)]
-    return found if values[0] <= values[1] else replace(found, assignment=exact.assignment)
+    return found if values[0] <= values[1] else replace(found, assignment=exact.assignment, solver=exact.solver)
 
 
 def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray, bound: float) -> Movement:

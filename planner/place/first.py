@@ -13,7 +13,7 @@ from ...spec.placement import Objective, Scores
 from ...spec.trace import Trace
 from ..budget import Budget
 from . import baselines
-from .answer import Answer, record
+from .answer import EPLB, GREEDY, PREVIOUS, Answer, record
 from .fleet import Fleet
 from .layers import document_layers
 from .movement import fan_out
@@ -40,7 +40,7 @@ def first_answer(
     that was asked for.
     """
     load = fitted.expert_counts
-    slots = _placed(request, fleet, load, usual.get("eplb"))
+    slots, by = _placed(request, fleet, load, usual.get("eplb"))
     if request.balance_cap is not None:
         reached = float(reached_balance(slots, load[None], fleet.speed).mean())
         if reached > request.balance_cap * (1 + 1e-9):
@@ -51,12 +51,12 @@ def first_answer(
     if request.timing is not None:
         value = request.timing.seconds(document_layers(slots), fitted)
         least, words = request.timing.bound(fitted), request.timing.words
-        return Answer(slots, record(value, {"all devices busy at their best rate": least}, words))
+        return Answer(slots, record(value, {"all devices busy at their best rate": least}, words, by))
     single = Single(fleet, request.movement, request.groups)
     if objective == "balance" or request.slots > fitted.num_experts:
         value = float(reached_balance(slots, windows(fitted), fleet.speed).mean())
         words = "mean over layers and windows of the hottest device's time over the ideal"
-        return Answer(slots, record(value, {"balance": 1.0}, words))
+        return Answer(slots, record(value, {"balance": 1.0}, words, by))
     if single.movement == "coherent" and fitted.layers > 1:
         inside, between = single.weights
         same = slots is usual.get("eplb")
@@ -68,11 +68,11 @@ def first_answer(
         least = inside * _leaving(fitted, fleet.capacity, budget) + (between - inside) * _leaving(
             fitted, np.bincount(fleet.hosts, fleet.capacity), budget
         )
-        return Answer(slots, record(value, {"slots": least}, words))
+        return Answer(slots, record(value, {"slots": least}, words, by))
     held = np.zeros(load.shape, np.int64)
     np.put_along_axis(held, np.maximum(slots.expert_of, 0), slots.device_of_slot[None], axis=1)
     moved = fan_out(fitted, single, held)
-    return Answer(slots, record(moved.value, moved.bounds, moved.words))
+    return Answer(slots, record(moved.value, moved.bounds, moved.words, by))
 
 
 def _leaving(trace: Trace, room: np.ndarray, budget: Budget) -> float:
@@ -89,16 +89,17 @@ def _leaving(trace: Trace, room: np.ndarray, budget: Budget) -> float:
     return total / (trace.tokens * (trace.layers - 1))
 
 
-def _placed(request: Request, fleet: Fleet, load: np.ndarray, eplb: Slots | None) -> Slots:
-    """The previous placement; else the coolest of EPLB's and a greedy one."""
+def _placed(request: Request, fleet: Fleet, load: np.ndarray, eplb: Slots | None) -> tuple[Slots, str]:
+    """The previous placement; else EPLB's where that is what was asked for, or a greedy one; and which of them."""
     if request.previous is not None:
         old = request.previous.layers
-        return Slots.from_lists([layer.slots for layer in old], [layer.shares for layer in old], fleet.capacity)
+        return Slots.from_lists([x.slots for x in old], [x.shares for x in old], fleet.capacity), PREVIOUS
     if eplb is not None and fleet.alike and not (request.equal_slots and (eplb.expert_of == EMPTY).any()):
-        return eplb
+        return eplb, EPLB
     device_of = baselines.grouped_greedy(load, fleet, request.groups)
     slots = Slots.from_device_of(device_of, fleet.capacity)
-    return with_copies(slots, load, fleet, request.groups) if request.slots > load.shape[1] else slots
+    more = request.slots > load.shape[1]
+    return with_copies(slots, load, fleet, request.groups) if more else slots, GREEDY
 
 
 def with_copies(slots: Slots, load: np.ndarray, fleet: Fleet, groups: int) -> Slots:

@@ -97,3 +97,16 @@ def check_groups(groups: int, experts: int, hosts: int) -> int:
     if groups % hosts:
         raise MoeplanError(f"groups % hosts == 0 is broken: {groups} groups on {hosts} hosts")
     return experts // groups
+
+
+def proportional(experts: int, room: np.ndarray) -> np.ndarray:
+    """[X] experts per host in proportion to its slots, largest remainders first, never more than fit."""
+    if room.sum() < experts:
+        raise InfeasibleError(
+            f"{experts} experts in {int(room.sum())} slots: {experts - int(room.sum())} slots missing"
+        )
+    exact = experts * room / room.sum()
+    counts = np.floor(exact).astype(np.int64)
+    for host in np.argsort(counts - exact, kind="stable")[: experts - counts.sum()]:
+        counts[host] += 1
+    return counts

@@ -36,7 +36,7 @@ class Movement(NamedTuple):
 
 
 def moves_between_layers(
-    single: Single, affinity: Affinity, placed: np.ndarray, capped: Capped | None, budget: Budget
+    single: Single, affinity: Affinity, placed: np.ndarray, capped: Capped | None, budget: Budget, counted: bool = False
 ) -> Movement:
     """Of placed [L, E], in moves per boundary and token, as ``affinity`` has the traffic of tokens to come."""
     # Imported when it is needed: its compiled loops take a second to load.
@@ -56,16 +56,17 @@ def moves_between_layers(
         balance_cap=math.inf if capped is None else capped.cap,
         time_limit=max(budget.left, 1e-9),
     )
-    return Movement(*moved_between_layers(single, affinity, placed), bounds)
+    return Movement(*moved_between_layers(single, affinity, placed, counted), bounds)
 
 
-def moved_between_layers(single: Single, affinity: Affinity, placed: np.ndarray) -> tuple[str, float]:
-    """(what it is, the moves of placed [L, E] per boundary and token)"""
+def moved_between_layers(
+    single: Single, affinity: Affinity, placed: np.ndarray, counted: bool = False
+) -> tuple[str, float]:
+    """(what it is, the moves of placed [L, E] per boundary and token); counted: the traffic is not smoothed."""
     inside, between = single.weights
     counts = affinity.transitions / len(affinity.transitions)
-    words = (
-        f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, "
-        "as the fitted part lets expect of tokens to come"
+    words = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, " + (
+        "as counted on the fitted part" if counted else "as the fitted part lets expect of tokens to come"
     )
     value = crossings(placed, counts, host_weights(single.fleet.hosts, inside, between))
     return words, value if value > ROUNDING * between else 0.0

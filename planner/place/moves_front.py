@@ -7,7 +7,6 @@ point are spent where they cool most, exactly. Else each point is a search with 
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,6 @@ def moves_front(
     placement: Placement,
     *,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
 ) -> MovesFront:
     """The points around ``placement``, which ``place`` made of the same trace and request."""
     check_moves_front(request)
@@ -93,9 +90,9 @@ def moves_front(
 
     each = add(0, slots_of(request.previous, fleet.capacity))
     try:
-        if solvers_ready(budget, on_event):
+        if solvers_ready(budget):
             ways = _layer_by_layer if _independent(request, placement) else _searched
-            ways(fitted, free, fleet, placement, add, each, budget, on_event, stop)
+            ways(fitted, free, fleet, placement, add, each, budget)
     except SolverError as error:
         raise InfeasibleError(str(error)) from None
     if placement.moves is not None and placement.moves.copies not in found:
@@ -118,15 +115,13 @@ def _layer_by_layer(
     add: Callable[[int | None, Slots], float],
     each: float,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None,
-    stop: Event | None,
 ) -> None:
     # Imported when it is needed: the solvers take a second to load.
-    from .searched import newly_placed, replan
+    from .copies import newly_placed, replan
 
     objective = placement.objective
     searching = budget.before(ROOM * each * POINTS)
-    new = newly_placed(fitted, request, fleet, objective, searching.part(0.5), on_event, stop).assignment
+    new = newly_placed(fitted, request, fleet, objective, searching.part(0.5)).assignment
     way = replan(request, fleet, new, windows(fitted), objective, searching)
     last = way.within(None)
     most = sum(layer[-1].loads for layer in way.options)
@@ -145,8 +140,6 @@ def _searched(
     add: Callable[[int | None, Slots], float],
     each: float,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None,
-    stop: Event | None,
 ) -> None:
     limits = series(fitted.expert_counts.size)
     single, load = single_of(request, fleet), load_samples(fitted)
@@ -156,18 +149,18 @@ def _searched(
     load = fitted.expert_counts[None] if placement.balance_cap_of == "fit" else load
     steps = max(1, (request.steps or usual_steps(fitted.expert_counts.size)) // (len(limits) + 1))
     for i, limit in enumerate(limits):
-        stopped = stop is not None and stop.is_set()
-        if stopped or not budget.affords(each + LEAST_TIME, f"{len(limits) - i} of {len(limits)} points of the moves"):
+        if budget.stopped or not budget.affords(
+            each + LEAST_TIME, f"{len(limits) - i} of {len(limits)} points of the moves"
+        ):
             return
-        if on_event:
-            on_event({"done": i, "of": len(limits), "what": f"moves: at most {limit}"})
-        seconds = max(budget.left / (len(limits) - i) - ROOM * each, LEAST_TIME)
+        budget.tell(done=i, of=len(limits), what=f"moves: at most {limit}")
+        mine = replace(budget.part(1 / (len(limits) - i)).before(ROOM * each), on_event=None)
         within = replace(single, max_moves=limit)
-        options: dict[str, Any] = {"steps": steps, "chains": CHAINS, "stop": stop}
+        options: dict[str, Any] = {"steps": steps, "chains": CHAINS}
         try:
-            best = within.solve(affinity, load, cap=float(cap), time_limit=seconds / 2, **options)
+            best = within.solve(affinity, load, cap=float(cap), budget=mine.part(0.5), **options)
         except NotFound:  # so few moves cannot keep the cap: then as cool as they can
-            best = within.solve(nothing, load, price=1.0, time_limit=seconds / 2, **options)
+            best = within.solve(nothing, load, price=1.0, budget=mine, **options)
         each = max(each, add(limit, Slots.from_device_of(best.assignment, fleet.capacity)))
 
 

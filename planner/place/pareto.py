@@ -8,9 +8,8 @@ itself, linear and EPLB; a point that another one beats in balance and in moveme
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from threading import Event
 from typing import Any, Literal
 
 import numpy as np
@@ -98,14 +97,12 @@ def pareto(
     placement: Placement,
     *,
     points: int = POINTS,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
     budget: Budget | None = None,
 ) -> Front:
     """The front around ``placement``, which ``place`` made of the same trace and request.
 
-    ``points`` searches share the steps and the budget, by default the time limit of the request once more. ``stop``
-    ends it with the points known, and so does the budget. Raises what ``check_front`` does.
+    ``points`` searches share the steps and the budget, by default the time limit of the request once more. What ends
+    the budget leaves the points known. Raises what ``check_front`` does.
     """
     check_front(trace, request)
     began, fleet = time.perf_counter(), Fleet.of(request.devices)
@@ -118,9 +115,9 @@ def pareto(
     ]
     missed: list[float] = []
     searched: list[Point] = []
-    search = _Search(trace, fitted, request, fleet, points, on_event, stop, budget)
+    search = _Search(trace, fitted, request, fleet, points, budget)
     try:
-        if solvers_ready(budget, on_event):
+        if solvers_ready(budget):
             searched, missed = search.points()
     except SolverError as error:
         raise InfeasibleError(str(error)) from None
@@ -143,13 +140,11 @@ class _Search:
         request: Request,
         fleet: Fleet,
         count: int,
-        on_event: Callable[[dict[str, Any]], None] | None,
-        stop: Event | None,
         budget: Budget,
     ) -> None:
         self.fitted, self.rest = fitted, rest_of(trace, request.fit)
         self.request, self.fleet, self.count = request, fleet, count
-        self.on_event, self.stop, self.budget = on_event, stop, budget
+        self.budget = budget
         self.single = single_of(request, fleet)
         self.steps = max(1, (request.steps or usual_steps(fitted.expert_counts.size)) // count)
         self.done, self.scoring = 0, 0.0
@@ -179,15 +174,14 @@ class _Search:
 
     def _late(self) -> bool:
         """Whether the user or the clock ends it here: a point needs its score as well."""
-        if self.stop is not None and self.stop.is_set():
+        if self.budget.stopped:
             return True
         left = f"{self.count - self.done} of {self.count} points of the front"
         return not self.budget.affords(self.scoring + LEAST_TIME, left)
 
     def _search(self, what: Affinity, load: np.ndarray, cap: float, price: float) -> np.ndarray:
-        if self.on_event:
-            self.on_event({"done": self.done, "of": self.count, "what": "front: what balance buys"})
-        limit = self.budget.left / (self.count - self.done) - ROOM * self.scoring
+        self.budget.tell(done=self.done, of=self.count, what="front: what balance buys")
+        mine = self.budget.part(1 / (self.count - self.done)).before(ROOM * self.scoring)
         self.done += 1
         return self.single.solve(
             what,
@@ -195,9 +189,8 @@ class _Search:
             cap=cap,
             price=price,
             steps=self.steps,
-            time_limit=max(limit, LEAST_TIME),
             chains=CHAINS,
-            stop=self.stop,
+            budget=replace(mine, on_event=None),
         ).assignment
 
     def _point(self, name: str, placed: np.ndarray, cap: float | None = None) -> Point:

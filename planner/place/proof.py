@@ -2,8 +2,6 @@
 
 # W windows, L layers, E experts, G devices, R slots
 
-import time
-from threading import Event
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -15,6 +13,7 @@ from ...solvers.result import SolverError
 from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
+from ..budget import Budget
 from .answer import EXACT_PROGRAM
 from .request import Request
 from .score import reached_balance
@@ -38,13 +37,14 @@ class Rules(TypedDict):
 class Proof(NamedTuple):
     """slots: those found, or better ones; value: their mean balance; bounds: by name, no placement has less.
 
-    late: the time ended before all that was small enough was proven.
+    late: the time ended before all that was small enough was proven. improved: layers that the exact program found.
     """
 
     slots: Slots
     value: float
     bounds: dict[str, float]
     late: bool
+    improved: int = 0
 
 
 def prove(
@@ -55,27 +55,25 @@ def prove(
     shares: Shares,
     full: bool,
     improve: bool,
-    time_limit: float,
-    stop: Event | None = None,
+    budget: Budget,
 ) -> Proof:
     """Mean balance over windows and layers of slots, and the least of any placement; load: [W, L, E].
 
     improve: better slots may be taken; else they only say what the best would be.
     """
-    fleet, deadline = single.fleet, time.perf_counter() + time_limit
-    windows, experts = len(load), load.shape[2]
+    fleet, windows, experts = single.fleet, len(load), load.shape[2]
     room = int(np.minimum(fleet.capacity, experts).sum())
     least = least_balance(load, single, shares, full)
     best = least.copy()
     value = reached_balance(slots, load, fleet.speed)
-    asked, late = False, False
+    asked, late, improved = False, False, 0
     # Whole counts are known to be whole: they are not divided where there is one window of them.
     relative = load if windows == 1 else over_ideal(load, fleet.speed)
     unit = 1.0 if windows > 1 else np.maximum(load[0].sum(axis=1), 1e-300) / fleet.speed.sum()
     open_layers = np.flatnonzero(least < value * (1 - ROUNDING))
     for done, layer in enumerate(open_layers.tolist() if small(load, single, shares) else []):
-        left = deadline - time.perf_counter()
-        if left < LEAST_TIME or (stop is not None and stop.is_set()):
+        left = budget.left
+        if left < LEAST_TIME or budget.stopped:
             late = True
             break
         own = Slots(slots.expert_of[layer : layer + 1], slots.share_of[layer : layer + 1], slots.capacity)
@@ -102,10 +100,11 @@ def prove(
         if improve and found.objective / scale < value[layer] * (1 - ROUNDING):
             slots = _with_layer(slots, layer, found.assignment)
             value[layer] = found.objective / scale
+            improved += 1
     bounds = {"balance": float(least.mean())}
     if asked:
         bounds[EXACT_PROGRAM] = float(np.minimum(best, value).mean())
-    return Proof(slots, float(value.mean()), bounds, late)
+    return Proof(slots, float(value.mean()), bounds, late, improved)
 
 
 def small(load: np.ndarray, single: Single, shares: Shares) -> bool:
@@ -134,9 +133,7 @@ def _with_layer(slots: Slots, layer: int, other: Slots) -> Slots:
     return Slots(expert_of, share_of, slots.capacity)
 
 
-def within_cap(
-    slots: Slots, single: Single, counts: np.ndarray, request: Request, *, time_limit: float, stop: Event | None = None
-) -> Slots:
+def within_cap(slots: Slots, single: Single, counts: np.ndarray, request: Request, budget: Budget) -> Slots:
     """Slots whose balance on ``counts`` [L, E] keeps the cap asked for: those given, or the coolest there are.
 
     Raises ``InfeasibleError`` where none are known, with the bound where that proves why.
@@ -153,8 +150,7 @@ def within_cap(
         shares=request.shares,
         full=request.equal_slots,
         improve=request.previous is None,
-        time_limit=time_limit,
-        stop=stop,
+        budget=budget,
     )
     least = max(found.bounds.values())
     if least > cap * (1 + ROUNDING):

@@ -2,43 +2,42 @@
 
 import importlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ..budget import Budget
 
-LOAD_TIME = 1.3  # seconds of a processor that importing the solvers and loading what is compiled of them takes
+LOAD_TIME, LOAD_ALL_TIME = 0.3, 1.3  # seconds of a processor: to load what annealing needs, and all solvers
 LOAD_PART = 0.85  # of the time that is left may go to that
-TABLES_TIME, LARGE = 2.0, 14_848  # seconds of a processor for the tables of 58 layers x 256 experts
+GRACE = 2.0  # seconds by which what annealing needs may be late: an answer without a search is no better than EPLB's
+TABLES_TIME, LARGE = 1.0, 14_848  # seconds of a processor for the tables of 58 layers x 256 experts
 SOLVERS = "moeplan.solvers.compiled"
 
 
-def solvers_ready(
-    budget: Budget | None, on_event: Callable[[dict[str, Any]], None] | None = None, size: int = 0
-) -> bool:
+def solvers_ready(budget: Budget | None, size: int = 0, *, everything: bool = True) -> bool:
     """Load the solvers, where there is time to; ``None``: however long it takes.
 
     Where nothing is compiled yet, which takes half a minute once, another process compiles until half of the budget is
-    spent; what it has finished by then stays. size: layers x experts, whose tables must be made as well.
+    spent; what it has finished by then stays. size: layers x experts, whose tables must be made as well. everything:
+    not only what annealing begins with, which takes a third of the time.
     """
-    tables = TABLES_TIME * size / LARGE
-    what = "a search (loading the solvers would take too long)"
-    here = SOLVERS in sys.modules and importlib.import_module(SOLVERS).loaded()
-    if budget is not None and here and not budget.affords(tables * budget.slowdown, what):
-        return False
-    if budget is None or here:
-        if on_event:
-            on_event({"what": "loading the solvers (compiled once, in about half a minute)"})
-        _solvers().load_all()
+    if budget is None:
+        _solvers().load(everything)
         return True
-    if not budget.part(LOAD_PART).affords((LOAD_TIME + tables) * budget.slowdown, what):
+    tables = TABLES_TIME * size / LARGE
+    here = SOLVERS in sys.modules and _solvers().loaded(everything)
+    loading = 0.0 if here else LOAD_ALL_TIME if everything else LOAD_TIME
+    time = budget if here else budget.part(LOAD_PART)
+    time = time if everything else budget.before(-GRACE)
+    if not time.affords((loading + tables) * budget.slowdown, "a search (loading the solvers would take too long)"):
         return False
+    if here:
+        return True
     if not _solvers().is_compiled():
-        if on_event:
-            on_event({"what": "compiling the solvers, once, in about half a minute"})
+        budget.tell(what="compiling the solvers, once, in about half a minute")
         if not _solvers().compile_within(budget.left / 2):
             budget.skip("a search (compile the solvers once, with `python -m moeplan.solvers.compiled`)")
             return False
+    _solvers().load(everything)
     return True
 
 

@@ -3,22 +3,18 @@
 # L layers, E experts, G devices, W windows
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from threading import Event
-from typing import Any
 
 import numpy as np
 
 from ...solvers.replication.replicate import replicate
 from ...solvers.result import NotFound, Solution
 from ...solvers.slots import EMPTY, Slots
-from ...spec.errors import InfeasibleError
 from ...spec.placement import Shares
 from ...spec.trace import Trace
 from ..budget import Budget
 from .cap import balance_range
-from .fleet import Fleet, check_groups
+from .fleet import Fleet, check_groups, proportional
 from .proof import least_balance
 from .sample import load_samples, windows
 from .score import reached_balance
@@ -38,8 +34,6 @@ def place_copies(
     full: bool,
     steps: int | None = None,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
 ) -> Solution[Slots]:
     """Copies that fill the slots, every expert's copies on one host.
 
@@ -52,7 +46,7 @@ def place_copies(
     load, experts, hosts = windows(trace), trace.num_experts, len(fleet.names)
     host_of, late = np.zeros((trace.layers, experts), np.int64), False
     if hosts > 1:
-        onto = _hosts(single, trace, steps, budget.part(HOST_STAGE), on_event, stop)
+        onto = _hosts(single, trace, steps, budget.part(HOST_STAGE))
         host_of, late = onto.assignment, onto.status == "time_limit"
     expert_of = np.full((trace.layers, int(fleet.capacity.sum())), EMPTY)
     share_of = np.zeros(expert_of.shape)
@@ -77,7 +71,8 @@ def place_copies(
         share_of[:, seats] = inside.assignment.share_of
     found = Slots(expert_of, share_of, fleet.capacity)
     objective, bound = balance_and_bound(found, single, load, shares, full)
-    solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began)
+    solver = "annealing of hosts, local search inside them" if hosts > 1 else "local search"
+    solution = Solution.from_heuristic(found, objective, bound, time.perf_counter() - began, solver)
     return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution
 
 
@@ -89,46 +84,24 @@ def balance_and_bound(
     return float(reached.mean()), float(least_balance(load, single, shares, full).mean())
 
 
-def _hosts(
-    single: Single,
-    trace: Trace,
-    steps: int | None,
-    budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None,
-    stop: Event | None,
-) -> Solution[np.ndarray]:
+def _hosts(single: Single, trace: Trace, steps: int | None, budget: Budget) -> Solution[np.ndarray]:
     """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
     fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
     room = np.bincount(fleet.hosts, fleet.capacity)
-    counts = _proportional(experts, room)
+    counts = proportional(experts, room)
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
     stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
     affinity, load = stage.affinity(trace, budget.part(AFFINITY_TIME)), load_samples(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
-        return stage.solve(affinity, load, steps=steps, time_limit=budget.left, on_event=on_event, stop=stop)
+        return stage.solve(affinity, load, steps=steps, budget=budget)
     # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
-    between = balance_range(stage, trace, CAP_TIME * budget.left)
+    between = balance_range(stage, trace, budget.part(CAP_TIME))
     try:
-        found = stage.solve(
-            affinity, load, cap=between.at(ROOM), steps=steps, time_limit=budget.left, on_event=on_event, stop=stop
-        )
+        found = stage.solve(affinity, load, cap=between.at(ROOM), steps=steps, budget=budget)
     except NotFound as error:
         if error.in_time:
             raise
         # No time for locality: hosts are then as even as greedy makes them, and the answer is marked.
         found = Solution(stage.start(trace), 0.0, 0.0, "time_limit", 0.0)
     return found if between.in_time else replace(found, status="time_limit")
-
-
-def _proportional(experts: int, room: np.ndarray) -> np.ndarray:
-    """[X] experts per host in proportion to its slots, largest remainders first, never more than fit."""
-    if room.sum() < experts:
-        raise InfeasibleError(
-            f"{experts} experts in {int(room.sum())} slots: {experts - int(room.sum())} slots missing"
-        )
-    exact = experts * room / room.sum()
-    counts = np.floor(exact).astype(np.int64)
-    for host in np.argsort(counts - exact, kind="stable")[: experts - counts.sum()]:
-        counts[host] += 1
-    return counts

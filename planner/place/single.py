@@ -3,10 +3,7 @@
 # L layers, E experts, G devices, S samples
 
 import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,8 @@ from .request import Request
 from .sample import coherent_affinity, counted_affinity, fan_out_affinity
 
 DEVICE_WEIGHT, HOST_WEIGHT = 0.3, 1.3  # a move between hosts counts like four inside one: hosts first
+LEAST_TIME = 0.05  # of a search, in seconds: it returns where it began
+SMOOTHING = 0.1  # seconds of a processor that the traffic of tokens to come takes at least
 GROUP_STAGE = 5  # the stage that gives groups to hosts gets this part of the steps
 
 
@@ -50,10 +49,20 @@ class Single:
         """What tokens to come will exchange; as counted, where the budget ends before that is known."""
         if self.movement != "coherent":
             return fan_out_affinity(trace)
+        if budget is not None and not budget.affords(SMOOTHING * budget.slowdown, "smoothing the traffic"):
+            return counted_affinity(trace)
         try:
             return coherent_affinity(trace, budget)
         except OutOfTime:
             return counted_affinity(trace)
+
+    def cost(self, affinity: Affinity, placed: np.ndarray) -> float:
+        """Weighted crossings of placed [L, E]."""
+        return affinity.cost(placed, self.fleet.hosts, *self.weights)
+
+    def counted(self, trace: Trace) -> Affinity:
+        """The same at once: as counted on the trace."""
+        return counted_affinity(trace) if self.movement == "coherent" else fan_out_affinity(trace)
 
     def solve(
         self,
@@ -62,19 +71,23 @@ class Single:
         *,
         cap: float = math.inf,
         price: float = 0.0,
+        start: np.ndarray | None = None,
+        fixed_hosts: bool = False,
         steps: int | None = None,
-        time_limit: float = math.inf,
-        chains: int | None = None,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-        stop: Event | None = None,
+        budget: Budget | None = None,
+        **effort: int | None,
     ) -> Solution[np.ndarray]:
-        """[L, E] devices; load: [S, L, E]."""
-        fleet, began = self.fleet, time.perf_counter()
-        start = None
+        """[L, E] devices; load: [S, L, E]; start: [L, E] an earlier answer, which is spliced with what is found.
+        fixed_hosts: experts stay on the hosts that it has them on.
+
+        effort: ``chains`` and ``generations`` of ``anneal``.
+
+        budget: ends it; without one, its steps do. Raises as ``anneal``.
+        """
+        fleet, budget = self.fleet, budget or Budget.of(math.inf)
         if self.groups > 1 and self.previous is None:
             cool = cap < math.inf or price > 0
-            start = self._by_group(affinity, load, cool, steps, chains, time_limit / GROUP_STAGE, stop)
-        left = time_limit - (time.perf_counter() - began)
+            start = self._by_group(affinity, load, cool, steps, budget.part(1 / GROUP_STAGE))
         return anneal(
             affinity,
             load,
@@ -88,13 +101,13 @@ class Single:
             previous=self.previous,
             max_moves=self.max_moves,
             start=start,
-            fixed_hosts=self.groups > 1,
+            fixed_hosts=fixed_hosts or self.groups > 1,
             steps=steps,
-            chains=chains,
             seed=self.seed,
-            time_limit=left,
-            on_event=on_event,
-            stop=stop,
+            **effort,
+            time_limit=max(budget.left, LEAST_TIME),
+            on_event=budget.on_event,
+            stop=budget.stop,
         )
 
     def start(self, trace: Trace) -> np.ndarray:
@@ -109,9 +122,7 @@ class Single:
         load: np.ndarray,
         cool: bool,
         steps: int | None,
-        chains: int | None,
-        time_limit: float,
-        stop: Event | None,
+        budget: Budget,
     ) -> np.ndarray:
         """[L, E] devices, every expert group on one host: groups are annealed onto hosts, then balanced inside."""
         fleet, (layers, experts) = self.fleet, load.shape[1:]
@@ -134,20 +145,12 @@ class Single:
             balance_cap=math.inf,
             price=(float(between.sum() + within.sum()) / layers or 1.0) if cool else 0.0,
             steps=None if steps is None else max(1, steps // GROUP_STAGE),
-            chains=chains,
             seed=self.seed,
-            time_limit=time_limit,
-            stop=stop,
+            time_limit=max(budget.left, LEAST_TIME),
+            stop=budget.stop,
         )
         host_of = np.repeat(found.assignment, size, axis=1)
-        placed = np.empty((layers, experts), np.int64)
-        for host in range(hosts):
-            devices = np.flatnonzero(fleet.hosts == host)
-            inside = Fleet(fleet.speed[devices], fleet.capacity[devices], np.zeros(len(devices), int), ("",))
-            here = np.nonzero(host_of == host)[1].reshape(layers, -1)
-            mine = np.take_along_axis(load.sum(axis=0), here, axis=1)
-            np.put_along_axis(placed, here, devices[baselines.greedy(mine, inside)], axis=1)
-        return placed
+        return baselines.inside_hosts(host_of, load.sum(axis=0), fleet)
 
 
 def single_of(request: Request, fleet: Fleet) -> Single:

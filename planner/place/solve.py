@@ -2,17 +2,13 @@
 
 # L layers, E experts, G devices
 
-from collections.abc import Callable
-from threading import Event
-from typing import Any
-
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ...solvers.result import SolverError
 from ...spec.errors import InfeasibleError
 from ...spec.model import Model
-from ...spec.placement import Moves, Placement, TraceSource
+from ...spec.placement import Moves, Placement, PlacementLayer, TraceSource
 from ...spec.repeats import repeated_rows
 from ...spec.trace import Trace
 from ..budget import Budget
@@ -32,8 +28,6 @@ def place(
     trace_path: str = "",
     previous_path: str = "",
     model: Model | None = None,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
     budget: Budget | None = None,
 ) -> Placement:
     """Solve, score and say how sure the answer is. Raises ``MoeplanError`` where the request cannot be met.
@@ -41,7 +35,7 @@ def place(
     budget: what ends the whole of it; by default the request's time limit, once the solvers are compiled and loaded.
     """
     if budget is None:
-        solvers_ready(None, on_event)
+        solvers_ready(None)
         budget = Budget.of(request.time_limit)
     fitted = trace.part(*request.fit)
     fleet = Fleet.of(request.devices)
@@ -55,11 +49,12 @@ def place(
     try:
         # The arrays are small: more BLAS threads than one slow them down, and there are two searches at a time.
         with threadpool_limits(1, user_api="blas"):
-            if solvers_ready(search, on_event, fitted.expert_counts.size):
+            balancing = objective == "balance" or request.slots > trace.num_experts
+            if solvers_ready(search, fitted.expert_counts.size, everything=balancing):
                 # Imported when it is needed: a first answer must not wait for the solvers to load.
                 from .searched import searched_answer
 
-                answer = searched_answer(fitted, request, fleet, objective, search, on_event, stop)
+                answer = searched_answer(fitted, request, fleet, objective, search)
             else:
                 answer = first_answer(fitted, request, fleet, objective, usual, known, search)
     except SolverError as error:
@@ -68,11 +63,6 @@ def place(
     same = [name for name, slots in usual.items() if slots is answer.slots]
     mine = known[same[0]] if same else scores(layers, request, fitted, rest)
     sizes = None if model is None else _expert_bytes(model, request, trace.layers)
-    moves = None
-    if request.previous is not None:
-        copies = copies_by_layer(request.previous, layers)
-        moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * trace.layers))
-        moves = Moves(previous=previous_path, copies=sum(copies), limit=request.max_moves, bytes=moved)
     return Placement(
         model=model.name if model else trace.model,
         expert_bytes=sizes,
@@ -94,7 +84,7 @@ def place(
             tokens=fitted.tokens,
             counts_only=trace.counts_only,
         ),
-        moves=moves,
+        moves=_moves(request, layers, previous_path, model, sizes),
         notes=tuple(
             note
             for note in (
@@ -108,6 +98,21 @@ def place(
         ),
         seed=request.seed,
     )
+
+
+def _moves(
+    request: Request,
+    layers: tuple[PlacementLayer, ...],
+    path: str,
+    model: Model | None,
+    sizes: tuple[int, ...] | None,
+) -> Moves | None:
+    """What is loaded against the previous placement, read from ``path``; sizes: [L] bytes of an expert."""
+    if request.previous is None:
+        return None
+    copies = copies_by_layer(request.previous, layers)
+    moved = None if model is None else int(np.dot(copies, sizes or [model.expert_bytes()] * len(layers)))
+    return Moves(previous=path, copies=sum(copies), limit=request.max_moves, bytes=moved)
 
 
 def _expert_bytes(model: Model, request: Request, layers: int) -> tuple[int, ...] | None:

@@ -11,11 +11,9 @@ placements for several prices of balance are predicted in full, beside EPLB and 
 # T tokens, L layers, E experts, G devices
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Event
-from typing import Any
 
 import numpy as np
 
@@ -151,27 +149,25 @@ def place_for_time(
     single: Single,
     trace: Trace,
     timing: Timing,
-    candidates: Sequence[Slots],
+    candidates: Mapping[str, Slots],
     *,
     steps: int | None = None,
     budget: Budget,
-    on_event: Callable[[dict[str, Any]], None] | None = None,
-    stop: Event | None = None,
 ) -> Solution[Slots]:
-    """The fastest predicted of ``candidates`` and of single copies annealed at several prices of balance.
+    """The fastest predicted of ``candidates``, by name, and of single copies annealed at several prices of balance.
 
     single: carries the weights of ``Timing.weights``. Objective and bound in seconds.
     """
     began = time.perf_counter()
     predicting = time.perf_counter()
-    seconds = [timing.seconds(document_layers(slots), trace) for slots in candidates]
+    seconds = [timing.seconds(document_layers(slots), trace) for slots in candidates.values()]
     each = (time.perf_counter() - predicting) / max(len(candidates), 1)
     searching = budget.before(ROOM * each * len(PRICES))
     affinity, load = single.affinity(trace, searching.part(AFFINITY_TIME)), load_samples(trace)
     if len(trace.seq_len) <= WHOLE_SEQUENCES:
         load = windows(trace)  # samples of few sequences are rough: trials fit a cap to them, but nothing fits a price
     ideal = timing.bound(trace) / trace.layers
-    tried, late = list(candidates), False
+    names, tried, late = list(candidates), list(candidates.values()), False
     for i, price in enumerate(PRICES):
         if tried and searching.late:
             late = True
@@ -182,14 +178,13 @@ def place_for_time(
             load,
             price=price * ideal,
             steps=steps,
-            time_limit=max(searching.left / (len(PRICES) - i), 0.01),
-            on_event=on_event,
-            stop=stop,
+            budget=searching.part(1 / (len(PRICES) - i)),
         )
         late |= found.status == "time_limit"
         tried.append(Slots.from_device_of(found.assignment, single.fleet.capacity))
         seconds.append(timing.seconds(document_layers(tried[-1]), trace))
     best = int(np.argmin(seconds))
+    solver = names[best] if best < len(candidates) else "annealing"
     bound = min(timing.bound(trace), seconds[best])
-    solution = Solution.from_heuristic(tried[best], seconds[best], bound, time.perf_counter() - began)
+    solution = Solution.from_heuristic(tried[best], seconds[best], bound, time.perf_counter() - began, solver)
     return replace(solution, status="time_limit") if late and solution.status == "feasible" else solution

@@ -77,7 +77,11 @@ def place(
     ] = None,
     time_limit: Annotated[
         float,
-        typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end; work is counted in steps."),
+        typer.Option(
+            min=1,
+            max=MAX_SECONDS,
+            help="Ceiling in seconds, from start to end; a first search may overrun one of a second or two when busy.",
+        ),
     ] = 20.0,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Same seed, same placement.")] = 0,
     pareto: Annotated[
@@ -95,7 +99,7 @@ def place(
 
     Example: `moeplan place --trace trace.npz --fit 0:0.5 --devices 8 --hosts 2 -o place.json`
     """
-    budget = Budget.of(time_limit, began())
+    start = began()
     recorded = Trace.read(trace)
     named = named_model(model, recorded, trace)
     request = placement_request(
@@ -127,19 +131,18 @@ def place(
     shown: list[Shown] = []
     drawn: list[Path] = []
     with progress("placing") as show, stop_on_interrupt() as stop:
+        budget = Budget.of(time_limit, start, stop=stop, on_event=show)
         placement = solve(
             recorded,
             request,
             trace_path=str(trace),
             previous_path=str(previous or ""),
             model=named,
-            on_event=show,
-            stop=stop,
             budget=budget if not fronts.count else budget.part(PLACE_TIME),
         )
         placement.write(output)
         if fronts.count:
-            shown, drawn = fronts.search(recorded, request, placement, on_event=show, stop=stop, budget=budget)
+            shown, drawn = fronts.search(recorded, request, placement, budget)
     if as_json:
         print_json(placement.model_dump(mode="json") | {front.name: front.content for front in shown})
         return

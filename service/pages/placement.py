@@ -53,6 +53,7 @@ def verdict(placement: Placement) -> str:
         proven = "how much of it could be saved is not known"
     else:
         proven = f"proven that at most {s.gap:.1%} of it could be saved"
+    by = f" by {s.found_by}" if s.found_by else ""
     over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
     cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
     early = " The search was cut short; more time may help." if s.status == "time_limit" else ""
@@ -60,7 +61,7 @@ def verdict(placement: Placement) -> str:
     if placement.moves is not None:
         size = "" if placement.moves.bytes is None else f" ({bytes_text(placement.moves.bytes)})"
         moved = f" Against {placement.moves.previous}, {placement.moves.copies} copies{size} are loaded."
-    return f"{s.objective:.4g} = {s.minimised}: {proven}, found in {s.seconds:.1f} s.{cap}{early}{moved}"
+    return f"{s.objective:.4g} = {s.minimised}: {proven}, found{by} in {s.seconds:.1f} s.{cap}{early}{moved}"
 
 
 def _cell(score: Score, field: str) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..result import Infeasible, NotFound, Solution
 
+SOLVER = "dynamic programming"
 ROUNDING = 1e-9  # relative: costs this close are one, and a cap is kept to so much
 SAME = 1e-12  # relative: heats that differ by the order of their sums
 BLOCK = 1 << 20  # labels at a time
@@ -67,7 +68,7 @@ def shortest(layers: Layers, *, time_limit: float = math.inf, stop: Event | None
     search = _Search(layers, began + time_limit, stop)
     path, bound = search.run()
     value = search.value(path)
-    found = Solution.from_heuristic(layers.at[path], value, min(bound, value), time.perf_counter() - began)
+    found = Solution.from_heuristic(layers.at[path], value, min(bound, value), time.perf_counter() - began, SOLVER)
     return replace(found, status="time_limit") if search.late and found.status != "optimal" else found
 
 

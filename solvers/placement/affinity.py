@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike
 
-STEPS_PER_EXPERT, MOST_STEPS = 1_500, 50_000_000  # proposals of each annealing chain
+STEPS_PER_EXPERT, MOST_STEPS = 800, 50_000_000  # proposals of each annealing chain
 EXACT = 2**22  # counts below this are whole and their sums exact in float32
 
 

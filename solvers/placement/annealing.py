@@ -48,7 +48,7 @@ from .walks import GENERATIONS, THREADS, Walks
 
 __all__ = ["Affinity", "anneal", "pairs", "usual_chains", "usual_steps"]
 
-CHAINS, ENOUGH = 16, 80_000_000  # chains from random placements, fewer where so many proposals of all are enough
+CHAINS, ENOUGH = 8, 40_000_000  # chains from random placements, fewer where so many proposals of all are enough
 FOLLOWERS = 4  # chains after a splice
 SPLICE = 0.1  # of the time that is left, at most, to a splice between walks
 JUDGING, MOST_JUDGING = 1.2, 0.25  # of what comparing took at first; of the time for it at most
@@ -72,6 +72,7 @@ def anneal(
     fixed_hosts: bool = False,
     steps: int | None = None,
     chains: int | None = None,
+    generations: int = GENERATIONS,
     seed: int = 0,
     time_limit: float = math.inf,
     on_event: Callable[[dict[str, Any]], None] | None = None,
@@ -83,7 +84,8 @@ def anneal(
     host. balance_cap: mean over layers, or ``price``: energy of one unit of balance of one layer (then no cap).
     previous: [L, E] devices, with ``max_moves`` of which at most so many experts may change; it must keep (1).
     start: [L, E] devices to begin with; greedy balance by default.
-    steps: proposals per chain, the work budget, by default ``usual_steps``. time_limit: a ceiling in seconds,
+    steps: proposals per chain, the work budget, by default ``usual_steps``. generations: how often a few chains
+    go on from a splice of all before; 0 for the best of the chains alone. time_limit: a ceiling in seconds,
     into which the whole schedule is squeezed when steps take too long. ``stop`` ends the search early with
     what is then found.
 
@@ -95,15 +97,7 @@ def anneal(
     load_kernels()
     samples = np.asarray(load, float)
     samples = samples[None] if samples.ndim == 2 else samples
-    for sample in samples:
-        _, speeds, slots = checked(sample, speed, capacity)
-    host = np.asarray(hosts)
-    if host.shape != speeds.shape or host.dtype.kind not in "iu" or (host < 0).any():
-        raise ValueError(f"hosts must hold a host number for each of {len(speeds)} devices, got {hosts!r}")
-    if not 0 <= device_weight <= host_weight < math.inf:
-        raise ValueError(f"weights must be 0 <= device_weight <= host_weight, got {device_weight} and {host_weight}")
-    if samples.shape[1:] != affinity.together.shape[:2]:
-        raise ValueError(f"load must be [L, E] of {list(affinity.together.shape[:2])}, got {list(samples.shape[1:])}")
+    speeds, slots, host = _checked(samples, affinity, capacity, speed, hosts, (device_weight, host_weight))
     if balance_cap < math.inf:
         check_cap(samples, speeds, slots, balance_cap)
     relative = over_ideal(samples, speeds)
@@ -124,33 +118,66 @@ def anneal(
     )
     steps = steps or usual_steps(start.size)
     chains = chains or usual_chains(steps)
-    followers = min(FOLLOWERS, chains) if chains > 1 else 0
+    generations = generations if chains > 1 else 0
+    followers = min(FOLLOWERS, chains) if generations else 0
     costs = _costs(problem, affinity)
-    deadline = started + time_limit - _judging(costs, problem, start, chains + GENERATIONS * followers, time_limit)
-    walks = Walks(problem, steps, deadline, (chains, followers), seed, stop or Event(), on_event)
-    if balance_cap < math.inf:
-        walks.scout(start)
-        chains = walks.affordable()
-    found = walks.run(start, THREADS if walks.late else chains, WARMEST, hold=True)
-    for _ in range(GENERATIONS if followers else 0):
-        if not found or walks.stop.is_set():
-            break
-        start = _spliced(costs, problem, found, walks.share(SPLICE))
-        if walks.late:
-            found = [start]
-            break
-        found = [start, *walks.run(start, followers, SEAMS)]
-    if found:
-        best = _spliced(costs, problem, found, deadline)
-    elif mean_balance(start, samples, speeds) <= balance_cap:
-        best = start
-    else:
+    compared = chains + generations * followers + THREADS
+    deadline = started + time_limit - _judging(costs, problem, start, compared, time_limit)
+    walks = Walks(problem, steps, deadline, (chains, followers, generations), seed, stop or Event(), on_event)
+    known = [start] if mean_balance(start, samples, speeds) <= balance_cap else []
+    best = _walked(walks, costs, start, known)
+    if best is None:
         allow = walks.coolest + idle(samples)
         message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {allow:.6g}, the best"
         raise NotFound(message, in_time=not walks.squeezed)
     objective = affinity.cost(best, host, device_weight, host_weight)
     status: Status = "time_limit" if walks.squeezed else "feasible"
-    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done)
+    return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done, "annealing")
+
+
+def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarray]) -> np.ndarray | None:
+    """The best of all walks and of those ``known`` [L, E]: short ones, long ones, and followers of their splices."""
+    problem, found = walks.problem, known + walks.scout(start)
+    chains = walks.affordable()
+    _, followers, generations = walks.planned
+    if not (found and (walks.late or walks.stop.is_set())):
+        found += walks.run(start, THREADS if walks.late else chains, WARMEST, hold=problem.cap < math.inf)
+    while found and walks.adds_chains():
+        found += walks.run(start, THREADS, WARMEST, hold=problem.cap < math.inf)
+    generation = 0
+    while generation < generations or walks.adds_generation():
+        generation += 1
+        if not found or walks.stop.is_set():
+            break
+        start = _spliced(costs, problem, found, walks.share(SPLICE))
+        found = [start]
+        if walks.late:
+            break
+        found += walks.run(start, followers, SEAMS)
+    if not found:
+        return None
+    return _spliced(costs, problem, found, walks.deadline) if generations else _best(costs, problem, found)
+
+
+def _checked(
+    samples: np.ndarray,
+    affinity: Affinity,
+    capacity: ArrayLike,
+    speed: ArrayLike,
+    hosts: ArrayLike,
+    weights: tuple[float, float],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """speed, slots and host of the devices [G]; raises as ``anneal``."""
+    for sample in samples:
+        _, speeds, slots = checked(sample, speed, capacity)
+    host = np.asarray(hosts)
+    if host.shape != speeds.shape or host.dtype.kind not in "iu" or (host < 0).any():
+        raise ValueError(f"hosts must hold a host number for each of {len(speeds)} devices, got {hosts!r}")
+    if not 0 <= weights[0] <= weights[1] < math.inf:
+        raise ValueError(f"weights must be 0 <= device_weight <= host_weight, got {weights[0]} and {weights[1]}")
+    if samples.shape[1:] != affinity.together.shape[:2]:
+        raise ValueError(f"load must be [L, E] of {list(affinity.together.shape[:2])}, got {list(samples.shape[1:])}")
+    return speeds, slots, host
 
 
 def usual_chains(steps: int) -> int:
@@ -182,18 +209,21 @@ def _judging(costs: Costs, problem: Problem, start: np.ndarray, count: int, time
     return min(JUDGING * count * (time.perf_counter() - began), MOST_JUDGING * time_limit)
 
 
-def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray], deadline: float) -> np.ndarray:
-    """The best of the placements and, where experts may move at will and there is time, of the splice of all."""
-
-    def value(placed: np.ndarray) -> float:
-        return costs.total(placed) + problem.price * float(costs.hottest(placed).sum())
-
+def _best(costs: Costs, problem: Problem, found: list[np.ndarray]) -> np.ndarray:
+    """The cheapest of the placements, the price of balance included; of equals the first."""
     if len(found) == 1:
         return found[0]
+    if problem.price > 0:
+        return min(found, key=lambda placed: costs.total(placed) + problem.price * float(costs.hottest(placed).sum()))
+    return min(found, key=costs.total)
+
+
+def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray], deadline: float) -> np.ndarray:
+    """The best of the placements and, where experts may move at will and there is time, of the splice of all."""
     spliced = None
-    if problem.max_moves < 0:
+    if len(found) > 1 and problem.max_moves < 0:
         spliced = splice(costs, np.stack(found), problem.cap, problem.price, deadline)
-    return min([*found, spliced] if spliced is not None else found, key=value)
+    return _best(costs, problem, found if spliced is None else [*found, spliced])
 
 
 def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:

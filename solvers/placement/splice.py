@@ -74,6 +74,11 @@ class Costs(NamedTuple):
         return found
 
 
+def load_splices() -> None:
+    """Import what splices need, which takes longer than a first search: best while another thread searches."""
+    import scipy.optimize  # noqa: F401
+
+
 def splice(
     costs: Costs, candidates: np.ndarray, cap: float, price: float = 0.0, deadline: float = math.inf
 ) -> np.ndarray | None:

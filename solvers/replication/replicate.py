@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Timer
 
 import numpy as np
@@ -110,10 +110,8 @@ def replicate(
     found = widened(np.stack([at for at, _ in solved]), np.stack([share for _, share in solved]), problem, capacity)
     objective = float(np.mean([found.hottest(w, problem.speed).sum() for w in problem.load]))
     seconds = time.perf_counter() - began
-    solution = Solution.from_heuristic(found, objective, float(bound.mean(axis=0).sum()), seconds)
-    if cut.any() and solution.status == "feasible":
-        return Solution(found, objective, solution.bound, "time_limit", seconds)
-    return solution
+    solution = Solution.from_heuristic(found, objective, float(bound.mean(axis=0).sum()), seconds, "local search")
+    return replace(solution, status="time_limit") if cut.any() and solution.status == "feasible" else solution
 
 
 @contextmanager
