@@ -70,6 +70,7 @@ def solve(
     trace: Trace | str | Path | None = None,
     *,
     strategy: str | None = None,
+    placement: Placement | str | Path | None = None,
     even: bool = False,
     dtype: DType | None = None,
     memory_bytes: int | None = None,
@@ -80,7 +81,7 @@ def solve(
     """Degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.
 
     trace: recorded routing; without one a power law is assumed, and the plan says so. strategy: only this one for every
-    layer. even: as if all devices were equal. memory_bytes: limit of every device.
+    layer. placement: experts where it says, under ``ep``. even: as if all devices were equal. memory_bytes: limit of every device.
 
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP
@@ -92,6 +93,8 @@ def solve(
         cluster if isinstance(cluster, Cluster) else Cluster.read(cluster),
         _workload(workload),
         trace if trace is None or isinstance(trace, Trace) else Trace.read(trace),
+        placement=placement if placement is None or isinstance(placement, Placement) else Placement.read(placement),
+        placement_path="" if placement is None or isinstance(placement, Placement) else str(placement),
         strategy=strategy,
         even=even,
         dtype=dtype,
@@ -139,6 +142,7 @@ def place(
     >>> placement = place("trace.npz", fit=(0, 0.5), devices=8, hosts=2)  # doctest: +SKIP
     >>> placement.scores_frame()  # doctest: +SKIP
     """
+    from ..planner.budget import Budget
     from ..planner.place.solve import place as search
     from .asked import named_model, placement_request
 
@@ -171,7 +175,8 @@ def place(
         time_limit=time_limit,
     )
     old_path = "" if previous is None or isinstance(previous, Placement) else str(previous)
-    return search(recorded, request, trace_path=path, previous_path=old_path, model=named, on_event=on_event)
+    budget = Budget.of(time_limit, on_event=on_event)
+    return search(recorded, request, trace_path=path, previous_path=old_path, model=named, budget=budget)
 
 
 def run(
