@@ -180,7 +180,7 @@ def draw(rows: Sequence[tuple[str, int, dict[str, Solved]]], path: Path) -> None
     axes.set_xticks(sorted({n for _, n, _ in rows}), [f"{n:,}" for n in sorted({n for _, n, _ in rows})])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

@@ -15,6 +15,7 @@ from .layout import Layout
 from .spread import Spread
 from .traffic import Traffic
 
+REMEMBERED = 256  # devices up to which every dispatch is kept
 PIECE = 2**22  # choices that are looked at together
 
 
@@ -66,7 +67,7 @@ class Choices:
     layout: Layout
     hosts: np.ndarray
     experts: int
-    _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
+    _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
 
     @cached_property
     def own(self) -> Rows:
@@ -81,10 +82,13 @@ class Choices:
         return counted(self.ids, self.experts)
 
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
-        """One plan for each of the B layers; remembered for the same sequence of plans."""
-        if not self._last or self._last[0][0] is not plans:
-            self._last[:] = [(plans, self._dispatch(plans))]
-        return self._last[0][1]
+        """One plan for each of the B layers; remembered, as long as few devices make it small."""
+        key = tuple(map(id, plans))
+        if key not in self._known:
+            if self.layout.devices > REMEMBERED:
+                self._known.clear()
+            self._known[key] = plans, self._dispatch(plans)  # the plans are kept, so that their ids are theirs
+        return self._known[key][1]
 
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         devices = self.layout.devices

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
-from .choices import Dispatch, Rows, counted, distinct, owner_of, period
+from .choices import REMEMBERED, Dispatch, Rows, counted, distinct, owner_of, period
 from .layout import Layout
 from .spread import Factors, Spread
 
@@ -31,7 +31,7 @@ class Expected:
     layout: Layout
     hosts: np.ndarray
     experts: int
-    _last: list[tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=list)
+    _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
 
     @cached_property
     def _tokens(self) -> np.ndarray:
@@ -55,10 +55,13 @@ class Expected:
         return self._tokens.sum() * self._chosen
 
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
-        """One plan for each of the B layers; remembered for the same sequence of plans."""
-        if not self._last or self._last[0][0] is not plans:
-            self._last[:] = [(plans, self._dispatch(plans))]
-        return self._last[0][1]
+        """One plan for each of the B layers; remembered, as long as few devices make it small."""
+        key = tuple(map(id, plans))
+        if key not in self._known:
+            if self.layout.devices > REMEMBERED:
+                self._known.clear()
+            self._known[key] = plans, self._dispatch(plans)  # the plans are kept, so that their ids are theirs
+        return self._known[key][1]
 
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         sizes = {period(plan, self.experts) for plan in plans}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..spec.operators import Part
 from .costs import Costs
 from .simulator import Operation, simulate
 from .stages import Stage
@@ -102,20 +101,3 @@ def overlapped(
         ends[~np.array(started), member] = chain[1:]
         ends[started, member] = begin[device]
     return ends
-
-
-def parts(graph: Graph, ends: Sequence[float]) -> dict[tuple[int, Part], float]:
-    """Seconds of each (layer, part), mean over devices, by the end of every operation.
-
-    A device's time between the end of one operation and the end of the next belongs to the next, so that waiting
-    counts in the part that waits.
-    """
-    total: dict[tuple[int, Part], float] = {}
-    for chain in graph.chains.values():
-        before = 0.0
-        for i in chain:
-            op = graph.operations[i]
-            key = op.layer, op.part
-            total[key] = total.get(key, 0.0) + (ends[i] - before) / len(graph.chains)
-            before = ends[i]
-    return {key: seconds for key, seconds in total.items() if seconds > 0}

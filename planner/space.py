@@ -16,8 +16,10 @@ from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
+from .choices import REMEMBERED, Choices
 from .columns import Column
 from .costs import Costs
+from .expected import Expected
 from .few import Open
 from .floors import ep_floor
 from .given import Given
@@ -76,6 +78,9 @@ class Search:
     _columns: dict[tuple, Column] = field(default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(default_factory=dict)
     _of: Step | None = None
+    _equal: dict[LayerPlan, LayerPlan] = field(default_factory=dict)
+    _tokens: tuple[int, ...] = ()  # of the layouts that share ``_counted``
+    _counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)
     _promising: list[tuple[float, float, str, int]] = field(default_factory=list)  # seconds of ep, floor, space
 
     @cached_property
@@ -140,7 +145,9 @@ class Search:
         """Every layout's step; what is known of one is kept while it is the last that was looked at."""
         for name, layout in self.layouts.items():
             if self._of is None or self._of.layout is not layout:
-                self._of = Step(self.costs, self.model, layout, self.routing)
+                if self._tokens != layout.tokens:
+                    self._tokens, self._counted = layout.tokens, {}
+                self._of = Step(self.costs, self.model, layout, self.routing, counted=self._counted)
                 self._columns.clear()
                 self._tabled.clear()
             yield name, self._of
@@ -171,6 +178,8 @@ class Search:
     def _column(self, step: Step, plans: tuple[LayerPlan, ...]) -> Column:
         if step is not self._of:
             return Column.of(step, self.classes, plans)
+        if self.costs.devices <= REMEMBERED:  # equal plans are one, so that their rows are counted once
+            plans = tuple(self._equal.setdefault(plan, plan) for plan in plans)
         if plans not in self._columns:
             self._columns[plans] = Column.of(step, self.classes, plans)
         return self._columns[plans]

@@ -52,7 +52,7 @@ class Step:
     routing: Routing
     _memos: dict[Block, dict[str, list[Stage]]] = field(default_factory=dict)
     _dense: dict[Block, LayerCost] = field(default_factory=dict)
-    _chosen: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)
+    counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)  # by layers; see ``_choices``
 
     @classmethod
     def of(cls, plan: Plan, cluster: Cluster, trace: Trace | None = None) -> "Step":
@@ -80,14 +80,15 @@ class Step:
         return Layer(self.costs, block, self.layout, self._choices(tuple(indices), block.moe.num_experts), memo)
 
     def _choices(self, indices: tuple[int, ...], experts: int) -> Choices | Expected:
-        """Remembered where layers are costed together: they are asked for with every option."""
-        if indices in self._chosen:
-            return self._chosen[indices]
+        """Remembered where layers are costed together: they are asked for with every option. Steps of layouts with the
+        same tokens on every device may share ``counted``."""
+        if indices in self.counted:
+            return self.counted[indices]
         ids = self.routing.by_layer[[self._ordinals[i] for i in indices]]
         of = Choices if self.routing.scale == 1 else Expected
         choices = of(ids, self.layout, self.costs.cluster.host_index, experts)
         if len(indices) > 1:
-            self._chosen[indices] = choices
+            self.counted[indices] = choices
         return choices
 
     def alike(self) -> list[list[int]]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moeplan.planner.clock import longest_chains
 from moeplan.planner.costs import Costs
-from moeplan.planner.graph import Graph, parts
+from moeplan.planner.graph import Graph
 from moeplan.planner.layout import Layout
 from moeplan.planner.simulator import simulate
 from moeplan.planner.step import Step, build
@@ -103,3 +103,20 @@ def longest_from(graph, origin):
         elif op.after:
             end[i] = max(end[j] for j in op.after) + op.seconds
     return [end[graph.chains[device][-1]] for device in range(len(graph.chains))]
+
+
+def parts(graph, ends):
+    """Seconds of each (layer, part), mean over devices, by the end of every operation.
+
+    A device's time between the end of one operation and the end of the next belongs to the next, so that waiting
+    counts in the part that waits.
+    """
+    total = {}
+    for chain in graph.chains.values():
+        before = 0.0
+        for i in chain:
+            op = graph.operations[i]
+            key = op.layer, op.part
+            total[key] = total.get(key, 0.0) + (ends[i] - before) / len(graph.chains)
+            before = ends[i]
+    return {key: seconds for key, seconds in total.items() if seconds > 0}
