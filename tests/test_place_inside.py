@@ -194,7 +194,8 @@ def test_what_there_is_no_time_for_is_said(monkeypatch):
     assert "local" in plan.solver.space
     assert not any(note.startswith("no time for") for note in plan.notes)
     monkeypatch.setattr(ready, "SOLVERS", "of a process that has not loaded them")
-    monkeypatch.setattr(ready, "LOAD_ALL_TIME", 100.0)
+    for name in ("LOAD_TIME", "LOAD_ALL_TIME"):
+        monkeypatch.setattr(ready, name, 100.0)
     hurried = solve(model, cluster(model), PREFILL, strategy="ep", time_limit=1.0)
     assert "local" not in hurried.solver.space
     assert "replicated" not in hurried.solver.space
