@@ -107,7 +107,7 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
         return [np.broadcast_to(after, now.shape) for after in _simulated(costs, stages, now[:1], known)]
     clocks = np.zeros((len(stages), *now.shape))
     gather = stages[0].exchanges[0]
-    demands = [costs.demands(gather, index) for index in range(len(gather.seconds))]
+    demands = [costs.fractions(gather, index) for index in range(len(gather.seconds))]
     for index, begin in enumerate(now):
         least, wanted = float(begin.min()), demands[min(index, len(demands) - 1)]
         own = np.stack([stage.one(index) for stage in stages])
@@ -116,7 +116,7 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
         rows = np.stack([begin, *own])
         for first in range(0, now.shape[1], width):
             group = range(first, first + width)
-            alike = rows[:, group].tobytes(), begin.max(), *(tuple(wanted[device].values()) for device in group)
+            alike = rows[:, group].tobytes(), begin.max(), wanted[:, group].tobytes()
             if alike not in known:
                 known[alike] = overlapped(costs, stages, index, group, begin)
             clocks[:, index, group] = least + known[alike]

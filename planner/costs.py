@@ -8,6 +8,7 @@ beyond what was measured are collected in ``notes``.
 
 # B layers that are costed together, G devices, n members of a group, E experts
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +25,9 @@ from .spread import Spread
 from .traffic import Traffic
 
 LISTED = 64  # members up to which all pairs of a collective are listed
+
+
+RESOURCES = ("compute", "out", "in", "uplink out", "uplink in")
 
 
 @dataclass(frozen=True)
@@ -204,33 +208,40 @@ class Costs:
         cores = self._cores[self.kinds[list(exchange.group)]]
         return np.minimum(curve.read(bytes=np.maximum(mean, 1))[0] / cores / duration, 1.0)
 
-    def demands(self, exchange: Exchange, index: int) -> tuple[dict[str, float], ...]:
-        """Fractions of links, uplinks and compute that each member uses over the whole collective of one layer.
+    def fractions(self, exchange: Exchange, index: int) -> np.ndarray:
+        """[RESOURCES, n] fractions of compute, links and uplinks that each member of two or more uses over the whole
+        collective of one layer.
 
         They are averages over its longest member's time and never exceed a capacity in sum, so that a collective that
         runs alone is slowed by nothing.
         """
         group = exchange.group
-        if len(group) == 1:
-            return ({},)
         flow, _, _ = self._measured(exchange.collective, group)
         duration, traffic = float(self._duration(exchange)[index, 0]), exchange.traffic
         sent, received = traffic.across(flow.host)
-        used = {
-            "compute": self.busy(exchange)[index],
-            "out": traffic.sent()[index] / flow.out_rate / duration,
-            "in": traffic.received()[index] / flow.in_rate / duration,
-            "uplink out": _share(sent[index], flow.host, flow.uplink_out * duration),
-            "uplink in": _share(received[index], flow.host, flow.uplink_in * duration),
-        }
-        return tuple(
-            {
-                f"{resource} {flow.host[a] if resource.startswith('uplink') else i}": min(float(fraction[a]), 1.0)
-                for resource, fraction in used.items()
-                if fraction[a] > 0 and np.isfinite(duration)
-            }
-            for a, i in enumerate(group)
+        used = (
+            self.busy(exchange)[index],
+            traffic.sent()[index] / flow.out_rate / duration,
+            traffic.received()[index] / flow.in_rate / duration,
+            _share(sent[index], flow.host, flow.uplink_out * duration),
+            _share(received[index], flow.host, flow.uplink_in * duration),
         )
+        return np.minimum(used, 1.0) if np.isfinite(duration) else np.zeros((len(RESOURCES), len(group)))
+
+    def demands(self, exchange: Exchange, index: int, members: Sequence[int]) -> list[dict[str, float]]:
+        """The same by resource, for some members (positions in the group)."""
+        group = exchange.group
+        if len(group) == 1:
+            return [{} for _ in members]
+        host, used = self._measured(exchange.collective, group)[0].host, self.fractions(exchange, index)
+        return [
+            {
+                f"{resource} {host[a] if resource.startswith('uplink') else group[a]}": float(fraction)
+                for resource, fraction in zip(RESOURCES, used[:, a], strict=True)
+                if fraction > 0
+            }
+            for a in members
+        ]
 
     @staticmethod
     def _duration(exchange: Exchange) -> np.ndarray:

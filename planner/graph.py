@@ -63,10 +63,10 @@ class Graph:
             if not inside:
                 continue
             at = min(index, len(exchange.seconds) - 1)
-            demands, latency = self.costs.demands(exchange, at), float(exchange.latency[at])
+            demands, latency = self.costs.demands(exchange, at, inside), float(exchange.latency[at])
             arrived = tuple(self.chains[exchange.group[a]][-1] for a in inside)
             arrived += self.others if len(inside) < len(exchange.group) else ()
-            for a in inside:
+            for a, wanted in zip(inside, demands, strict=True):
                 found.append(
                     Operation(
                         stage.name,
@@ -74,7 +74,7 @@ class Graph:
                         exchange.group[a],
                         self.layer,
                         float(exchange.seconds[at, a]),
-                        demands[a],
+                        wanted,
                         arrived,
                         latency,
                         transfer=True,

@@ -116,7 +116,7 @@ def test_a_collective_alone_never_exceeds_a_capacity(sizes):
     costs = Costs(CLUSTER, MODEL, "f32")
     exchange = costs.all_to_all(ALL, traffic(np.array(sizes).reshape(4, 4)))
     used = {}
-    for demands in costs.demands(exchange, 0):
+    for demands in costs.demands(exchange, 0, range(len(exchange.group))):
         for resource, fraction in demands.items():
             used[resource] = used.get(resource, 0.0) + fraction
     assert max(used.values(), default=0.0) <= 1 + 1e-9

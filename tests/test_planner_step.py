@@ -155,7 +155,7 @@ def test_gathering_hides_behind_attention_and_costs_its_busy_time():
     held = 2 * 3 * 64 * 128 * 4
     exchange = step.costs.all_gather((0, 1, 2, 3), np.full((1, 4), held))
     alone = exchange.seconds[0, 0]
-    lost = step.costs.demands(exchange, 0)[0]["compute 0"] * (alone - exchange.latency[0])
+    lost = step.costs.demands(exchange, 0, [0])[0]["compute 0"] * (alone - exchange.latency[0])
     copy = 2 * held / (0.05 * BYTES)
     attention = reader(step)(0, "attention_prefill", attention_shape(step.model.layers[0]), sequences=2, length=32)
     assert lost > 1e-5
