@@ -42,6 +42,9 @@ class Column:
         regions[:, 1] = outside
         for c, members in enumerate(classes.members):
             block = step.blocks[model.moe_layers[members[0]]]
+            if c and plans[c] is plans[c - 1] and block is step.blocks[model.moe_layers[classes.members[c - 1][0]]]:
+                weights[c], regions[c, 0] = weights[c - 1], regions[c - 1, 0]
+                continue
             weights[c] = memory.expert_weights(block, plans[c], element)
             regions[c, 0] = memory.gathered_region(block, plans[c], element)
         seconds, place = np.zeros(len(model.moe_layers)), np.zeros((len(model.moe_layers), 2), int)

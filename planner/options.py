@@ -212,12 +212,12 @@ class Options:
         """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
         experts, devices = self.moe.num_experts, self.costs.devices
         found, plain = [], self.plain("gathered", devices)
+        at_rest = np.array([len(slots) for slots in plain.slots])
         for c, members in enumerate(self.classes.members):
             options = [plain]
             most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
-            held = np.array([len(slots) for slots in plain.slots])
-            if (held > most).any() and most.sum() >= experts:
-                held = np.minimum(held, most).astype(int)
+            if (at_rest > most).any() and most.sum() >= experts:
+                held = np.minimum(at_rest, most).astype(int)
                 while held.sum() < experts:
                     held[np.argmax(most - held)] += 1
                 options.append(_placed(np.repeat(np.arange(devices), held), "gathered", devices))
