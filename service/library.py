@@ -87,6 +87,7 @@ def solve(
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP
     """
+    from ..planner.budget import Budget
     from ..planner.search import solve as search
 
     return search(
@@ -104,7 +105,7 @@ def solve(
         time_limit=time_limit,
         trace_path="" if trace is None or isinstance(trace, Trace) else str(trace),
         asked=_asked(model),
-        on_event=on_event,
+        budget=Budget.of(time_limit, on_event=on_event),
     )
 
 

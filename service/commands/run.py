@@ -134,6 +134,7 @@ def _planned(path: Path | None, planning: list[str]) -> Plan:
 def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Path | None) -> Plan:
     """The plan that keeps to a placement, made as `moeplan solve --placement` makes it."""
     # Imported when it is needed: a plan is run without a solver.
+    from ...planner.budget import Budget
     from ...planner.search import solve
 
     with progress("planning") as show:
@@ -146,6 +147,5 @@ def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Pa
             asked=model,
             placement=Placement.read(placement),
             placement_path=str(placement),
-            time_limit=PLANNING,
-            on_event=show,
+            budget=Budget.of(PLANNING, on_event=show),
         )
