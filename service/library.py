@@ -119,7 +119,7 @@ def place(
     equal_slots: bool = False,
     cluster: Cluster | str | Path | None = None,
     model: str | Model | None = None,
-    workload: Workload | str = "prefill:2048",
+    workload: Workload | str | None = None,
     dtype: DType | None = None,
     fit: tuple[float, float] = (0.0, 1.0),
     objective: Objective = "latency",
@@ -137,9 +137,10 @@ def place(
     """Experts on devices, so that tokens travel little and no device runs hot; see ``moeplan place --help``.
 
     devices, hosts: equal devices, by default 8 on one host; slots: copies per layer in all, by default one of every
-    expert; slots_per_device instead where they differ. cluster and model: predicted time is then the objective. fit:
-    the part of the trace to fit, as fractions; the rest scores it. balance_cap: hottest device over the mean.
-    previous, max_moves: start from a placement, and load at most so many copies. steps: proposals of each chain.
+    expert; slots_per_device instead where they differ. cluster and model: predicted time is then the objective, for
+    workload (by default ``prefill:2048``) and dtype (by default the model's). fit: the part of the trace to fit, as
+    fractions; the rest scores it. balance_cap: hottest device over the mean. previous, max_moves: start from a
+    placement, and load at most so many copies. steps: proposals of each chain.
 
     >>> placement = place("trace.npz", fit=(0, 0.5), devices=8, hosts=2)  # doctest: +SKIP
     >>> placement.scores_frame()  # doctest: +SKIP
@@ -158,7 +159,7 @@ def place(
         hosts=hosts,
         cluster=cluster if cluster is None or isinstance(cluster, Cluster) else Cluster.read(cluster),
         model=named,
-        workload=None if cluster is None else _workload(workload),
+        workload=None if workload is None else _workload(workload),
         dtype=dtype,
         asked="" if model is None else _asked(model),
         slots=slots,
