@@ -204,12 +204,12 @@ def run(
     >>> report = run(plan)  # doctest: +SKIP
     >>> report.parts_frame()  # doctest: +SKIP
     """
-    # torch takes seconds to import: only when it is needed.
+    decided = plan if isinstance(plan, Plan) else Plan.read(plan)
+    # torch takes seconds to import: a wrong file is refused before.
     from ..profiler import PROBE
     from ..runtime.launch.choose import choose_launcher
     from ..runtime.run import run as execute
 
-    decided = plan if isinstance(plan, Plan) else Plan.read(plan)
     device = decided.devices[0].kind
     with _in_file(trace) as path, choose_launcher(_path(lab), len(decided.devices), device) as launcher:
         return execute(
