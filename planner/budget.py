@@ -82,6 +82,7 @@ class Budget:
 
     @property
     def over(self) -> bool:
+        """Whether the search ends here, late or stopped."""
         return self.late or self.stopped
 
     def tell(self, **event: Any) -> None:

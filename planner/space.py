@@ -32,6 +32,7 @@ from .units import bytes_text
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
+MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
@@ -52,6 +53,7 @@ class Search:
     """One search, with storage for ``stored`` layers; ``limits`` are bytes per device.
 
     ``dataclasses.replace`` makes another one, which has found nothing yet. Ctrl-C sets ``budget.stop``.
+
     bound: lower bound on the step seconds of everything in the spaces searched so far.
     missing: per space in which nothing fits, the bytes missing on each device.
     """
@@ -352,7 +354,7 @@ class Search:
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
-        return max(LEAST_TIME, SELECT_TIME * self.budget.left)
+        return min(max(LEAST_TIME, SELECT_TIME * self.budget.left), MOST_TIME)
 
 
 def lacking(missing: np.ndarray) -> str:

@@ -302,6 +302,14 @@ def test_ctrl_c_keeps_what_was_found():
         solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, budget=Budget.of(60.0, on_event=lambda _: stop({"done": 1})))
 
 
+def test_no_time_limit_is_as_good_as_enough():
+    """Under a limit of memory, where programs are solved, which want a finite limit."""
+    memory_bytes = int(0.9 * max(m.total for m in solved().predicted.memory))
+    endless, enough = (solved(memory_bytes=memory_bytes, time_limit=limit) for limit in (float("inf"), 60.0))
+    assert endless.solver == enough.solver
+    assert endless.layers == enough.layers
+
+
 def test_a_budgets_stop_ends_the_search_and_is_no_time_limit():
     budget = Budget.of(60.0)
     budget.on_event = lambda event: budget.stop.set() if event["done"] == 1 else None
