@@ -30,12 +30,24 @@ from .graph import overlapped
 from .simulator import FULL
 from .stages import Stage
 
+BITS = 42  # of the longest stage that a beginning is rounded to
+
 Watch = Callable[[Stage, np.ndarray, np.ndarray], None]
 """Called with a stage and the clocks [B, G] before and after it."""
 
 
-def run(costs: Costs, stages: Sequence[Stage], begin: np.ndarray, watch: Watch | None = None) -> np.ndarray:
-    """[B, G] clocks after all stages, from ``begin`` [B, G]."""
+Known = dict[tuple, np.ndarray]
+"""What was simulated, by how the devices began and what they did."""
+
+
+def run(
+    costs: Costs,
+    stages: Sequence[Stage],
+    begin: np.ndarray,
+    watch: Watch | None = None,
+    known: Known | None = None,
+) -> np.ndarray:
+    """[B, G] clocks after all stages, from ``begin`` [B, G]. known: of other layers of the same batch."""
     now, first = begin, 0
     while first < len(stages):
         end = first + 1
@@ -43,7 +55,7 @@ def run(costs: Costs, stages: Sequence[Stage], begin: np.ndarray, watch: Watch |
             end += next(i for i, stage in enumerate(stages[first:]) if stage.kind == "wait")
             beside = stages[first:end]
             shares = any(stage.kind == "exchange" and stage.width > 1 for stage in beside)
-            clocks = _simulated(costs, beside, now) if shares else _beside(beside, now)
+            clocks = _simulated(costs, beside, now, {} if known is None else known) if shares else _beside(beside, now)
         else:
             clocks = [_synchronous(stages[first], now)]
         for stage, after in zip(stages[first:end], clocks, strict=True):
@@ -85,23 +97,29 @@ def _beside(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
     return clocks
 
 
-def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
-    """The same where tensor groups exchange beside the started collective; groups that are alike only once."""
+def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Known) -> list[np.ndarray]:
+    """The same where tensor groups exchange beside the started collective; groups that are alike only once.
+
+    Devices begin at whole multiples of a time too short to count, so that layers which differ by rounding are alike.
+    """
     width = max(stage.width for stage in stages[1:] if stage.kind == "exchange")
     if len(now) > 1 and (now == now[0]).all() and all(len(stage.seconds) == 1 for stage in stages):
-        return [np.broadcast_to(after, now.shape) for after in _simulated(costs, stages, now[:1])]
-    clocks, known = np.zeros((len(stages), *now.shape)), {}
+        return [np.broadcast_to(after, now.shape) for after in _simulated(costs, stages, now[:1], known)]
+    clocks = np.zeros((len(stages), *now.shape))
     gather = stages[0].exchanges[0]
     demands = [costs.demands(gather, index) for index in range(len(gather.seconds))]
     for index, begin in enumerate(now):
         least, wanted = float(begin.min()), demands[min(index, len(demands) - 1)]
-        rows = np.stack([begin, *(stage.one(index) for stage in stages)])
+        own = np.stack([stage.one(index) for stage in stages])
+        unit = 2.0 ** (np.floor(np.log2(max(own.max(), np.finfo(float).tiny))) - BITS)
+        begin = np.round((begin - least) / unit) * unit
+        rows = np.stack([begin, *own])
         for first in range(0, now.shape[1], width):
             group = range(first, first + width)
             alike = rows[:, group].tobytes(), begin.max(), *(tuple(wanted[device].values()) for device in group)
             if alike not in known:
-                known[alike] = least + overlapped(costs, stages, index, group, begin - least)
-            clocks[:, index, group] = known[alike]
+                known[alike] = overlapped(costs, stages, index, group, begin)
+            clocks[:, index, group] = least + known[alike]
     return list(clocks)
 
 

@@ -62,6 +62,12 @@ class Column:
         return self.plans[0].strategy
 
     @cached_property
+    def copied(self) -> tuple[bool, ...]:
+        """[C] whether the plan holds any expert more than once."""
+        held = [[expert for experts in plan.slots for expert in experts] for plan in self.plans]
+        return tuple(len(set(experts)) < len(experts) for experts in held)
+
+    @cached_property
     def arrival(self) -> np.ndarray:
         slowest = [cost.chains.slowest() for cost in self._costs]
         return np.array([slowest[batch][index] for batch, index in self._place])
@@ -74,10 +80,10 @@ class Column:
     def after(self, step: Step, ordinal: int, begin: np.ndarray) -> np.ndarray:
         """[1, G] when the devices end a layer that they begin at ``begin`` [1, G]."""
         batch, index = self._place[ordinal]
-        stages = self._costs[batch].stages
-        if stages is None:  # nothing slowed: what a device waits for is the longest chain
+        cost = self._costs[batch]
+        if cost.stages is None:  # nothing slowed: what a device waits for is the longest chain
             return self.chains(ordinal).ends(begin)
-        return run(step.costs, [stage.only(index) for stage in stages], begin)
+        return run(step.costs, [stage.only(index) for stage in cost.stages], begin, known=cost.known)
 
 
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..solvers.placement.fan_out import ExpertSets, expert_sets
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
 from .choices import REMEMBERED, Dispatch, Rows, counted, distinct, owner_of, period
@@ -86,9 +87,16 @@ class Expected:
 
     def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
         """[B, d] probability that a token needs what lies at each place."""
-        where, new = distinct(place.astype(np.int16)[np.arange(len(place))[:, None, None], self.ids])
-        key = np.broadcast_to((np.arange(len(place)) * size)[:, None, None], where.shape)[new] + where[new]
-        return np.bincount(key, minlength=len(place) * size).reshape(-1, size) / self.ids.shape[1]
+        needed = np.zeros((len(place), size))
+        for row, own, (members, tokens) in zip(needed, place.astype(np.int16), self._sets, strict=True):
+            where, new = distinct(own[members])
+            row[:] = np.bincount(where[new], np.broadcast_to(tokens[:, None], where.shape)[new], size)
+        return needed / self.ids.shape[1]
+
+    @cached_property
+    def _sets(self) -> list[ExpertSets]:
+        """Tokens that choose the same experts need the same places."""
+        return expert_sets(self.ids.transpose(1, 0, 2))
 
 
 @dataclass(frozen=True)

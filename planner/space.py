@@ -80,6 +80,7 @@ class Search:
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
+    _left_room: np.ndarray | None = field(init=False, default=None)
     _equal: dict[LayerPlan, LayerPlan] = field(init=False, default_factory=dict)
     _tokens: tuple[int, ...] = field(init=False, default=())  # of the layouts that share ``_counted``
     _counted: dict[tuple[int, ...], Choices | Expected] = field(init=False, default_factory=dict)
@@ -151,6 +152,7 @@ class Search:
                     self._tokens, self._counted = layout.tokens, {}
                 self._of = Step(self.costs, self.model, layout, self.routing, counted=self._counted)
                 self._columns.clear()
+                self._left_room = None
                 self._tabled.clear()
             yield name, self._of
 
@@ -270,19 +272,16 @@ class Search:
             self._record(name, step, degree, [], math.inf, "nothing that fits was found in the time allowed")
         else:
             chosen, seconds = solution.assignment, tables.step_seconds(solution.assignment)
-            if degree == self.costs.devices and any(self._copied(plan) for plan in tables.plans(chosen)):
+            if degree == self.costs.devices and any(tables.columns[o].copied[c] for c, o in enumerate(chosen)):
                 chosen, seconds = self._with_or_without_copies(tables, strategy, chosen, seconds)
             self._record(name, step, degree, self.classes.spread(tables.plans(chosen)), seconds, "")
-
-    def _copied(self, plan: LayerPlan) -> bool:
-        return sum(map(len, plan.slots)) > self.options.moe.num_experts
 
     def _with_or_without_copies(
         self, tables: Tables, strategy: Strategy | None, chosen: tuple[int, ...], seconds: float
     ) -> tuple[tuple[int, ...], float]:
         """The faster, timed whole, of a choice and of that among options of single copies; and its seconds."""
         cost = tables.seconds.copy()
-        cost[:, [o for o, column in enumerate(tables.columns) if any(map(self._copied, column.plans))]] = math.inf
+        cost[:, [o for o, column in enumerate(tables.columns) if any(column.copied)]] = math.inf
         try:
             single = tables.select(cost, strategy, self._left(), self.seed, CHOICE_GAP).assignment
         except (Infeasible, NotFound):
@@ -336,6 +335,13 @@ class Search:
 
     def _room(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""
+        if step is not self._of:
+            return self._measured_room(step)
+        if self._left_room is None:
+            self._left_room = self._measured_room(step)
+        return self._left_room
+
+    def _measured_room(self, step: Step) -> np.ndarray:
         model, element = self.model, self.costs.element_bytes
         stored = model.layers[: self.stored]
         fixed = memory.replicated_weights(stored, model.vocab_size, model.tie_embeddings, step.layout.tensor, element)

@@ -17,7 +17,7 @@ from ..spec.routing import Routing, draw_routing
 from ..spec.trace import Trace
 from . import memory
 from .choices import Choices
-from .clock import Chains, longest_chains, run
+from .clock import Chains, Known, longest_chains, run
 from .costs import Costs
 from .expected import Expected
 from .graph import Graph
@@ -34,12 +34,13 @@ class LayerCost(NamedTuple):
 
     seconds: [B] from all devices beginning together until the last has ended.
     chains: longest chains of stages from one device's beginning to another's end, nothing slowed.
-    stages: where devices compute beside a transfer, so that a layer's end is more than its chains.
+    stages: where devices compute beside a transfer, so that a layer's end is more than its chains; known: of these.
     """
 
     seconds: np.ndarray
     chains: Chains
     stages: list[Stage] | None
+    known: Known
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ class Step:
         """Layers by themselves under plans of one strategy, one per layer (None: a dense layer)."""
         stages = build(layer, plans)
         count, devices = len(plans) if plans else 1, self.layout.devices
-        ends = run(self.costs, stages, np.zeros((count, devices)))
+        known: Known = {}
+        ends = run(self.costs, stages, np.zeros((count, devices)), known=known)
         slowed = any(stage.kind == "start" for stage in stages)
-        return LayerCost(ends.max(1), longest_chains(stages, count, devices), stages if slowed else None)
+        return LayerCost(ends.max(1), longest_chains(stages, count, devices), stages if slowed else None, known)
 
     def dense(self, index: int) -> LayerCost:
         """The cost of a layer without experts."""

@@ -15,7 +15,6 @@ searched for balance (``solvers.replication``), and offered a second time withou
 
 # C classes of layers, T tokens of a class, K top-k, E experts, G devices, N arrangements
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -30,13 +29,13 @@ from ..budget import Budget
 from . import baselines
 from .fleet import Fleet
 from .question import Placed, Question, said
+from .ready import solvers_ready
 
 PRICES = {"local": 1.0, "local, balance first": 3.0}
 """What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
 STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 2_000_000, 1  # work of one annealing, of which a search has many
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
 SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search may take
-LOAD_TIME = 2.0  # seconds that loading the compiled loops takes, about
 ONE, ALL = "arrangement", "arrangement 0"  # the second is there where all are
 EVERY = 64  # arrangements of all classes together that are all offered
 SECONDS = "estimated seconds of a layer's exchange and experts"
@@ -63,7 +62,9 @@ def placements_for(question: Question, *, seed: int, budget: Budget, copies: boo
     fleet = question.fleet
     if len(fleet.speed) == 1 or fleet.capacity.sum() < question.experts:
         return {}
-    found, able = _exactly(question), _affords_loops(budget)
+    found = _exactly(question)
+    # Loaded before the search's part of the time is measured: loading must not cut a search short.
+    able = (found is None or copies) and solvers_ready(budget, question.load.size, everything=copies)
     mine = Budget.of(max(SEARCH_TIME * budget.left, LEAST_TIME))
     if found is None:
         found = _annealed(question, seed, mine.part(0.5 if copies else 1.0)) if able else {}
@@ -73,14 +74,6 @@ def placements_for(question: Question, *, seed: int, budget: Budget, copies: boo
 
         found |= replicated(question, found["local"].slots, seed, mine)
     return found
-
-
-def _affords_loops(budget: Budget) -> bool:
-    """Whether the compiled loops are loaded, or there is time to."""
-    if "moeplan.solvers.placement.kernel" in sys.modules or budget.left > LOAD_TIME:
-        return True
-    budget.skip("a search for placements (loading the solvers would take too long)")
-    return False
 
 
 def _single(question: Question, device_of: np.ndarray, solver: str, *, wide: bool = False) -> Placed:
