@@ -80,6 +80,11 @@ class Budget:
         """Whether the user wants what is found by now."""
         return self.stop.is_set()
 
+    @property
+    def over(self) -> bool:
+        """Whether the search ends here, late or stopped."""
+        return self.late or self.stopped
+
     def tell(self, **event: Any) -> None:
         """Report progress."""
         if self.on_event:

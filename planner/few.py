@@ -6,10 +6,10 @@ left to that: the fastest is found, and its seconds are the bound.
 """
 
 import math
-import time
 from itertools import product
 from typing import NamedTuple
 
+from .budget import Budget
 from .tables import Tables
 
 MOST_LAYERS = 2_048  # combinations x layers of one space
@@ -28,12 +28,12 @@ class Open(NamedTuple):
         options, classes = len(self.tables.columns), len(self.tables.seconds)
         return options**classes * len(self.tables.step.model.layers) <= MOST_LAYERS
 
-    def fastest(self, deadline: float) -> tuple[tuple[int, ...], float] | None:
+    def fastest(self, budget: Budget) -> tuple[tuple[int, ...], float] | None:
         """(options, seconds) of the fastest that keeps to memory, one option per class; None where time ends first."""
         best, least = tuple[int, ...](), math.inf
         classes = len(self.tables.seconds)
         for chosen in product(range(len(self.tables.columns)), repeat=classes):
-            if time.perf_counter() > deadline:
+            if budget.over:
                 return None
             if self.tables.fit(chosen):
                 seconds = self.tables.step_seconds(chosen)

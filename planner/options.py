@@ -3,8 +3,6 @@
 Layers that share storage share one plan; they form a class. With storage for every layer each is a class of its own.
 """
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,7 +93,7 @@ class Options:
     classes: Classes
     even: bool
     seed: int
-    deadline: float = math.inf  # ``time.perf_counter()`` by which the search must end
+    budget: Budget  # of the whole search
     given: Sequence[LayerPlan] | None = None  # a user's own placement, one per mixture-of-experts layer
     _memo: dict[tuple, Any] = field(default_factory=dict)
     _origins: dict[tuple[int, LayerPlan], Origin] = field(default_factory=dict)
@@ -169,7 +167,7 @@ class Options:
             question = self._question(degree, capacity)
             # By expectation only single copies are predicted.
             copies = degree == self.costs.devices and self.routing.scale == 1
-            found = placements_for(question, seed=self.seed, budget=self._budget, copies=copies)
+            found = placements_for(question, seed=self.seed, budget=self.budget, copies=copies)
             self._memo[key] = self._plans(degree, found)
         return self._memo[key]
 
@@ -180,15 +178,6 @@ class Options:
         methods = {name: None for plans in self._memo.values() if isinstance(plans, dict) for name in plans}
         words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
         return ", ".join(dict.fromkeys(words))
-
-    @property
-    def skipped(self) -> list[str]:
-        """What there was no time for."""
-        return self._budget.skipped
-
-    @cached_property
-    def _budget(self) -> Budget:
-        return Budget(time.perf_counter(), self.deadline)
 
     def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""

@@ -11,8 +11,8 @@ the least of these over all layouts and expert degrees is the bound of the whole
 """
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -58,7 +58,6 @@ def solve(
     time_limit: float = 60.0,
     trace_path: str = "",
     asked: str = "",
-    on_event: Callable[[dict[str, Any]], None] | None = None,
     budget: Budget | None = None,
 ) -> Plan:
     """The plan for one step of ``workload``.
@@ -67,44 +66,37 @@ def solve(
     this one for every layer. even: divide tokens, FFN columns and experts as if all devices were equal, which shows
     what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device; without it, layers
     share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first layout is always
-    searched. budget: what ends the whole of it instead, writing included. trace_path: recorded in the plan for the
-    runtime; placement_path: named in what is said. asked: what the user typed for the model, which advice names; by
-    default its name. on_event: progress, once per space.
-    Ctrl-C ends the search and keeps what was found, once there is anything.
+    searched. budget: what ends the whole of it instead, writing included, and hears of progress, once per space.
+    trace_path: recorded in the plan for the runtime; placement_path: named in what is said. asked: what the user typed
+    for the model, which advice names; by default its name.
+    Ctrl-C, or the budget's ``stop``, ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves, placements or arguments that cannot be planned, InfeasibleError where
     nothing fits.
     """
     started = time.perf_counter()
-    budget = budget or Budget.of(time_limit)
     dtype = dtype or model.dtype
-    _check_arguments(strategy, dtype, memory_bytes, time_limit)
+    strategies = _strategies(strategy, placement)
+    _check_arguments(dtype, memory_bytes, time_limit)
+    budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
-    given = None
-    if placement is not None:
-        if strategy not in (None, "ep"):
-            raise MoeplanError(
-                f"--placement does not go with --strategy {strategy}: only ep keeps experts where it says"
-            )
-        given, strategy = Given.of(placement, model, cluster, placement_path or "placement"), "ep"
+    given = None if placement is None else Given.of(placement, model, cluster, placement_path or "placement")
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
-    costs = Costs(cluster, model, dtype, asked)
-    limits = [memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices]
-    arguments = {
-        "costs": costs,
-        "model": model,
-        "workload": workload,
-        "routing": _routing(trace, model, workload, seed),
-        "limits": limits,
-        "strategies": STRATEGIES if strategy is None else (strategy,),
-        "even": even,
-        "seed": seed,
-        "deadline": budget.before(FINISH * budget.left).deadline,
-        "on_event": on_event,
-        "given": given,
-    }
-    search = _search_with_storage(arguments, shared=memory_bytes is None and given is None)
+    search = Search(
+        costs=Costs(cluster, model, dtype, asked),
+        model=model,
+        workload=workload,
+        routing=_routing(trace, model, workload, seed),
+        limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
+        strategies=strategies,
+        stored=len(model.layers),
+        even=even,
+        seed=seed,
+        budget=budget.part(1 - FINISH),
+        given=given,
+    )
+    search = _searched_with_storage(search, shared=memory_bytes is None and given is None)
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
     digests = {name: document.digest() for name, document in inputs.items() if document is not None}
@@ -179,9 +171,19 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
 
 
-def _check_arguments(strategy: str | None, dtype: str, memory_bytes: int | None, time_limit: float) -> None:
-    if strategy is not None and strategy not in STRATEGIES:
-        raise MoeplanError(f"strategy {strategy!r}: expected one of {', '.join(STRATEGIES)}")
+def _strategies(asked: str | None, placement: Placement | None) -> tuple[Strategy, ...]:
+    """What layers may choose from; a placement leaves only ``ep``."""
+    found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
+    if not found:
+        raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
+    if placement is None:
+        return found
+    if "ep" not in found:
+        raise MoeplanError(f"--placement does not go with --strategy {asked}: only ep keeps experts where it says")
+    return ("ep",)
+
+
+def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) -> None:
     if dtype not in DTYPE_BYTES:
         raise MoeplanError(f"dtype {dtype!r}: expected one of {', '.join(DTYPE_BYTES)}")
     if memory_bytes is not None and memory_bytes <= 0:
@@ -190,21 +192,19 @@ def _check_arguments(strategy: str | None, dtype: str, memory_bytes: int | None,
         raise MoeplanError(f"time limit {time_limit}: expected a positive number of seconds")
 
 
-def _search_with_storage(arguments: dict[str, Any], shared: bool) -> Search:
-    """Search with storage for all layers; where nothing fits and layers may share storage, with as many as fit.
+def _searched_with_storage(search: Search, shared: bool) -> Search:
+    """What was found with storage for all layers; where nothing fits and layers may share it, for as many as fit.
 
     Shared storage stands in for a model that the devices cannot hold, so that its step can be timed all the same. It is
     cut down until every strategy that is asked for fits (they are compared under the same conditions), or, where one
     never does, until any fits.
     """
-    model: Model = arguments["model"]
-    counts = [s for s in range(len(model.layers), 0, -1) if _repeats(model, s)]
-    search = Search(**arguments, stored=counts[0])
     if not search.fits(None) and shared:
+        counts = [s for s in range(search.stored, 0, -1) if _repeats(search.model, s)]
         search = (
-            _most_stored(arguments, counts[1:], list(search.strategies))
-            or _most_stored(arguments, counts[1:], [None])
-            or Search(**arguments, stored=counts[-1])
+            _most_stored(search, counts[1:], search.strategies)
+            or _most_stored(search, counts[1:], [None])
+            or replace(search, stored=counts[-1])
         )
     search.run()
     if _best(search) is None:
@@ -212,17 +212,17 @@ def _search_with_storage(arguments: dict[str, Any], shared: bool) -> Search:
     return search
 
 
-def _most_stored(arguments: dict[str, Any], counts: list[int], strategies: Sequence[Strategy | None]) -> Search | None:
+def _most_stored(search: Search, counts: list[int], strategies: Sequence[Strategy | None]) -> Search | None:
     """The first of the falling ``counts`` of stored layers for which each of the strategies fits; by halving."""
     low, high = 0, len(counts)
     while low < high:  # counts[high:] fit
         middle = (low + high) // 2
-        attempt = Search(**arguments, stored=counts[middle])
+        attempt = replace(search, stored=counts[middle])
         if all(attempt.fits(strategy) for strategy in strategies):
             high = middle
         else:
             low = middle + 1
-    return Search(**arguments, stored=counts[high]) if high < len(counts) else None
+    return replace(search, stored=counts[high]) if high < len(counts) else None
 
 
 def _repeats(model: Model, stored: int) -> bool:
@@ -329,12 +329,18 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             f"plan counts: {bytes_text(search.model.computed_expert_bytes(0, dtype))} for each expert, where engines "
             f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
-    if search.options.skipped:
-        notes.append(f"no time for {', '.join(search.options.skipped)}: raise --time-limit")
+    return [*notes, *_early_notes(search)]
+
+
+def _early_notes(search: Search) -> list[str]:
+    """What was left out because time, or the user, ended the search."""
+    notes = []
+    why, advice = ("stopped", "") if search.budget.stopped else ("time limit", ": raise --time-limit")
+    if search.budget.skipped:
+        notes.append(f"no time for {', '.join(search.budget.skipped)}: raise --time-limit")
     if search.cut:
-        notes.append("time limit: mixtures of strategies were left out in some layouts: raise --time-limit")
+        notes.append(f"{why}: mixtures of strategies were left out in some layouts{advice}")
     if search.searched < search.spaces:
-        why = "stopped" if search.interrupted else "time limit"
         notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")
     return notes
 

@@ -1,11 +1,10 @@
 """The searched space: layouts x expert degrees x one option for every mixture-of-experts layer."""
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from . import memory
+from .budget import Budget
 from .choices import REMEMBERED, Choices
 from .columns import Column
 from .costs import Costs
@@ -32,6 +32,7 @@ from .units import bytes_text
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
+MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
@@ -51,6 +52,8 @@ class Choice(NamedTuple):
 class Search:
     """One search, with storage for ``stored`` layers; ``limits`` are bytes per device.
 
+    ``dataclasses.replace`` makes another one, which has found nothing yet. Ctrl-C sets ``budget.stop``.
+
     bound: lower bound on the step seconds of everything in the spaces searched so far.
     missing: per space in which nothing fits, the bytes missing on each device.
     """
@@ -64,25 +67,25 @@ class Search:
     stored: int
     even: bool
     seed: int
-    deadline: float
-    on_event: Callable[[dict[str, Any]], None] | None = None
+    budget: Budget
     given: Given | None = None  # a user's own placement: ``ep`` with nothing else
-    choices: list[Choice] = field(default_factory=list)
-    missing: list[np.ndarray] = field(default_factory=list)
-    bound: float = math.inf
-    open: dict[str, Open] = field(default_factory=dict)  # spaces of few plans whose bound is not taken in yet
-    searched: int = 0  # spaces
-    spaces: int = 0
-    interrupted: bool = False
-    cut: bool = False  # by the clock, inside a space
-    _columns: dict[tuple, Column] = field(default_factory=dict)  # of the layout that is searched
-    _tabled: dict[tuple[int, bool], Tables] = field(default_factory=dict)
-    _of: Step | None = None
-    _left_room: np.ndarray | None = None
-    _equal: dict[LayerPlan, LayerPlan] = field(default_factory=dict)
-    _tokens: tuple[int, ...] = ()  # of the layouts that share ``_counted``
-    _counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)
-    _promising: list[tuple[float, float, str, int]] = field(default_factory=list)  # seconds of ep, floor, space
+    choices: list[Choice] = field(init=False, default_factory=list)
+    missing: list[np.ndarray] = field(init=False, default_factory=list)
+    bound: float = field(init=False, default=math.inf)
+    # Spaces of few plans whose bound is not taken in yet:
+    open: dict[str, Open] = field(init=False, default_factory=dict)
+    searched: int = field(init=False, default=0)  # spaces
+    spaces: int = field(init=False, default=0)
+    cut: bool = field(init=False, default=False)  # by the clock, inside a space
+    _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
+    _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
+    _of: Step | None = field(init=False, default=None)
+    _left_room: np.ndarray | None = field(init=False, default=None)
+    _equal: dict[LayerPlan, LayerPlan] = field(init=False, default_factory=dict)
+    _tokens: tuple[int, ...] = field(init=False, default=())  # of the layouts that share ``_counted``
+    _counted: dict[tuple[int, ...], Choices | Expected] = field(init=False, default_factory=dict)
+    # Seconds of ep, floor, space:
+    _promising: list[tuple[float, float, str, int]] = field(init=False, default_factory=list)
 
     @cached_property
     def classes(self) -> Classes:
@@ -91,7 +94,7 @@ class Search:
     @cached_property
     def options(self) -> Options:
         given = None if self.given is None else self.given.layers
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.deadline, given)
+        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget, given)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -112,16 +115,15 @@ class Search:
         try:
             for name, step in self._steps():
                 for degree in self.degrees:
-                    if self.searched and time.perf_counter() > self.deadline:
+                    if self.searched and self.budget.over:
                         continue
-                    if self.on_event:
-                        self.on_event({"done": self.searched, "of": self.spaces, "what": f"{name}, expert {degree}"})
+                    self.budget.tell(done=self.searched, of=self.spaces, what=f"{name}, expert {degree}")
                     self._space(name, step, degree)
                     self.searched += 1
         except KeyboardInterrupt:
             if not self.searched:
                 raise
-            self.interrupted = True
+            self.budget.stop.set()
         else:
             self._finish()
         self.bound = min(self.bound, *(left.bound for left in self.open.values()), math.inf)
@@ -133,7 +135,7 @@ class Search:
             self._refine()
             self._settle()
         except KeyboardInterrupt:
-            self.interrupted = True
+            self.budget.stop.set()
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
@@ -201,8 +203,7 @@ class Search:
     def _refine(self) -> None:
         """Search for placements in the few spaces where ``ep`` is fastest and may gain ``WORTH`` in all."""
         for seconds, floor, layout, degree in sorted(self._promising)[:REFINED]:
-            late = self.cut or time.perf_counter() > self.deadline
-            if late or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
+            if self.cut or self.budget.over or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
                 continue
             step = next(step for name, step in self._steps() if name == layout)
             usual, thorough = self._tables(step, degree), self._tables(step, degree, thorough=True)
@@ -212,7 +213,7 @@ class Search:
     def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
         """Candidates and bound among these options; again: only of what more placements may change."""
         for strategy in self.strategies:
-            if self.choices and any(c.plans for c in self.choices) and time.perf_counter() > self.deadline:
+            if self.choices and any(c.plans for c in self.choices) and self.budget.over:
                 self.cut = True
                 break
             # Strategies but ep are the same for every expert degree.
@@ -233,7 +234,7 @@ class Search:
         for left in sorted(self.open.values(), key=lambda space: space.bound):
             bound = left.bound
             if bound < self._fastest * (1 - ROUNDING):
-                found = left.fastest(self.deadline)
+                found = left.fastest(self.budget)
                 if found is not None and found[0]:
                     chosen, bound = found
                     plans = self.classes.spread(left.tables.plans(chosen))
@@ -359,7 +360,7 @@ class Search:
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
-        return max(LEAST_TIME, SELECT_TIME * (self.deadline - time.perf_counter()))
+        return min(max(LEAST_TIME, SELECT_TIME * self.budget.left), MOST_TIME)
 
 
 def lacking(missing: np.ndarray) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..spec.trace import Trace
     from ..spec.workload import Workload
 
-DEVICES = 8  # by default
+DEVICES, WORKLOAD = 8, "prefill:2048"  # of `place`, by default
 
 
 def placement_request(
@@ -39,6 +39,10 @@ def placement_request(
 
     rest: further fields of ``Request``. Raises MoeplanError for what does not go together.
     """
+    if cluster is None:
+        for option, value in {"--workload": workload, "--dtype": dtype}.items():
+            if value is not None:
+                raise MoeplanError(f"{option} needs --cluster: without one no time is predicted")
     held = check_slots(slots_per_device, slots, devices, equal_slots) if slots_per_device else None
     count = slots or (sum(held) if held else trace.num_experts)
     timing = None
@@ -49,7 +53,6 @@ def placement_request(
             raise MoeplanError("--slots-per-device does not go with --cluster: its devices' memory says how many fit")
         if model is None:
             raise MoeplanError("--cluster needs --model: predicted time depends on the experts' sizes")
-        assert workload is not None
         timing = _timing(cluster, model, workload, dtype, seed, asked)
         fleet = timing.devices(trace, count, equal_slots)
     elif held:
@@ -83,9 +86,10 @@ def named_model(name: str | None, trace: "Trace", path: str | Path) -> "Model | 
 
 
 def _timing(
-    cluster: "Cluster", model: "Model", workload: "Workload", dtype: "DType | None", seed: int, asked: str
+    cluster: "Cluster", model: "Model", workload: "Workload | None", dtype: "DType | None", seed: int, asked: str
 ) -> "Timing":
     """What predicts; imported when it is needed: predictions need much that other placements do not."""
     from ..planner.place.timed import Timing
+    from ..spec.workload import Workload
 
-    return Timing(cluster, model, workload, dtype or model.dtype, seed, asked)
+    return Timing(cluster, model, workload or Workload.from_text(WORKLOAD), dtype or model.dtype, seed, asked)

@@ -87,6 +87,7 @@ def solve(
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP
     """
+    from ..planner.budget import Budget
     from ..planner.search import solve as search
 
     return search(
@@ -104,7 +105,7 @@ def solve(
         time_limit=time_limit,
         trace_path="" if trace is None or isinstance(trace, Trace) else str(trace),
         asked=_asked(model),
-        on_event=on_event,
+        budget=Budget.of(time_limit, on_event=on_event),
     )
 
 
@@ -118,7 +119,7 @@ def place(
     equal_slots: bool = False,
     cluster: Cluster | str | Path | None = None,
     model: str | Model | None = None,
-    workload: Workload | str = "prefill:2048",
+    workload: Workload | str | None = None,
     dtype: DType | None = None,
     fit: tuple[float, float] = (0.0, 1.0),
     objective: Objective = "latency",
@@ -136,9 +137,10 @@ def place(
     """Experts on devices, so that tokens travel little and no device runs hot; see ``moeplan place --help``.
 
     devices, hosts: equal devices, by default 8 on one host; slots: copies per layer in all, by default one of every
-    expert; slots_per_device instead where they differ. cluster and model: predicted time is then the objective. fit:
-    the part of the trace to fit, as fractions; the rest scores it. balance_cap: hottest device over the mean.
-    previous, max_moves: start from a placement, and load at most so many copies. steps: proposals of each chain.
+    expert; slots_per_device instead where they differ. cluster and model: predicted time is then the objective, for
+    workload (by default ``prefill:2048``) and dtype (by default the model's). fit: the part of the trace to fit, as
+    fractions; the rest scores it. balance_cap: hottest device over the mean. previous, max_moves: start from a
+    placement, and load at most so many copies. steps: proposals of each chain.
 
     >>> placement = place("trace.npz", fit=(0, 0.5), devices=8, hosts=2)  # doctest: +SKIP
     >>> placement.scores_frame()  # doctest: +SKIP
@@ -157,7 +159,7 @@ def place(
         hosts=hosts,
         cluster=cluster if cluster is None or isinstance(cluster, Cluster) else Cluster.read(cluster),
         model=named,
-        workload=None if cluster is None else _workload(workload),
+        workload=None if workload is None else _workload(workload),
         dtype=dtype,
         asked="" if model is None else _asked(model),
         slots=slots,
@@ -202,12 +204,12 @@ def run(
     >>> report = run(plan)  # doctest: +SKIP
     >>> report.parts_frame()  # doctest: +SKIP
     """
-    # torch takes seconds to import: only when it is needed.
+    decided = plan if isinstance(plan, Plan) else Plan.read(plan)
+    # torch takes seconds to import: a wrong file is refused before.
     from ..profiler import PROBE
     from ..runtime.launch.choose import choose_launcher
     from ..runtime.run import run as execute
 
-    decided = plan if isinstance(plan, Plan) else Plan.read(plan)
     device = decided.devices[0].kind
     with _in_file(trace) as path, choose_launcher(_path(lab), len(decided.devices), device) as launcher:
         return execute(

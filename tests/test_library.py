@@ -103,6 +103,8 @@ def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> No
         solve("mixtral", tmp_path / "no.json")
     with pytest.raises(MoeplanError, match="needs --model"):
         place(trace, cluster=cluster(tiny_model()))
+    with pytest.raises(MoeplanError, match="--dtype needs --cluster"):
+        place(trace, dtype="bf16")
     assert plan.routing.path == ""
     with pytest.raises(MoeplanError, match="in no file: give the trace"):
         run(plan)

@@ -141,6 +141,14 @@ def test_no_time_for_hosts_leaves_them_as_even_as_greedy(moeplan, monkeypatch, i
         (("--time-limit", "0"), "greater than or equal to 1"),
         (("--model", "gpt-5"), "gpt-5"),
         (("--pareto", "f.png", "--slots", "12"), "--pareto is for single copies"),
+        (
+            ("--workload", "prefill:64"),
+            "^error: --workload needs --cluster: without one no time is predicted$",
+        ),
+        (("--workload", "prefill:2048"), "--workload needs --cluster"),  # the default, but asked for
+        (("--dtype", "bf16"), "--dtype needs --cluster"),
+        (("--workload", "soon"), "soon"),
+        (("--workload", ""), "workload ''"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -229,7 +229,7 @@ def test_brute_force_over_placements_options_and_layouts_agrees(speeds, workload
     costs, routing = Costs(machines, model, "f32"), draw_routing(None, model, step_of, 0)
     strategies = ("ep", "sharded", "gathered") if strategy is None else ("ep",)
     limits = [m.limit for m in plan.predicted.memory]
-    space = Search(costs, model, step_of, routing, limits, strategies, 2, False, 0, float("inf"))
+    space = Search(costs, model, step_of, routing, limits, strategies, 2, False, 0, Budget.of(float("inf")))
     best = np.inf
     for _, step in space._steps():
         for degree in space.degrees:

@@ -2,13 +2,16 @@
 
 import functools
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from moeplan.planner.budget import Budget
 from moeplan.planner.costs import Costs
 from moeplan.planner.search import USABLE, solve
+from moeplan.planner.space import Search
 from moeplan.planner.splits import ffn_splits, layouts, tensor_degrees
 from moeplan.planner.step import Step
 from moeplan.planner.units import bytes_text, seconds_text
@@ -292,8 +295,53 @@ def test_ctrl_c_keeps_what_was_found():
         if event["done"] == 1:
             raise KeyboardInterrupt
 
-    found = solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, on_event=stop)
+    found = solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, budget=Budget.of(60.0, on_event=stop))
     assert found.solver.status == "time_limit"
     assert any(note.startswith("stopped: 1 of") for note in found.notes)
     with pytest.raises(KeyboardInterrupt):
-        solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, on_event=lambda event: stop({"done": 1}))
+        solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, budget=Budget.of(60.0, on_event=lambda _: stop({"done": 1})))
+
+
+def test_no_time_limit_is_as_good_as_enough():
+    """Under a limit of memory, where programs are solved, which want a finite limit."""
+    memory_bytes = int(0.9 * max(m.total for m in solved().predicted.memory))
+    endless, enough = (solved(memory_bytes=memory_bytes, time_limit=limit) for limit in (float("inf"), 60.0))
+    assert endless.solver == enough.solver
+    assert endless.layers == enough.layers
+
+
+def test_a_budgets_stop_ends_the_search_and_is_no_time_limit():
+    budget = Budget.of(60.0)
+    budget.on_event = lambda event: budget.stop.set() if event["done"] == 1 else None
+    found = solve(MODEL, cluster(MODEL, UNEVEN), PREFILL, budget=budget)
+    assert found.solver.status == "time_limit"
+    notes = [note for note in found.notes if note.startswith("stopped: ")]
+    assert any("of " in note and "combinations" in note for note in notes)
+    assert not any("--time-limit" in note for note in found.notes)
+
+
+def test_a_search_made_from_another_begins_anew():
+    first = Search(
+        costs=Costs(cluster(MODEL, EVEN), MODEL, "f32"),
+        model=MODEL,
+        workload=PREFILL,
+        routing=draw_routing(None, MODEL, PREFILL, 0),
+        limits=[2**40] * 4,
+        strategies=("ep",),
+        stored=2,
+        even=False,
+        seed=0,
+        budget=Budget.of(60.0),
+    )
+    first.run()
+    assert first.choices
+    assert first.searched == first.spaces
+    other = replace(first, stored=1)
+    assert (other.stored, other.choices, other.searched, other.spaces) == (1, [], 0, 0)
+    assert other.bound == float("inf")
+    assert other.budget is first.budget
+    assert len(other.classes.members) == 1
+    other.run()
+    again = replace(first, stored=1)
+    again.run()
+    assert [c.seconds for c in other.choices] == [c.seconds for c in again.choices]

@@ -13,7 +13,7 @@ from ...spec.errors import MoeplanError
 from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
-from ..asked import named_model, placement_request
+from ..asked import WORKLOAD, named_model, placement_request
 from ..clock import began
 from ..console import note, out, print_json, progress, say, stop_on_interrupt
 from ..fronts import Fronts, Shown
@@ -42,8 +42,11 @@ def place(
         Path | None, typer.Option(help="What `moeplan profile` wrote: predicted time is then the objective.")
     ] = None,
     workload: Annotated[
-        str, typer.Option(help="With --cluster: prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")
-    ] = "prefill:2048",
+        str | None,
+        typer.Option(
+            help=f"With --cluster: prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]; by default {WORKLOAD}."
+        ),
+    ] = None,
     dtype: Annotated[DType | None, typer.Option(help="With --cluster: by default the model's own.")] = None,
     slots: Annotated[
         int | None, typer.Option(min=1, max=MAX_SLOTS, help="Copies per layer in all; by default one per expert.")
@@ -108,7 +111,7 @@ def place(
         hosts=hosts,
         cluster=_read_cluster(cluster),
         model=named,
-        workload=_parse_workload(workload) if cluster else None,
+        workload=_parse_workload(workload),
         dtype=dtype,
         asked=model or "",
         slots=slots,
@@ -191,7 +194,9 @@ def _read_cluster(path: Path | None) -> "Cluster | None":
     return Cluster.read(path)
 
 
-def _parse_workload(text: str) -> "Workload":
+def _parse_workload(text: str | None) -> "Workload | None":
+    if text is None:
+        return None
     from ...spec.workload import Workload
 
     return Workload.from_text(text)

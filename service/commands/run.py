@@ -72,12 +72,6 @@ def run(
     Example: `moeplan run plan.json --picture report.png`; of a placement:
     `moeplan run --placement place.json --model olmoe --trace trace.npz --workload prefill:512`
     """
-    # torch takes seconds to import: only when it is needed.
-    from ...profiler import PROBE
-    from ...runtime.launch import EnvironmentLauncher
-    from ...runtime.launch.choose import choose_launcher, is_primary
-    from ...runtime.run import run as execute
-
     planning = {"--model": model, "--cluster": cluster, "--workload": workload}
     if placement is not None:
         if plan_path is not None:
@@ -87,6 +81,12 @@ def run(
         plan = _placed(placement, model, cluster or CLUSTER, workload or WORKLOAD, trace)
     else:
         plan = _planned(plan_path, [option for option, value in planning.items() if value is not None])
+    # torch takes seconds to import: wrong files are refused before.
+    from ...profiler import PROBE
+    from ...runtime.launch import EnvironmentLauncher
+    from ...runtime.launch.choose import choose_launcher, is_primary
+    from ...runtime.run import run as execute
+
     if plan.lab and lab is None and not EnvironmentLauncher.present():
         what = plan_path or f"the cluster of {placement}"
         raise MoeplanError(f"{what} was made in the lab {plan.lab!r}: give its file with --lab")
@@ -134,6 +134,7 @@ def _planned(path: Path | None, planning: list[str]) -> Plan:
 def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Path | None) -> Plan:
     """The plan that keeps to a placement, made as `moeplan solve --placement` makes it."""
     # Imported when it is needed: a plan is run without a solver.
+    from ...planner.budget import Budget
     from ...planner.search import solve
 
     with progress("planning") as show:
@@ -146,6 +147,5 @@ def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Pa
             asked=model,
             placement=Placement.read(placement),
             placement_path=str(placement),
-            time_limit=PLANNING,
-            on_event=show,
+            budget=Budget.of(PLANNING, on_event=show),
         )

@@ -46,7 +46,7 @@ def solve(
 
     Example: `moeplan solve --model mixtral --workload prefill:512 --memory 12GiB`
     """
-    budget = Budget.of(time_limit, began())
+    start = began()
     with progress("solving") as show:
         plan = search(
             load_model(model),
@@ -62,9 +62,7 @@ def solve(
             dtype=dtype,
             memory_bytes=parse_bytes(memory) if memory else None,
             seed=seed,
-            time_limit=time_limit,
-            on_event=show,
-            budget=budget,
+            budget=Budget.of(time_limit, start, on_event=show),
         )
     plan.write(output)
     if as_json:

@@ -97,42 +97,73 @@ def anneal(
     load_kernels()
     samples = np.asarray(load, float)
     samples = samples[None] if samples.ndim == 2 else samples
-    speeds, slots, host = _checked(samples, affinity, capacity, speed, hosts, (device_weight, host_weight))
+    weights = device_weight, host_weight
+    devices = speeds, slots, host = _checked(samples, affinity, capacity, speed, hosts, weights)
     if balance_cap < math.inf:
         check_cap(samples, speeds, slots, balance_cap)
-    relative = over_ideal(samples, speeds)
     if start is None:
         start = previous if previous is not None else greedy(samples.sum(axis=0), speeds, slots)
-    problem = Problem(
-        *affinity.between(),
-        load=relative if balance_cap < math.inf or price > 0 else relative[:0],
-        slots=slots,
-        speed=speeds,
-        host=host.astype(np.int64),
-        weights=(device_weight, host_weight - device_weight),
-        cap=balance_cap - idle(samples),
+    problem = _problem(
+        affinity,
+        samples,
+        devices,
+        weights,
+        cap=balance_cap,
         price=price,
         previous=start if previous is None else previous,
-        max_moves=-1 if max_moves is None else max_moves,
+        max_moves=max_moves,
         fixed_hosts=fixed_hosts,
     )
     steps = steps or usual_steps(start.size)
-    chains = chains or usual_chains(steps)
-    generations = generations if chains > 1 else 0
-    followers = min(FOLLOWERS, chains) if generations else 0
+    planned = _planned(chains or usual_chains(steps), generations)
     costs = _costs(problem, affinity)
-    compared = chains + generations * followers + THREADS
-    deadline = started + time_limit - _judging(costs, problem, start, compared, time_limit)
-    walks = Walks(problem, steps, deadline, (chains, followers, generations), seed, stop or Event(), on_event)
+    deadline = started + time_limit - _judging(costs, problem, start, planned, time_limit)
+    walks = Walks(problem, steps, deadline, planned, seed, stop or Event(), on_event)
     known = [start] if mean_balance(start, samples, speeds) <= balance_cap else []
     best = _walked(walks, costs, start, known)
     if best is None:
         allow = walks.coolest + idle(samples)
         message = f"found no placement with a balance of {balance_cap:.6g} or less: allow {allow:.6g}, the best"
         raise NotFound(message, in_time=not walks.squeezed)
-    objective = affinity.cost(best, host, device_weight, host_weight)
+    objective = affinity.cost(best, host, *weights)
     status: Status = "time_limit" if walks.squeezed else "feasible"
     return Solution(best, objective, 0.0, status, time.perf_counter() - started, walks.done, "annealing")
+
+
+def _problem(
+    affinity: Affinity,
+    samples: np.ndarray,
+    devices: tuple[np.ndarray, np.ndarray, np.ndarray],
+    weights: tuple[float, float],
+    *,
+    cap: float,
+    price: float,
+    previous: np.ndarray,
+    max_moves: int | None,
+    fixed_hosts: bool,
+) -> Problem:
+    """In the kernel's form; samples: [S, L, E] load; devices: speed, slots and host; the rest as in ``anneal``."""
+    speed, slots, host = devices
+    relative = over_ideal(samples, speed)
+    return Problem(
+        *affinity.between(),
+        load=relative if cap < math.inf or price > 0 else relative[:0],
+        slots=slots,
+        speed=speed,
+        host=host.astype(np.int64),
+        weights=(weights[0], weights[1] - weights[0]),
+        cap=cap - idle(samples),
+        price=price,
+        previous=previous,
+        max_moves=-1 if max_moves is None else max_moves,
+        fixed_hosts=fixed_hosts,
+    )
+
+
+def _planned(chains: int, generations: int) -> tuple[int, int, int]:
+    """Chains at first, in each generation that follows, and generations: one chain has nothing to splice."""
+    generations = generations if chains > 1 else 0
+    return chains, min(FOLLOWERS, chains) if generations else 0, generations
 
 
 def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarray]) -> np.ndarray | None:
@@ -198,15 +229,19 @@ def _costs(problem: Problem, affinity: Affinity) -> Costs:
     )
 
 
-def _judging(costs: Costs, problem: Problem, start: np.ndarray, count: int, time_limit: float) -> float:
-    """Seconds to keep free at the end of a search with a time limit, for comparing so many placements."""
+def _judging(
+    costs: Costs, problem: Problem, start: np.ndarray, planned: tuple[int, int, int], time_limit: float
+) -> float:
+    """Seconds to keep free at the end of a search with a time limit, for comparing what the planned chains find."""
     if time_limit == math.inf:
         return 0.0
+    chains, followers, generations = planned
+    compared = chains + generations * followers + THREADS
     began = time.perf_counter()
     costs.total(start)
     if problem.price > 0:
         costs.hottest(start)
-    return min(JUDGING * count * (time.perf_counter() - began), MOST_JUDGING * time_limit)
+    return min(JUDGING * compared * (time.perf_counter() - began), MOST_JUDGING * time_limit)
 
 
 def _best(costs: Costs, problem: Problem, found: list[np.ndarray]) -> np.ndarray:
