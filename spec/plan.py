@@ -1,8 +1,15 @@
 """Plan: what to do, what it will cost, and how sure we are."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
@@ -16,6 +23,10 @@ if TYPE_CHECKING:
 
 Strategy = Literal["ep", "sharded", "gathered"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
+
+
+SPELLED_OUT = 64
+"""Devices up to which a document names those of every group."""
 
 
 class PlanDevice(Part):
@@ -41,6 +52,47 @@ class LayerPlan(Part):
     slots: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
+    repeats: int = Field(
+        1,
+        ge=1,
+        le=MAX_DEVICES,
+        description="in a document for many devices: slots and shares are those of the first of so many equal groups",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spelled_out(cls, body: Any) -> Any:
+        """Groups that hold the same are written once, and spelled out in memory."""
+        if not isinstance(body, dict):
+            return body
+        # What a validator has looked at is no JSON any more, and a list no tuple.
+        body = body | {name: _tuples(body[name]) for name in ("slots", "shares", "split") if name in body}
+        times = body.get("repeats")
+        if not isinstance(times, int) or isinstance(times, bool) or not 1 < times <= MAX_DEVICES:
+            return body  # nothing to do, or what the field's own rule refuses
+        long = {name: body[name] for name in ("slots", "shares") if isinstance(body.get(name), tuple)}
+        if any(len(lists) * times > MAX_DEVICES for lists in long.values()):
+            raise ValueError(f"{times} groups have more than {MAX_DEVICES:,} devices")
+        return body | {name: lists * times for name, lists in long.items()} | {"repeats": 1}
+
+    @model_serializer(mode="wrap")
+    def _shortened(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body = handler(self)
+        times = self._equal_groups() if len(self.slots) > SPELLED_OUT else 1
+        if times > 1:
+            each = len(self.slots) // times
+            body |= {name: body[name][:each] for name in ("slots", "shares") if body[name] is not None}
+            body["repeats"] = times
+        return body
+
+    def _equal_groups(self) -> int:
+        """The most groups of consecutive devices that hold the same; 1 where all hold something else."""
+        devices = len(self.slots)
+        for each in (n for n in range(1, devices // 2 + 1) if devices % n == 0):
+            lists = (self.slots,) if self.shares is None else (self.slots, self.shares)
+            if all(whole[:each] * (devices // each) == whole for whole in lists):
+                return devices // each
+        return 1
 
     @model_validator(mode="after")
     def _consistent(self) -> "LayerPlan":
@@ -61,6 +113,10 @@ class LayerPlan(Part):
             result.append([expert for expert in experts if expert not in seen])
             seen.update(experts)
         return result
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 class Degrees(Part):
