@@ -93,7 +93,7 @@ class Choices:
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         devices = self.layout.devices
         rows, kept, counts = [], [], []
-        step = max(1, PIECE // self.ids[0].size)
+        step = max(1, PIECE // max(self.ids[0].size, 1))
         for first in range(0, len(plans), step):
             ids, some = self.ids[first : first + step], plans[first : first + step]
             target = self._targets(ids, some)

@@ -147,7 +147,25 @@ def run_cases(numbers: range) -> Iterator[dict[str, Any]]:
         prepare()
         for number in numbers:
             with tempfile.TemporaryDirectory(dir=place) as folder:
-                yield run_case(draw(number, seeds, Path(folder)), Path(folder), log)
+                yield run_case(drawn(number, seeds, Path(folder)), Path(folder), log)
+
+
+def drawn(number: int, seeds: Path, folder: Path) -> Case:
+    """Draw a case in a fork: what its files took of memory must not count in the cases after it."""
+    answer = folder.with_suffix(".drawn")
+    child = os.fork()
+    if child == 0:
+        try:
+            case = draw(number, seeds, folder)
+            answer.write_text(json.dumps([case.name, case.argv]))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, f"case {number} could not be drawn"
+    name, argv = json.loads(answer.read_text())
+    answer.unlink()
+    return Case(name, argv)
 
 
 if __name__ == "__main__":

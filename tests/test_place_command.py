@@ -88,9 +88,9 @@ def test_counts_serve_balance_and_say_so(moeplan):
     assert "x host" not in out
 
 
-@pytest.mark.parametrize("slots", [None, 72])
+@pytest.mark.parametrize("slots", [None, 192])
 def test_out_of_time_is_marked(moeplan, slots):
-    random_trace(0, 8, 48, 400).write("t.npz")
+    random_trace(0, 24, 128, 400).write("t.npz")
     code, out, _ = moeplan(*USUAL, *(("--slots", slots) if slots else ()))
     assert code == 0
     assert "The search was cut short; more time may help." in " ".join(out.split())

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.planner.layout import Layout as PlannedLayout
-from moeplan.planner.strategies.ep import dispatched
 from moeplan.planner.strategies.layer import Layer
 from moeplan.runtime.kernels import expert_ffn
 from moeplan.runtime.launch import LocalLauncher
@@ -181,9 +180,12 @@ def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared):
     hosts = [0] * devices if seed % 2 else [g * 2 // devices for g in range(devices)]
     ids = rng.random((sum(tokens), EXPERTS)).argsort(1)[:, :TOP_K]
     workload = Workload(phase="prefill", tokens=max(sum(tokens), 1), sequences=max(sum(tokens), 1))
-    costs = SimpleNamespace(hosts=hosts, element_bytes=4)
+    costs = SimpleNamespace(cluster=SimpleNamespace(host_index=np.array(hosts)), element_bytes=4)
     block = Block(hidden_size=HIDDEN, moe=MOE)
-    rows, counts = dispatched(Layer(costs, block, PlannedLayout(workload, 1, tokens, tokens), ids), plan)
+    layer = Layer.of(costs, block, PlannedLayout(workload, 1, tokens, tokens), ids[None])
+    dispatch = layer.choices.dispatch([plan])
+    rows = dispatch.rows.sizes(0) + np.diag(dispatch.kept[0])
+    counts = dispatch.experts.counts[0, dispatch.experts.of]
     computed = np.zeros((devices, EXPERTS), int)
     for rank in range(devices):
         own = Layout(rank, 1, tokens, tokens, 1).own
