@@ -30,6 +30,7 @@ from .costs import Costs
 from .given import Given
 from .probes import probe_points
 from .space import BASELINES, ROUNDING, Choice, Search, lacking
+from .splits import unmeasured_degrees
 from .step import Step, check_supported
 from .units import bytes_text
 
@@ -302,7 +303,7 @@ def _space(search: Search) -> str:
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
     if search.searched < search.spaces:
-        text += f"; {search.searched} of {search.spaces} combinations, the bound is theirs"
+        return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
 
 
@@ -314,6 +315,12 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
         notes.append("the trace has counts only: tokens are assumed independent")
     if search.routing.scale > 1:
         notes.append(_expected_note(search))
+    if lacking_degrees := unmeasured_degrees(search.costs, search.model):
+        named = ", ".join(map(str, lacking_degrees))
+        notes.append(
+            f"not searched, for want of curves: tensor degree {named}: measure the model on groups of so many devices "
+            "with `moeplan profile`"
+        )
     layers = len(search.model.layers)
     if search.stored < layers:
         notes.append(

@@ -36,6 +36,7 @@ MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
+SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -365,5 +366,8 @@ class Search:
 
 def lacking(missing: np.ndarray) -> str:
     """Which devices lack how much."""
-    parts = [f"device {d} lacks {bytes_text(int(m))}" for d, m in enumerate(missing) if m > 0]
-    return f"does not fit: {', '.join(parts)}"
+    short = np.flatnonzero(missing > 0)
+    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
+    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
+    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
+    return f"does not fit: {', '.join(parts)}{more}"

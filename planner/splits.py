@@ -30,29 +30,41 @@ MOST_ENTRIES = 2**22  # ... where a table of all counts has more entries
 
 def tensor_degrees(costs: Costs, model: Model) -> list[int]:
     """Degrees that divide devices and heads, stay inside a host, and were measured; 1 always."""
+    return [t for t in _possible_degrees(costs, model) if t == 1 or _measured(costs, model, t)]
+
+
+def unmeasured_degrees(costs: Costs, model: Model) -> list[int]:
+    """Degrees that could be searched if the cluster had curves of their groups or shapes."""
+    return [t for t in _possible_degrees(costs, model) if t > 1 and not _measured(costs, model, t)]
+
+
+def _possible_degrees(costs: Costs, model: Model) -> list[int]:
     attentions = [block.attention for block in model.blocks if block.attention]
 
     def possible(t: int) -> bool:
         if costs.devices % t or any(a.heads % t or a.kv_heads % t for a in attentions):
             return False
-        groups = [tuple(range(first, first + t)) for first in range(0, costs.devices, t)]
-        if any(len({costs.hosts[device] for device in group}) > 1 for group in groups):
-            return False
-        try:
-            for group in groups:
-                costs.cluster.collective("all_gather", group)
-                costs.cluster.collective("reduce_scatter", group)
-                if any(a.qk_norm == "full" for a in attentions):
-                    costs.cluster.collective("all_reduce", group)
-            for block in dict.fromkeys(model.layers):
-                for device in costs.representatives if block.attention else ():
-                    for phase in ("attention_prefill", "attention_decode"):
-                        costs.table(device, phase, attention_shape(block, t))
-        except MissingCurveError:
-            return False
-        return True
+        return not any(len(set(costs.hosts[first : first + t])) > 1 for first in range(0, costs.devices, t))
 
-    return [1] + [t for t in range(2, costs.devices + 1) if possible(t)]
+    return [t for t in range(1, costs.devices + 1) if possible(t)]
+
+
+def _measured(costs: Costs, model: Model, t: int) -> bool:
+    attentions = [block.attention for block in model.blocks if block.attention]
+    try:
+        for first in range(0, costs.devices, t):
+            group = tuple(range(first, first + t))
+            costs.cluster.collective("all_gather", group)
+            costs.cluster.collective("reduce_scatter", group)
+            if any(a.qk_norm == "full" for a in attentions):
+                costs.cluster.collective("all_reduce", group)
+        for block in dict.fromkeys(model.layers):
+            for device in costs.representatives if block.attention else ():
+                for phase in ("attention_prefill", "attention_decode"):
+                    costs.table(device, phase, attention_shape(block, t))
+    except MissingCurveError:
+        return False
+    return True
 
 
 def layouts(

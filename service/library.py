@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..spec.catalogue import load_model
 from ..spec.cluster import Cluster
+from ..spec.errors import MoeplanError
 from ..spec.model import DType, Model
 from ..spec.placement import Movement, Objective, Placement, Shares
 from ..spec.plan import Plan
@@ -149,6 +150,7 @@ def place(
     from ..planner.place.solve import place as search
     from .asked import named_model, placement_request
 
+    _check_whole(devices=devices, hosts=hosts, slots=slots, groups=groups, steps=steps)
     recorded = trace if isinstance(trace, Trace) else Trace.read(trace)
     path = "" if isinstance(trace, Trace) else str(trace)
     old = previous if previous is None or isinstance(previous, Placement) else Placement.read(previous)
@@ -236,7 +238,16 @@ def _asked(model: str | Model) -> str:
 
 
 def _workload(workload: Workload | str) -> Workload:
+    if not isinstance(workload, Workload | str):
+        raise MoeplanError(f"workload {workload!r}: expected a Workload, or a text such as 'prefill:2048'")
     return workload if isinstance(workload, Workload) else Workload.from_text(workload)
+
+
+def _check_whole(**numbers: int | None) -> None:
+    """MoeplanError for what is there and no whole number from 1."""
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise MoeplanError(f"{name} {value!r}: expected a whole number from 1")
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -101,6 +101,11 @@ def test_statistics_as_a_frame(trace: Trace) -> None:
 def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(MoeplanError, match=r"no\.json"):
         solve("mixtral", tmp_path / "no.json")
+    with pytest.raises(MoeplanError, match="workload 2048: expected a Workload, or a text"):
+        solve(tiny_model(), cluster(tiny_model()), 2048)  # type: ignore[arg-type]
+    for wrong in (0, -1, True, 2.5, "x"):
+        with pytest.raises(MoeplanError, match=r"devices .*: expected a whole number from 1"):
+            place(trace, devices=wrong)  # type: ignore[arg-type]
     with pytest.raises(MoeplanError, match="needs --model"):
         place(trace, cluster=cluster(tiny_model()))
     with pytest.raises(MoeplanError, match="--dtype needs --cluster"):

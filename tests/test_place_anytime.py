@@ -22,7 +22,7 @@ from moeplan.planner.place.solve import place
 from moeplan.solvers.balance import mean_balance
 from moeplan.solvers.placement.walks import THREADS, Walks
 from moeplan.spec.placement import Placement
-from moeplan.tests.routings import random_trace, topics_trace
+from moeplan.tests.routings import chained_trace, random_trace, topics_trace
 
 SHORT = "more than one short search"
 
@@ -166,3 +166,19 @@ def test_walks_left_out_are_taken_back_where_there_is_time():
     walks.left_out = (16, 4)
     assert not walks.adds_chains()
     assert not walks.adds_generation()
+
+
+def test_ctrl_c_after_the_first_answer_keeps_it():
+    """Ctrl-C while caps are tried: the first answer is written, not where its search began."""
+    stop = Event()
+
+    def hear(event):
+        if str(event.get("what", "")).startswith("finding a balance"):
+            stop.set()
+
+    trace = chained_trace(0, 8, 16, 1024, 2)
+    found = place(trace, asked(16, steps=None), budget=Budget.of(60.0, stop=stop, on_event=hear))
+    assert stop.is_set()
+    assert found.solver.status == "time_limit"
+    scores = {name: both.fit.boundary_cross_host for name, both in found.scores.items()}
+    assert scores["placement"] < 0.8 * scores["eplb"]

@@ -118,10 +118,13 @@ def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem
             known = single.start(fitted)
     notes: tuple[str, ...] = ()
     in_time = True
-    if choosing:
+    if choosing and not budget.stopped:
         budget.tell(what="finding a balance that holds on tokens to come")
         cap, notes, in_time = default_cap(single, fitted, budget.part(SAFE_TIME))
         problem = replace(problem, cap=cap)
+    if budget.stopped and not first.exception():  # later stages would begin anew, with no time to come as far
+        found = first.result()
+        return problem, replace(found, solution=replace(found.solution, status="time_limit"))
     problem = replace(problem, affinity=affinity)
     found = _search(problem, known, budget)
     status = found.solution.status if in_time else "time_limit"

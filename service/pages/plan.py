@@ -1,7 +1,7 @@
 """Why this plan: tables of the candidates, of where the step's time goes, and of memory. Nothing is printed here."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -11,7 +11,8 @@ from ...planner.units import bytes_text, seconds_text
 from ...spec.operators import PARTS
 from ...spec.plan import STRATEGIES, Candidate, Plan
 
-SHOWN = 8  # candidates; the plan holds all
+SHOWN = 8  # candidates, and kinds of devices; the plan holds all
+FOLDED = 16  # devices up to which each has a row of its own
 
 
 def candidates_table(plan: Plan) -> Table:
@@ -52,11 +53,18 @@ def _candidate_row(candidate: Candidate, plan: Plan) -> list[str]:
     if len(candidate.strategies) > 1:
         name += f": {strategies_text(candidate.strategies)}"
     even = len(set(candidate.tokens)) == 1
-    tokens = f"{candidate.tokens[0]} each" if even else " ".join(map(str, candidate.tokens))
+    tokens = f"{candidate.tokens[0]} each" if even else _tokens_text(candidate.tokens)
     row = [name, f"{degrees.tensor} x {degrees.data}", str(degrees.expert), tokens]
     if candidate.step_seconds is None:
         return [*row, "-", "does not fit"]
     return [*row, seconds_text(candidate.step_seconds), f"{candidate.step_seconds / plan.solver.objective - 1:+.1%}"]
+
+
+def _tokens_text(tokens: Sequence[int]) -> str:
+    """A number per device; where they are many, the least and the most."""
+    if len(tokens) > FOLDED:
+        return f"{min(tokens)} to {max(tokens)}"
+    return " ".join(map(str, tokens))
 
 
 def strategies_text(strategies: Mapping[str, int]) -> str:
@@ -93,10 +101,25 @@ def memory_table(plan: Plan) -> Table:
     table.add_column("device")
     for name in ("weights", "gathered", "cache", "activations", "limit", "headroom"):
         table.add_column(name, justify="right")
-    for i, (device, memory) in enumerate(zip(plan.devices, plan.predicted.memory, strict=True)):
+    rows = []
+    for device, memory in zip(plan.devices, plan.predicted.memory, strict=True):
         sizes = (memory.weights, memory.gathered, memory.cache, memory.activations, memory.limit)
         headroom = f"{bytes_text(memory.limit - memory.total)} ({1 - memory.total / memory.limit:.0%})"
-        table.add_row(f"{i} on {device.host}", *map(bytes_text, sizes), headroom)
+        rows.append((device.host, *map(bytes_text, sizes), headroom))
+    if len(rows) <= FOLDED:
+        for i, (host, *own) in enumerate(rows):
+            table.add_row(f"{i} on {host}", *own)
+        return table
+    # Of many devices one row for all that read alike, those with the least headroom first.
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        alike.setdefault(row[1:], []).append(i)
+    free = [memory.limit - memory.total for memory in plan.predicted.memory]
+    ordered = sorted(alike.items(), key=lambda entry: min(free[i] for i in entry[1]))
+    for cells, devices in ordered[:SHOWN]:
+        table.add_row(f"{len(devices)} devices" if len(devices) > 1 else str(devices[0]), *cells)
+    if len(ordered) > SHOWN:
+        table.caption = f"{sum(len(devices) for _, devices in ordered[SHOWN:])} more devices in the plan"
     return table
 
 
@@ -115,6 +138,11 @@ def verdict(plan: Plan) -> Text:
         gap = max(placed.gap for placed in plan.placements)
         sure = f"at most {100 * gap:.2g} % of what each minimised could be saved" if gap else "each proven best"
         text.append(f"experts placed (layers): {who}; {sure}\n")
+    if record.status == "time_limit":
+        saved = f"cut short, other plans may be much faster; at most {100 * record.gap:.2g} % could be saved in"
+        space = record.space if " combinations, " in record.space else f"the searched space: {record.space}"
+        text.append(f"{saved} {space}")
+        return text
     proof = "optimal" if record.status == "optimal" else f"at most {100 * record.gap:.2g} % could be saved"
     text.append(f"{proof} in the searched space: {record.space}")
     return text
