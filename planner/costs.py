@@ -25,6 +25,7 @@ from .spread import Spread
 from .traffic import Traffic
 
 LISTED = 64  # members up to which all pairs of a collective are listed
+MOST_LISTED = 256  # and of hosts whose links differ
 
 
 RESOURCES = ("compute", "out", "in", "uplink out", "uplink in")
@@ -146,8 +147,11 @@ class Costs:
         return self._known("all_reduce", group, sizes, "outward", size)
 
     def least(self, collective: Collective, group: tuple[int, ...]) -> float:
-        """Seconds of the smallest message; whoever takes part spends as much."""
-        return float(self._measured(collective, group)[1].read(bytes=1)[0]) if len(group) > 1 else 0.0
+        """Seconds that whoever takes part spends at least: of the fastest message, which need not be the smallest."""
+        if len(group) == 1:
+            return 0.0
+        curve = self._measured(collective, group)[1]
+        return float(curve.read(bytes=np.append(1.0, curve.values[0]))[0].min())
 
     def _known(
         self,
@@ -175,8 +179,10 @@ class Costs:
         return Traffic.outward(own) if form == "outward" else Traffic.inward(own)
 
     def spreads(self, collective: Collective, group: tuple[int, ...]) -> bool:
-        """Whether the group has too many pairs to list, and hosts that are all alike."""
-        return len(group) > LISTED and self._measured(collective, group)[0].regular
+        """Whether the group has too many pairs to list, and hosts that are all alike; far too many, and as many members
+        on each: links that differ then count as the slowest of them."""
+        flow = self._measured(collective, group)[0] if len(group) > LISTED else None
+        return flow is not None and (flow.regular or (len(group) > MOST_LISTED and flow.even))
 
     def _collective(
         self, collective: Collective, group: tuple[int, ...], traffic: Traffic | Spread, equal: float | None = None

@@ -19,9 +19,11 @@ from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
 from .choices import REMEMBERED, Dispatch, Rows, counted, distinct, owner_of, period
 from .layout import Layout
-from .spread import Factors, Spread
+from .spread import Factors, Spread, blocks
+from .traffic import Traffic
 
 ROUNDING = 1e-9  # of a probability
+LISTED = 256  # devices up to which all pairs are listed
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,26 @@ class Expected:
         kinds, of = np.unique(alike, axis=1, return_inverse=True)
         counts = kinds[1][:, None] * np.where(holds[:, kinds[0].astype(int)], self._chosen[:, None, :], 0.0)
         kept = self._tokens * needed[:, lies]
-        rows = served.rows(self._tokens, needed)
+        if blocks(self.hosts):
+            rows: Traffic | Spread = served.rows(self._tokens, needed)
+        else:
+            rows = self._listed(served, needed[:, lies])
         return Dispatch(rows, rows.back(), kept, Rows(counts, of.ravel()))
+
+    def _listed(self, served: "_Served", needed: np.ndarray) -> Traffic:
+        """Rows between all pairs of devices, where hosts are too uneven for products; needed: [B, G] by receiver."""
+        devices = self.layout.devices
+        if devices > LISTED:
+            raise MoeplanError(
+                "hosts with unequal or scattered devices: steps of so many tokens are planned for at most "
+                f"{LISTED} devices on such hosts, not {devices}: give a step of fewer tokens"
+            )
+        lies = np.arange(devices) % served.size
+        near = served.here[self.hosts][:, lies]  # [source, target] copies of the target's place on the source's host
+        same = self.hosts[:, None] == self.hosts
+        part = np.where(near > 0, same / np.maximum(near, 1), served.size / devices)
+        part[lies[:, None] == lies] = 0.0  # what a device holds itself stays
+        return Traffic.of(self._tokens[:, None] * part * needed[:, None, :])
 
     def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
         """[B, d] probability that a token needs what lies at each place."""

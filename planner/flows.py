@@ -13,7 +13,7 @@ import numpy as np
 
 from ..spec.cluster import Cluster
 from .curves import Table
-from .spread import Spread, beside, elsewhere
+from .spread import Spread, beside, blocks, elsewhere
 from .traffic import Traffic
 
 FASTEST = 1e15  # bytes per second; makes every link's time strictly increase, so that it can be inverted
@@ -23,7 +23,8 @@ ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 class FlowModel:
     """The flows among ``group``; members are indexed by position in it.
 
-    within, between: the class of all links inside hosts, and of all between them, where there is just one.
+    within, between: the class of the links inside hosts, and of those between them; where there are several, one that
+    is as slow as any of them at every size.
     """
 
     def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
@@ -33,8 +34,8 @@ class FlowModel:
         self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
         self.uplink_in = np.array([h.uplink_in or np.inf for h in hosts])
         classes = cluster.link_classes
-        self.between: int | None = None
         self._within: set[int] = set()
+        self._between: set[int] = set()
         present = self._present(len(classes))
         used = np.flatnonzero(present[0].any(1))
         self.knots = np.unique(np.concatenate([classes[c].curve.axes[0].values for c in used] or [(1.0,)]))
@@ -54,21 +55,28 @@ class FlowModel:
         self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
         self.components = self._components(present) if n > 1 else np.zeros((1, len(self.knots)))
         self.equal = self.components.max(0)
+        self.within, self.between = self._slowest(self._within), self._slowest(self._between)
 
-    @property
-    def within(self) -> int | None:
-        return min(self._within) if len(self._within) == 1 else None
+    def _slowest(self, classes: set[int]) -> int | None:
+        """The class, where there is one; of several a new one, as slow as the slowest at every size."""
+        if len(classes) < 2:
+            return min(classes, default=None)
+        some = sorted(classes)
+        self.times = np.vstack([self.times, self.times[some].max(0)])
+        self.latency = np.append(self.latency, self.latency[some].max())
+        return len(self.times) - 1
 
     @property
     def regular(self) -> bool:
         """Whether hosts have equally many consecutive members, all links between them are alike, and all inside."""
         hosts = len(np.unique(self.host))
         each = len(self.members) // hosts
-        consecutive = (
-            each * hosts == len(self.members) and (self.host[::each] == self.host.reshape(hosts, each).T).all()
-        )
-        alike = self.between is not None and (self.within is not None or each == 1)
-        return bool(hosts > 1 and consecutive and alike)
+        return self.even and len(self._between) == 1 and (len(self._within) == 1 or each == 1)
+
+    @property
+    def even(self) -> bool:
+        """Whether several hosts have equally many consecutive members."""
+        return len(np.unique(self.host)) > 1 and blocks(self.host)
 
     def _present(self, classes: int) -> list[np.ndarray]:
         """[C, n] whether a member is the source, the target of a link of each class; of such a link between hosts."""
@@ -87,7 +95,7 @@ class FlowModel:
                 seen[kind[across], end[across]] = True
             self._within |= set(np.unique(kind[~across]).tolist())
         apart = np.flatnonzero(present[2].any(1))
-        self.between = int(apart[0]) if len(apart) == 1 else None
+        self._between = set(apart.tolist())
         return present
 
     def _components(self, present: list[np.ndarray]) -> np.ndarray:

@@ -83,12 +83,30 @@ class Spread:
         return Spread(self.far.only(index), self.near.only(index), self.cell, self.hosts)
 
     def between(self, of: np.ndarray) -> np.ndarray:
-        """[parts, parts] bytes between parts of the members, each of whole hosts; of: [n] part of each member."""
-        parts = int(of.max()) + 1
-        out, into = (np.bincount(of, values.sum(0), parts) for values in (self.far.out, self.far.into))
-        total = np.outer(out, into) / max(float(into.sum()), 1e-300)
-        np.fill_diagonal(total, np.bincount(of, self.near.out.sum(0), parts))
-        return total
+        """[parts, parts] bytes between parts of the members; of: [n] part of each member."""
+        parts, host = int(of.max()) + 1, np.arange(self.members) * self.hosts // self.members
+        cell = np.unique(np.stack([host, self.cell]), axis=1, return_inverse=True)[1].ravel()
+        total = np.zeros((parts, parts))
+        for a, c in zip(self.far.a, self.far.c, strict=True):  # every pair but those of one host
+            total += np.outer(np.bincount(of, a, parts), np.bincount(of, c, parts)) - _inside(of, host, a, c)
+        for a, c in zip(self.near.a, self.near.c, strict=True):  # those, but for those of one cell
+            total += _inside(of, host, a, c) - _inside(of, cell, a, c)
+        return np.maximum(total, 0.0)
+
+
+def _inside(of: np.ndarray, where: np.ndarray, a: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """[parts, parts] sums of a[s] c[t] over members s and t at one place; where: [n] place of each member."""
+    parts, places = int(of.max()) + 1, int(where.max()) + 1
+    key = where * parts + of
+    sent, received = (np.bincount(key, values, places * parts).reshape(places, parts) for values in (a, c))
+    return sent.T @ received
+
+
+def blocks(host: np.ndarray) -> bool:
+    """Whether hosts have equally many consecutive members; host: [n] of each member."""
+    hosts = len(np.unique(host))
+    each = len(host) // hosts
+    return bool(each * hosts == len(host) and (host.reshape(hosts, each) == host[::each, None]).all())
 
 
 def on_host(values: np.ndarray, hosts: int) -> np.ndarray:

@@ -71,7 +71,7 @@ class Tables:
         solution = select(
             cost[:, allowed],
             weights[:, allowed],
-            np.maximum(self.room, 0),
+            self.room,
             shared=regions[:, allowed],
             gap=gap,
             target=target,
@@ -124,10 +124,9 @@ class Tables:
 
     def missing(self, error: Infeasible) -> np.ndarray:
         """[G] bytes that are missing at least."""
-        deficit = np.maximum(-self.room, 0)
         if error.per_device:
-            return deficit + np.array(error.per_device)
-        return deficit + np.ceil(error.missing / len(deficit)).astype(int)
+            return np.array(error.per_device)
+        return np.full(len(self.room), -(-error.missing // len(self.room)))
 
 
 def beside(step: Step) -> float:

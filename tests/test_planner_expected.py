@@ -5,8 +5,10 @@ import pytest
 
 from moeplan.planner import search
 from moeplan.planner.choices import Choices
+from moeplan.planner.costs import Costs
 from moeplan.planner.expected import Expected
 from moeplan.planner.layout import Layout
+from moeplan.planner.step import Step
 from moeplan.spec import MoeplanError, Plan, Workload
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import draw_routing, sample_routing
@@ -31,22 +33,48 @@ def near(expected, counted):
     return (abs(expected - counted) <= 5 * np.sqrt(expected)).all()
 
 
+@pytest.mark.parametrize("hosts", ["00112233", "00111122", "01010101", "00000000", "00000001"])
 @pytest.mark.parametrize("sequences", [(64,) * 8, (100, 28, 64, 64, 10, 118, 64, 64)], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_expected_rows_are_those_of_the_tokens_on_average(size, sequences):
+def test_expected_rows_are_those_of_the_tokens_on_average(size, sequences, hosts):
     layout = Layout.of(WORKLOAD, 1, sequences)
-    plans = [grouped(size)] * 2
-    exact = Choices(IDS, layout, HOSTS, 8).dispatch(plans)
-    expected = Expected(IDS, layout, HOSTS, 8).dispatch(plans)
+    plans, of = [grouped(size)] * 2, np.array([int(host) for host in hosts])
+    exact = Choices(IDS, layout, of, 8).dispatch(plans)
+    expected = Expected(IDS, layout, of, 8).dispatch(plans)
     assert expected.computed.sum(1) == pytest.approx(exact.computed.sum(1))
     assert near(expected.computed, exact.computed)
     assert near(expected.kept, exact.kept)
     assert near(expected.rows.sent(), exact.rows.sent())
-    for mine, others in zip(expected.rows.across(HOSTS), exact.rows.across(HOSTS), strict=True):
+    for mine, others in zip(expected.rows.across(of), exact.rows.across(of), strict=True):
         assert near(mine, others)
     assert expected.experts.devices.sum((1, 2)) == pytest.approx(exact.experts.devices.sum((1, 2)))
     assert near(expected.experts.devices, exact.experts.devices)
     assert expected.rows.sent().sum() == pytest.approx(expected.rows.received().sum())
+
+
+@pytest.mark.parametrize("speeds", [((1.0,) * 4,), ((1.0,) * 4,) * 2, ((1.0, 1.0), (1.0,) * 4, (1.0, 1.0))], ids=str)
+@pytest.mark.parametrize("switches", [1, 2])
+@pytest.mark.parametrize("size", [2, 4])
+def test_expected_seconds_are_near_whatever_the_links(speeds, switches, size):
+    """Where links inside hosts differ, the slowest counts: never much faster than token by token, nor twice as slow."""
+    machines = cluster(MODEL, speeds, switches=switches, uplink=1e8, local=2e8)
+    devices = len(machines.devices)
+    layout = Layout.of(WORKLOAD, 1, (512 // devices,) * devices)
+    plan = LayerPlan(strategy="ep", slots=grouped(size).slots[:devices])
+    routings = draw_routing(None, MODEL, WORKLOAD, 0), sample_routing(None, MODEL, WORKLOAD, 0, 2**13)
+    costs = Costs(machines, MODEL, "f32")
+    exact, expected = (Step(costs, MODEL, layout, routing).seconds([plan] * 2) for routing in routings)
+    assert 0.95 * exact < expected < 2 * exact
+    if switches == 1:
+        assert expected == pytest.approx(exact, rel=0.1)
+
+
+def test_many_devices_on_scattered_hosts_are_refused():
+    hosts = np.arange(512) % 2
+    layout = Layout.of(WORKLOAD, 1, (1,) * 512)
+    plan = LayerPlan(strategy="ep", slots=grouped(8).slots * 64)
+    with pytest.raises(MoeplanError, match="for at most 256 devices on such hosts, not 512"):
+        Expected(IDS, layout, hosts, 8).dispatch([plan] * 2)
 
 
 def test_own_rows_and_totals():

@@ -30,3 +30,5 @@ def test_products_are_the_flows_that_they_stand_for(a, c):
     for mine, others in zip(spread.across(FLOW.host), listed.across(FLOW.host), strict=True):
         assert mine == pytest.approx(others, rel=1e-9, abs=1e-3)
     assert FLOW.seconds(spread) == pytest.approx(FLOW.seconds(listed), rel=1e-6)
+    for of in (np.arange(12), np.arange(12) // 3, np.arange(12) // 6, np.zeros(12, int)):
+        assert spread.between(of) == pytest.approx(listed.between(of), rel=1e-6, abs=1.0)
