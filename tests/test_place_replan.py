@@ -203,3 +203,15 @@ def test_renaming_keeps_the_best_of_all_names(seed: int) -> None:
     assert (once == both[0]).sum() == max(kept(n, [0, 1]) for n in inside)
     host = once // 2
     assert ((host[0][:, None] == host[1]) == (both[1][0][:, None] // 2 == both[1][1] // 2)).all()
+
+
+def test_few_moves_are_spent_under_the_default_objective():
+    """The default cap is that of a free search, which few moves cannot reach: it must not keep them from moving."""
+    from moeplan import place as place_by_trace
+
+    old = place_by_trace(random_trace(1, 4, 16, 400), devices=4, hosts=2, time_limit=60, steps=4000)
+    new = place_by_trace(
+        random_trace(2, 4, 16, 400), devices=4, hosts=2, time_limit=60, steps=4000, previous=old, max_moves=20
+    )
+    assert new.moves is not None
+    assert 0 < new.moves.copies <= 20

@@ -28,7 +28,7 @@ from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
 from .answer import GREEDY, PREVIOUS, Answer, record_of
-from .cap import default_cap, first_cap
+from .cap import LEAST_ROOM, balance_range, default_cap, first_cap
 from .exact import EXACT_TIME, allowed, better, place_exactly, proven
 from .hosts_first import hosts_first
 from .movement import Capped, Movement, fan_out, moves_between_layers
@@ -46,6 +46,7 @@ FIRST_TIME = 0.3  # and, beside it, to the first answer
 # answer is all.
 LOADING, STAGES = 0.3, 3e-4
 HOSTS_TIME = 0.3  # of the time for the search goes, at most, to hosts first
+REACH_TIME, REACH_ROOM = 0.1, 0.2  # of what is left, to the coolest that few moves reach; of the way back from it
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 FIRST_LEAST = 0.3  # seconds of it, even where the limit is so short that it is over by then
 FIRST_STEPS, FIRST_CHAINS = 200, 2  # per layer and expert, of the first answer
@@ -121,6 +122,10 @@ def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem
     if choosing and not budget.stopped:
         budget.tell(what="finding a balance that holds on tokens to come")
         cap, notes, in_time = default_cap(single, fitted, budget.part(SAFE_TIME))
+        if single.max_moves is not None:  # few moves may not come as far
+            coolest = balance_range(single, fitted, budget.part(REACH_TIME)).coolest
+            now = mean_balance(single.start(fitted), load_samples(fitted), single.fleet.speed)
+            cap = max(cap, coolest + max(REACH_ROOM * (now - coolest), LEAST_ROOM))
         problem = replace(problem, cap=cap)
     if budget.stopped and not first.exception():  # later stages would begin anew, with no time to come as far
         found = first.result()
