@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..spec.catalogue import load_model
 from ..spec.cluster import Cluster
-from ..spec.errors import MoeplanError
 from ..spec.model import DType, Model
 from ..spec.placement import Movement, Objective, Placement, Shares
 from ..spec.plan import Plan
 from ..spec.trace import Trace
 from ..spec.workload import Workload
+from .arguments import (
+    check_choice,
+    check_part,
+    check_seconds,
+    check_slots,
+    check_whole,
+    document,
+    model_of,
+    optional,
+    workload_of,
+)
 
 if TYPE_CHECKING:
     from ..spec.report import Report
@@ -54,7 +63,7 @@ def profile(
     with choose_launcher(_path(lab), ranks, device) as launcher:
         return measure(
             launcher,
-            [_model(model) for model in given],
+            [model_of(model) for model in given],
             dtype=dtype,
             budget_seconds=budget_seconds,
             accept_noise=accept_noise,
@@ -91,20 +100,26 @@ def solve(
     from ..planner.budget import Budget
     from ..planner.search import solve as search
 
+    check_whole(memory_bytes=memory_bytes)
+    check_whole(0, seed=seed)
+    check_seconds(False, time_limit=time_limit)
+    check_choice(DType, dtype=dtype)
+    recorded, trace_path = optional("trace", trace, Trace)
+    given, placement_path = optional("placement", placement, Placement)
     return search(
-        _model(model),
-        cluster if isinstance(cluster, Cluster) else Cluster.read(cluster),
-        _workload(workload),
-        trace if trace is None or isinstance(trace, Trace) else Trace.read(trace),
-        placement=placement if placement is None or isinstance(placement, Placement) else Placement.read(placement),
-        placement_path="" if placement is None or isinstance(placement, Placement) else str(placement),
+        model_of(model),
+        document("cluster", cluster, Cluster)[0],
+        workload_of(workload),
+        recorded,
+        placement=given,
+        placement_path=placement_path,
         strategy=strategy,
-        even=even,
+        even=bool(even),
         dtype=dtype,
         memory_bytes=memory_bytes,
         seed=seed,
         time_limit=time_limit,
-        trace_path="" if trace is None or isinstance(trace, Trace) else str(trace),
+        trace_path=trace_path,
         asked=_asked(model),
         budget=Budget.of(time_limit, on_event=on_event),
     )
@@ -150,18 +165,27 @@ def place(
     from ..planner.place.solve import place as search
     from .asked import named_model, placement_request
 
-    _check_whole(devices=devices, hosts=hosts, slots=slots, groups=groups, steps=steps)
-    recorded = trace if isinstance(trace, Trace) else Trace.read(trace)
-    path = "" if isinstance(trace, Trace) else str(trace)
-    old = previous if previous is None or isinstance(previous, Placement) else Placement.read(previous)
-    named = model if model is None or isinstance(model, Model) else named_model(model, recorded, path or "trace")
+    check_whole(devices=devices, hosts=hosts, slots=slots, groups=groups, steps=steps)
+    check_whole(0, seed=seed, max_moves=max_moves)
+    check_seconds(time_limit=time_limit)
+    check_slots(slots_per_device)
+    check_part("fit", fit)
+    check_choice(DType, dtype=dtype)
+    check_choice(Objective, objective=objective)
+    check_choice(Movement, movement=movement)
+    check_choice(Shares, shares=shares)
+    recorded, path = document("trace", trace, Trace)
+    old, old_path = optional("previous", previous, Placement)
+    named = named_model(model, recorded, path or "trace") if isinstance(model, str) else model
+    if named is not None:
+        named = model_of(named)
     request = placement_request(
         recorded,
         devices=devices,
         hosts=hosts,
-        cluster=cluster if cluster is None or isinstance(cluster, Cluster) else Cluster.read(cluster),
+        cluster=optional("cluster", cluster, Cluster)[0],
         model=named,
-        workload=None if workload is None else _workload(workload),
+        workload=None if workload is None else workload_of(workload),
         dtype=dtype,
         asked="" if model is None else _asked(model),
         slots=slots,
@@ -179,7 +203,6 @@ def place(
         steps=steps,
         time_limit=time_limit,
     )
-    old_path = "" if previous is None or isinstance(previous, Placement) else str(previous)
     budget = Budget.of(time_limit, on_event=on_event)
     return search(recorded, request, trace_path=path, previous_path=old_path, model=named, budget=budget)
 
@@ -206,7 +229,9 @@ def run(
     >>> report = run(plan)  # doctest: +SKIP
     >>> report.parts_frame()  # doctest: +SKIP
     """
-    decided = plan if isinstance(plan, Plan) else Plan.read(plan)
+    decided, _ = document("plan", plan, Plan)
+    check_seconds(timeout=timeout)
+    check_whole(repetitions=repetitions)
     # torch takes seconds to import: a wrong file is refused before.
     from ..profiler import PROBE
     from ..runtime.launch.choose import choose_launcher
@@ -228,26 +253,9 @@ def run(
         )
 
 
-def _model(model: str | Model) -> Model:
-    return model if isinstance(model, Model) else load_model(model)
-
-
 def _asked(model: str | Model) -> str:
     """What the user typed, which advice names."""
     return model.name if isinstance(model, Model) else model
-
-
-def _workload(workload: Workload | str) -> Workload:
-    if not isinstance(workload, Workload | str):
-        raise MoeplanError(f"workload {workload!r}: expected a Workload, or a text such as 'prefill:2048'")
-    return workload if isinstance(workload, Workload) else Workload.from_text(workload)
-
-
-def _check_whole(**numbers: int | None) -> None:
-    """MoeplanError for what is there and no whole number from 1."""
-    for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise MoeplanError(f"{name} {value!r}: expected a whole number from 1")
 
 
 def _path(path: str | Path | None) -> Path | None:

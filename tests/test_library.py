@@ -106,6 +106,34 @@ def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> No
     for wrong in (0, -1, True, 2.5, "x"):
         with pytest.raises(MoeplanError, match=r"devices .*: expected a whole number from 1"):
             place(trace, devices=wrong)  # type: ignore[arg-type]
+    made = cluster(tiny_model())
+    for solving, words in (
+        ({"memory_bytes": 1e9}, "memory_bytes 1000000000.0: expected a whole number"),
+        ({"seed": -1}, "seed -1: expected a whole number from 0"),
+        ({"time_limit": "x"}, "time_limit 'x': expected a number of seconds"),
+        ({"time_limit": float("nan")}, "time_limit nan: expected a number of seconds"),
+        ({"dtype": "f17"}, "dtype 'f17': expected one of"),
+        ({"trace": 5}, "trace 5: expected a Trace, or the path of one"),
+        ({"placement": made}, "expected a Placement, or the path of one"),
+        ({"strategy": "magic"}, "magic"),
+    ):
+        with pytest.raises(MoeplanError, match=words):
+            solve(tiny_model(), made, **solving)  # type: ignore[arg-type]
+    with pytest.raises(MoeplanError, match="model 5: expected a Model"):
+        solve(5, made)  # type: ignore[arg-type]
+    for placing, words in (
+        ({"fit": "0:0.5"}, "fit '0:0.5': expected two fractions"),
+        ({"objective": "best"}, "objective 'best': expected one of latency"),
+        ({"shares": 1}, "shares 1: expected one of even"),
+        ({"slots_per_device": [-1, 9]}, "slots_per_device -1: expected a whole number from 1"),
+        ({"slots_per_device": "4,4"}, "expected whole numbers, one for each device"),
+        ({"time_limit": 0}, "time_limit 0: expected a number of seconds above 0"),
+        ({"time_limit": float("inf")}, "time_limit inf: expected a number of seconds"),
+        ({"previous": 3}, "previous 3: expected a Placement"),
+        ({"seed": -1}, "seed -1"),
+    ):
+        with pytest.raises(MoeplanError, match=words):
+            place(trace, **placing)  # type: ignore[arg-type]
     with pytest.raises(MoeplanError, match="needs --model"):
         place(trace, cluster=cluster(tiny_model()))
     with pytest.raises(MoeplanError, match="--dtype needs --cluster"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..budget import Budget
 
-LOAD_TIME, LOAD_ALL_TIME = 0.3, 1.3  # seconds of a processor: to load what annealing needs, and all solvers
+LOAD_TIME, LOAD_ALL_TIME = 0.3, 1.0  # seconds of a processor: to load what annealing needs, and all solvers
 LOAD_PART = 0.85  # of the time that is left may go to that
 GRACE = 2.0  # seconds by which what annealing needs may be late: an answer without a search is no better than EPLB's
 TABLES_TIME, LARGE = 1.0, 14_848  # seconds of a processor for the tables of 58 layers x 256 experts
