@@ -33,15 +33,19 @@ SPEC = {
 }
 
 
-def machines(seats: Iterable[tuple[str, float]], groups) -> Cluster:
-    """A cluster with made-up curves whose hosts and processor shares are those of the ranks."""
+def machines(seats: Iterable[tuple[str, float]], groups, threads: int = 1) -> Cluster:
+    """A cluster with made-up curves whose hosts, processor shares and threads are those of the ranks."""
     made = cluster(MODEL, groups)
-    both = zip(made.devices, seats, strict=True)
-    devices = [device.model_copy(update={"host": host, "cpu_share": share}) for device, (host, share) in both]
+    devices, kinds = [], []
+    for i, (device, (host, share)) in enumerate(zip(made.devices, seats, strict=True)):
+        own = {"name": f"rank {i}", "threads": threads, "cpu_share": share}
+        kinds.append(made.kind_of(i).model_copy(update=own))
+        devices.append(device.model_copy(update={"host": host, "kind": f"rank {i}"}))
     hosts = [
         made.hosts[i].model_copy(update={"name": name}) for i, name in enumerate(dict.fromkeys(d.host for d in devices))
     ]
-    return made.model_copy(update={"devices": tuple(devices), "hosts": tuple(hosts)})
+    update = {"kinds": tuple(kinds), "devices": tuple(devices), "hosts": tuple(hosts)}
+    return Cluster.model_validate(made.model_copy(update=update).model_dump())
 
 
 def executed(launcher, machine: Cluster, workload: str, tmp_path: Path) -> Report:
@@ -87,10 +91,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A model, a cluster of two local ranks, a trace and a placement for them, as files."""
     monkeypatch.chdir(tmp_path)
     launcher = LocalLauncher(2)
-    made = machines([(seat.host, seat.cpu_share) for seat in launcher.seats], ((1.0, 1.0),))
-    seats = zip(made.devices, launcher.seats, strict=True)
-    devices = tuple(d.model_copy(update={"threads": s.threads}) for d, s in seats)
-    made.model_copy(update={"devices": devices}).write(tmp_path / "cluster.json")
+    seats = [(seat.host, seat.cpu_share) for seat in launcher.seats]
+    machines(seats, ((1.0, 1.0),), launcher.seats[0].threads).write(tmp_path / "cluster.json")
     random_trace(0, 3, 8).write(tmp_path / "trace.npz")
     slots = ((0, 1, 2, 3, 4), (4, 5, 6, 7, 0))
     shares = ((0.7, 1.0, 1.0, 1.0, 0.1), (0.9, 1.0, 1.0, 1.0, 0.3))
