@@ -8,7 +8,7 @@ from ..budget import Budget
 
 LOAD_TIME, LOAD_ALL_TIME = 0.3, 1.0  # seconds of a processor: to load what annealing needs, and all solvers
 LOAD_PART = 0.85  # of the time that is left may go to that
-GRACE = 2.0  # seconds by which what annealing needs may be late: an answer without a search is no better than EPLB's
+GRACE = 1.0  # seconds by which a search of few experts may be late: an answer without one is no better than EPLB's
 TABLES_TIME, LARGE = 1.0, 14_848  # seconds of a processor for the tables of 58 layers x 256 experts
 SOLVERS = "moeplan.solvers.compiled"
 
@@ -27,7 +27,7 @@ def solvers_ready(budget: Budget | None, size: int = 0, *, everything: bool = Tr
     here = SOLVERS in sys.modules and _solvers().loaded(everything)
     loading = 0.0 if here else LOAD_ALL_TIME if everything else LOAD_TIME
     time = budget if here else budget.part(LOAD_PART)
-    time = time if everything else budget.before(-GRACE)
+    time = time if everything else budget.before(-GRACE * max(1 - size / LARGE, 0.0))
     if not time.affords((loading + tables) * budget.slowdown, "a search (loading the solvers would take too long)"):
         return False
     if here:
