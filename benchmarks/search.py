@@ -55,7 +55,8 @@ def main() -> None:
     unknown = set(sizes) - set(WORKLOADS)
     if unknown:
         parser.error(f"--devices {sorted(unknown)}: expected some of {', '.join(map(str, WORKLOADS))}")
-    command = " ".join(["python -m moeplan.benchmarks.search", *sys.argv[1:]])
+    shown = ["OLD" if given.old and arg == str(given.old) else arg for arg in sys.argv[1:]]
+    command = " ".join(["python -m moeplan.benchmarks.search", *shown])
     with tempfile.TemporaryDirectory() as folder, checkout(given.old) as old:
         rows = []
         for model in given.models.split(","):
