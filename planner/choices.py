@@ -2,7 +2,7 @@
 
 # B layers that are costed together, T tokens, K top-k, G devices, E experts
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -83,12 +83,7 @@ class Choices:
 
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         """One plan for each of the B layers; remembered, as long as few devices make it small."""
-        key = tuple(map(id, plans))
-        if key not in self._known:
-            if self.layout.devices > REMEMBERED:
-                self._known.clear()
-            self._known[key] = plans, self._dispatch(plans)  # the plans are kept, so that their ids are theirs
-        return self._known[key][1]
+        return remembered(self._known, self.layout.devices, plans, self._dispatch)
 
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         devices = self.layout.devices
@@ -155,6 +150,21 @@ class Choices:
         slots = tuple((place,) for place in range(size)) * (self.layout.devices // size)
         copies = Copies.of(slots, None, size, self.hosts)
         return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
+
+
+Known = dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]]
+
+
+def remembered(
+    known: Known, devices: int, plans: Sequence[LayerPlan], make: Callable[[Sequence[LayerPlan]], Dispatch]
+) -> Dispatch:
+    """What these very plans do, made once; of more than ``REMEMBERED`` devices only the last is kept."""
+    key = tuple(map(id, plans))
+    if key not in known:
+        if devices > REMEMBERED:
+            known.clear()
+        known[key] = plans, make(plans)  # the plans are kept, so that their ids are theirs
+    return known[key][1]
 
 
 def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 from ..solvers.placement.fan_out import ExpertSets, expert_sets
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
-from .choices import REMEMBERED, Dispatch, Rows, counted, distinct, owner_of, period
+from .choices import Dispatch, Rows, counted, distinct, owner_of, period, remembered
 from .layout import Layout
 from .spread import Factors, Spread, blocks
 from .traffic import Traffic
@@ -59,12 +59,7 @@ class Expected:
 
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         """One plan for each of the B layers; remembered, as long as few devices make it small."""
-        key = tuple(map(id, plans))
-        if key not in self._known:
-            if self.layout.devices > REMEMBERED:
-                self._known.clear()
-            self._known[key] = plans, self._dispatch(plans)  # the plans are kept, so that their ids are theirs
-        return self._known[key][1]
+        return remembered(self._known, self.layout.devices, plans, self._dispatch)
 
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         sizes = {period(plan, self.experts) for plan in plans}
