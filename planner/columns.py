@@ -90,11 +90,11 @@ class Column:
 
 
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:
-    """Ordinals of layers that are costed together: of one block and strategy, and not too many."""
+    """Ordinals of layers that are costed together: of one block and strategy, in as many chunks, and not too many."""
     batches = [
-        [j for j in ordinals if plans[j].strategy == strategy]
+        [j for j in ordinals if (plans[j].strategy, plans[j].chunks) == form]
         for ordinals in step.alike()
-        for strategy in dict.fromkeys(plan.strategy for plan in plans)
+        for form in dict.fromkeys((plan.strategy, plan.chunks) for plan in plans)
     ]
     moe = step.model.moe_block().moe
     assert moe is not None

@@ -26,6 +26,7 @@ from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing,
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .budget import Budget
+from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
 from .probes import probe_points
@@ -297,8 +298,11 @@ def _space(search: Search) -> str:
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
+    if search.chunked:
+        within["ep"] += f" and the fastest of them in {', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks"
     if search.given is not None:
-        within = {"ep": f"ep as {search.given.name} places its experts"}
+        chunks = f", also in up to {COUNTS[-1]} chunks" if search.chunked else ""
+        within = {"ep": f"ep as {search.given.name} places its experts{chunks}"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"

@@ -17,6 +17,7 @@ from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
 from .choices import REMEMBERED, Choices
+from .chunking import in_chunks
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -78,6 +79,7 @@ class Search:
     searched: int = field(init=False, default=0)  # spaces
     spaces: int = field(init=False, default=0)
     cut: bool = field(init=False, default=False)  # by the clock, inside a space
+    chunked: bool = field(init=False, default=False)  # whether tokens that travel in chunks were looked at
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
@@ -134,6 +136,7 @@ class Search:
         """What comes after all spaces; Ctrl-C ends it."""
         try:
             self._refine()
+            self._in_chunks()
             self._settle()
         except KeyboardInterrupt:
             self.budget.stop.set()
@@ -210,6 +213,30 @@ class Search:
             usual, thorough = self._tables(step, degree), self._tables(step, degree, thorough=True)
             if len(thorough.columns) > len(usual.columns):
                 self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
+
+    def _in_chunks(self) -> None:
+        """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
+        if self.even:
+            return
+        known = [c for c in self.choices if c.plans and not c.candidate.reason and "ep" in c.candidate.strategies]
+        spaces: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
+        for choice in sorted(known, key=lambda c: c.seconds):
+            key = choice.step.layout, choice.candidate.degrees.expert
+            if key in spaces or len(spaces) < REFINED:
+                plans = tuple(choice.plans[members[0]] for members in self.classes.members)
+                if all(plan.strategy == "ep" for plan in plans):
+                    spaces.setdefault(key, {}).setdefault(plans)
+        for (layout, degree), placed in spaces.items():
+            if self.cut or self.budget.over:
+                return
+            where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
+            cut = [more for plans in placed for more in in_chunks(plans, max(layout.tokens))]
+            if cut:
+                self.chunked = True
+                usual = self._tables(step, degree)
+                columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
+                tables = Tables(step, self.classes, columns, self._room(step))
+                self._look(f"{where}, expert {degree}", step, degree, tables, again=True)
 
     def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
         """Candidates and bound among these options; again: only of what more placements may change."""

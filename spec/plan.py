@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 Strategy = Literal["ep", "sharded", "gathered"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
-
+CHUNKED: tuple[Strategy, ...] = ("ep",)
+"""Strategies whose tokens may travel in several chunks."""
+MAX_CHUNKS = 64
 
 SPELLED_OUT = 64
 """Devices up to which a document names those of every group."""
@@ -45,13 +47,15 @@ class LayerPlan(Part):
 
     ``slots`` holds, per device, the experts that it stores (``ep`` computes them there; ``gathered`` keeps them there
     at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that a copy takes. ``split``
-    (``sharded`` only) holds the FFN columns of every expert that each device stores.
+    (``sharded`` only) holds the FFN columns of every expert that each device stores. ``chunks``: every device's tokens
+    in so many parts (``spec.layout.even``), of which one travels while another is computed.
     """
 
     strategy: Strategy
     slots: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
+    chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
     repeats: int = Field(
         1,
         ge=1,
@@ -101,6 +105,8 @@ class LayerPlan(Part):
             raise ValueError("slots hold a negative expert")
         if (self.strategy == "sharded") != (self.split is not None):
             raise ValueError("split belongs to strategy sharded, and only there")
+        if self.chunks > 1 and self.strategy not in CHUNKED:
+            raise ValueError(f"chunks belong to strategy {', '.join(CHUNKED)}, not {self.strategy}")
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self

@@ -40,7 +40,11 @@ def steps(draw):
     cuts = sorted(draw(st.lists(st.integers(0, workload.sequences), min_size=groups - 1, max_size=groups - 1)))
     sequences = tuple(np.diff([0, *cuts, workload.sequences]).tolist())
     machines = cluster(
-        model, speeds, uplink=draw(st.sampled_from([1e7, 1e9, 1e11])), local=draw(st.sampled_from([1e8, 4e9]))
+        model,
+        speeds,
+        uplink=draw(st.sampled_from([1e7, 1e9, 1e11])),
+        local=draw(st.sampled_from([1e8, 4e9])),
+        busy=draw(st.sampled_from([0.0, 1.0, 30.0])),
     )
     costs = Costs(machines, model, "f32")
     step = Step(costs, model, Layout.of(workload, tensor, sequences), draw_routing(None, model, workload, 0))
@@ -58,7 +62,8 @@ def plans(draw, devices):
         copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=3 if strategy == "ep" else 1))
         for device in copies:
             held[device].add(expert)
-    return LayerPlan(strategy=strategy, slots=tuple(tuple(sorted(experts)) for experts in held))
+    chunks = draw(st.integers(1, 4)) if strategy == "ep" else 1
+    return LayerPlan(strategy=strategy, slots=tuple(tuple(sorted(experts)) for experts in held), chunks=chunks)
 
 
 @given(steps())

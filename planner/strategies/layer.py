@@ -81,6 +81,12 @@ class Layer:
         seconds = costs.expert_ffn(self.block, self.moe.ffn_size, rows.counts[:, rows.of[first]], first)
         return compute("expert", "expert_ffn", seconds[:, place])
 
+    def chunks(self, count: int) -> list["Layer"]:
+        """The same layers with one chunk of every device's tokens each."""
+        if count == 1:
+            return [self]
+        return [Layer(self.costs, self.block, chosen.layout, chosen) for chosen in self.choices.chunks(count)]
+
     def once(self, name: str, stages: Callable[["Layer"], list[Stage]]) -> list[Stage]:
         """What ``stages`` gives for the first layer of this block."""
         if name not in self.memo:

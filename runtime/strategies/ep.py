@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...spec.layout import even
 from ...spec.plan import LayerPlan
 from ...spec.routing import COPY_PHASES, COPY_STEP, copy_table
-from ..collectives import all_to_all, exchange_counts
+from ..collectives import all_to_all, all_to_all_start, exchange_counts
 from ..kernels import expert_ffn
 from ..layout import Layout
 from .layer import Lap, LayerContext, Stored
@@ -87,7 +88,7 @@ class ExpertParallel:
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
         self._table = serving(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
-        self._activation = c.moe.activation
+        self._activation, self._chunks = c.moe.activation, plan.chunks
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
@@ -99,6 +100,8 @@ class ExpertParallel:
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
         phase = phases(layout.first, len(x), x.device)
+        if self._chunks > 1:
+            return self._in_chunks(x, ids, weights, residual, phase, lap)
         rows, token, send = pack(x, ids, weights, self._table, phase)
         send_counts, recv_counts = torch.stack([send, exchange_counts(send)]).tolist()
         received = all_to_all(rows, send_counts, recv_counts)
@@ -109,3 +112,28 @@ class ExpertParallel:
         y = combine(all_to_all(y, recv_counts, send_counts), token, residual)
         lap("combine")
         return y
+
+    def _in_chunks(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, phase: Tensor, lap: Lap) -> Tensor:
+        """All chunks leave at once and are computed in the order in which they come; their rows leave as they are
+        ready."""
+        sizes = even(len(x), self._chunks)
+        parts = zip(*(t.split(sizes) for t in (x, ids, weights, phase)), strict=True)
+        packed = [pack(rows, chosen, gates, self._table, at) for rows, chosen, gates, at in parts]
+        rows, tokens, sends = zip(*packed, strict=True)
+        send = torch.stack(sends, dim=1)  # [G, chunks]
+        send_counts, recv_counts = torch.stack([send, exchange_counts(send)]).transpose(1, 2).tolist()
+        arriving = [all_to_all_start(*part) for part in zip(rows, send_counts, recv_counts, strict=True)]
+        leaving = []
+        for c, (received, pending) in enumerate(arriving):
+            pending.wait()
+            partial = unpack(received, x.shape[1], x.dtype, ids.shape[1])
+            lap("dispatch")
+            y = expert_ffn(partial[0], self._gate_up, self._down, *partial[1:], activation=self._activation)
+            lap("expert")
+            leaving.append(all_to_all_start(y, recv_counts[c], send_counts[c]))
+        sums = []
+        for (returned, pending), token, part in zip(leaving, tokens, residual.split(sizes), strict=True):
+            pending.wait()
+            sums.append(combine(returned, token, part))
+        lap("combine")
+        return torch.cat(sums)
