@@ -1,30 +1,38 @@
-"""In how many chunks the tokens of the fastest plans should travel, so that one travels while another is computed.
+"""How the tokens of ``ep`` travel: in how many chunks, and, where the backbone runs beside them (a shortcut), how early
+the experts are computed.
 
 A chunk costs a message and a call more for every device, and hides at most the shorter of what travels and what is
-computed; which of the two counts more is read from the measured curves (``strategies.ep``).
+computed; an expert's slot divides the backbone between the way there and the way back. Which of all these is fastest is
+read from the measured curves (``strategies.ep``).
 """
 
 from collections.abc import Sequence
+from itertools import product
 
+from ..spec.model import Block
 from ..spec.plan import CHUNKED, LayerPlan
+from ..spec.shortcut import slots
 
-COUNTS = (2, 4, 8)
+COUNTS = (1, 2, 4, 8)
 
 
-def in_chunks(plans: Sequence[LayerPlan], tokens: int) -> list[tuple[LayerPlan, ...]]:
-    """The same plans (one per class of layers) in more and more chunks; nothing where none of them can be cut.
+def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> list[tuple[LayerPlan, ...]]:
+    """The same plans (one per class of layers, with its block) in every number of chunks and every slot, but for what
+    they are; nothing where none of them travels.
 
     tokens: of the device that has the most: no more chunks than it could fill.
     """
     if not any(plan.strategy in CHUNKED for plan in plans):
         return []
     found = []
-    for count in COUNTS:
-        if count <= tokens:
-            cut: dict[LayerPlan, LayerPlan] = {}
-            for plan in plans:
-                if plan not in cut:
-                    chunks = count if plan.strategy in CHUNKED else 1
-                    cut[plan] = plan.model_copy(update={"chunks": chunks})
-            found.append(tuple(cut[plan] for plan in plans))
+    for count, slot in product([n for n in COUNTS if n <= max(tokens, 1)], range(max(map(slots, blocks)))):
+        known: dict[tuple[LayerPlan, int], LayerPlan] = {}
+        for plan, block in zip(plans, blocks, strict=True):
+            at = min(slot, slots(block) - 1)
+            if (plan, at) not in known:
+                chunks = count if plan.strategy in CHUNKED else 1
+                known[plan, at] = plan.model_copy(update={"chunks": chunks, "slot": at})
+        way = [known[plan, min(slot, slots(block) - 1)] for plan, block in zip(plans, blocks, strict=True)]
+        if any(new != plan for new, plan in zip(way, plans, strict=True)):
+            found.append(tuple(way))
     return found

@@ -32,8 +32,9 @@ class Graph:
 
     def add(self, stages: Sequence[Stage], index: int, layer: int) -> None:
         """All operations of one layer of a batch, counted ``layer`` in the step."""
-        self.layer, self.last = layer, ()
+        self.last = ()
         for stage in stages:
+            self.layer = layer - stage.earlier
             match stage.kind:
                 case "compute":
                     seconds = stage.one(index)
@@ -51,7 +52,7 @@ class Graph:
                     for i in self.pending.pop(stage.number):
                         device = self.operations[i].device
                         after = (self.chains[device][-1], i)
-                        self._append(Operation("wait", stage.part, device, layer, 0.0, {}, after))
+                        self._append(Operation("wait", stage.part, device, self.layer, 0.0, {}, after))
 
     def _compute(self, stage: Stage, device: int, seconds: float) -> None:
         after = (self.chains[device][-1],)

@@ -78,7 +78,7 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = _strategies(strategy, placement)
+    strategies = _strategies(strategy, placement, model)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
@@ -173,11 +173,15 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
 
 
-def _strategies(asked: str | None, placement: Placement | None) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement leaves only ``ep``."""
+def _strategies(asked: str | None, placement: Placement | None, model: Model) -> tuple[Strategy, ...]:
+    """What layers may choose from; a placement, and experts beside the backbone, leave only ``ep``."""
     found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
+    if any(block.shortcut != "none" for block in model.blocks):
+        if "ep" not in found:
+            raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as ep")
+        return ("ep",)
     if placement is None:
         return found
     if "ep" not in found:
@@ -298,17 +302,22 @@ def _space(search: Search) -> str:
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
-    if search.chunked:
-        within["ep"] += f" and the fastest of them in {', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks"
+    more = _ways(search)
+    within["ep"] += more and f" and the fastest of them in {more}"
     if search.given is not None:
-        chunks = f", also in up to {COUNTS[-1]} chunks" if search.chunked else ""
-        within = {"ep": f"ep as {search.given.name} places its experts{chunks}"}
+        within = {"ep": f"ep as {search.given.name} places its experts{more and f', in {more}'}"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
+
+
+def _ways(search: Search) -> str:
+    """How tokens may travel besides at once, in words."""
+    slots = " and every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
+    return f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}" if search.chunked else ""
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:

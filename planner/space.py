@@ -17,7 +17,7 @@ from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
 from .choices import REMEMBERED, Choices
-from .chunking import in_chunks
+from .chunking import ways
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -230,7 +230,8 @@ class Search:
             if self.cut or self.budget.over:
                 return
             where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
-            cut = [more for plans in placed for more in in_chunks(plans, max(layout.tokens))]
+            blocks = [self.model.moe_block(members[0]) for members in self.classes.members]
+            cut = [more for plans in placed for more in ways(plans, blocks, max(layout.tokens))]
             if cut:
                 self.chunked = True
                 usual = self._tables(step, degree)

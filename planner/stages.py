@@ -23,6 +23,7 @@ class Stage:
     """seconds: [B or 1, G] of each device alone; exchanges: one for each group, the groups in order, all of one size.
 
     busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one.
+    earlier: whether it is of the layer before the one that it is listed with.
     """
 
     kind: Literal["compute", "exchange", "start", "wait"]
@@ -32,6 +33,7 @@ class Stage:
     exchanges: tuple[Exchange, ...] = ()
     busy: np.ndarray | None = None
     number: int = 0
+    earlier: bool = False
 
     @property
     def width(self) -> int:

@@ -16,6 +16,7 @@ from .document import Document, Part
 from .load import Load
 from .model import MAX_LAYERS, DType, Model
 from .placement import check_copies
+from .shortcut import slots
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -48,13 +49,15 @@ class LayerPlan(Part):
     ``slots`` holds, per device, the experts that it stores (``ep`` computes them there; ``gathered`` keeps them there
     at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that a copy takes. ``split``
     (``sharded`` only) holds the FFN columns of every expert that each device stores. ``chunks``: every device's tokens
-    in so many parts (``spec.layout.even``), of which one travels while another is computed.
+    in so many parts (``spec.layout.even``), of which one travels while another is computed. ``slot`` (layers with a
+    shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed before.
     """
 
     strategy: Strategy
     slots: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
+    slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
     chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
     repeats: int = Field(
         1,
@@ -286,6 +289,12 @@ class Plan(Document):
         for i, layer in enumerate(self.layers):
             moe = self.model.moe_block(i).moe
             assert moe is not None
+            block = self.model.moe_block(i)
+            if layer.slot >= slots(block):
+                last = f"0 to {slots(block) - 1}" if block.shortcut != "none" else "0: the layer has no shortcut"
+                raise ValueError(f"layers[{i}].slot: {layer.slot}, expected {last}")
+            if block.shortcut != "none" and layer.strategy != "ep":
+                raise ValueError(f"layers[{i}].strategy: {layer.strategy}; layers with a shortcut run as ep")
             if len(layer.slots) != count:
                 raise ValueError(f"layers[{i}].slots: {len(layer.slots)} lists for {count} devices")
             if layer.split is not None and (len(layer.split) != count or sum(layer.split) != moe.ffn_size):

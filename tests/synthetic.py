@@ -59,6 +59,14 @@ def tiny_model(
     return Model(name="tiny", family="test", vocab_size=256, blocks=tuple(blocks), dtype="f32")
 
 
+def shortcut_model(shortcut: str, *, layers: int = 2, shared: int = 0, beside: bool = False) -> Model:
+    """``layers`` layers whose experts read as ``shortcut`` says, each behind a dense one; beside: with a dense FFN."""
+    dense, *_, experts = tiny_model(layers=1, dense=1, shared=shared).blocks
+    changes = {"shortcut": shortcut} | ({"dense": dense.dense} if beside else {})
+    pair = (dense, experts.model_copy(update=changes))
+    return Model(name=f"shortcut-{shortcut}", family="test", vocab_size=256, blocks=pair * layers, dtype="f32")
+
+
 def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear: Sequence[str] = ()) -> Curve:
     """A curve of ``seconds(**coordinates)`` over a grid."""
     points = [seconds(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]

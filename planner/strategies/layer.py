@@ -23,6 +23,8 @@ class Layer:
     """B layers with one block: the step's tokens on their devices, and their experts (none in dense layers).
 
     memo: what all layers of the block have in common.
+    before: the layer before, where these layers' experts run beside some of it (``spec.shortcut``); joined: whether
+    this is that layer of others, which then has no stages of its own.
     """
 
     costs: Costs
@@ -30,6 +32,8 @@ class Layer:
     layout: Layout
     chosen: Choices | Expected | None = None
     memo: dict[str, list[Stage]] = field(default_factory=dict)
+    before: "Layer | None" = None
+    joined: bool = False
 
     @classmethod
     def of(cls, costs: Costs, block: Block, layout: Layout, ids: np.ndarray) -> "Layer":
