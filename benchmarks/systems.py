@@ -178,10 +178,10 @@ def main() -> None:
     if unknown := [name for name in asked if name not in CASES]:
         parser.error(f"--cases: {unknown[0]!r} is none of {', '.join(CASES)}")
     tables = [measured(name, CASES[name], args.rounds) for name in asked]
+    command = f"python benchmarks/systems.py --cases {args.cases} --rounds {args.rounds}"
     text = (
-        f"# Published mechanisms in the lab\n\n{processor()}, Linux {platform.release()}; `python benchmarks/systems.py "
-        f"--cases {args.cases} --rounds {args.rounds}`. Predicted from one measurement of each lab; measured: median "
-        "over the rounds; spread: within a round (90th - 10th percentile over median), the largest.\n\n"
+        f"# Published mechanisms in the lab\n\n{processor()}, Linux {platform.release()}; `{command}`. "
+        "Predicted from one measurement of each lab; measured: median over the rounds; spread: within a round (90th - 10th percentile over median), the largest.\n\n"
     )
     text += "\n".join(tables)
     write_atomically(args.output, lambda f: f.write(text.encode()))
