@@ -181,7 +181,8 @@ def main() -> None:
     command = f"python benchmarks/systems.py --cases {args.cases} --rounds {args.rounds}"
     text = (
         f"# Published mechanisms in the lab\n\n{processor()}, Linux {platform.release()}; `{command}`. "
-        "Predicted from one measurement of each lab; measured: median over the rounds; spread: within a round (90th - 10th percentile over median), the largest.\n\n"
+        "Predicted from one measurement of each lab; measured: median over the rounds; spread: within a round "
+        "(90th - 10th percentile over median), the largest.\n\n"
     )
     text += "\n".join(tables)
     write_atomically(args.output, lambda f: f.write(text.encode()))

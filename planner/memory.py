@@ -17,6 +17,9 @@ from ..spec.model import Block
 from ..spec.plan import DeviceMemory, LayerPlan
 from .layout import Layout
 from .strategies.layer import Layer
+from .units import bytes_text
+
+SHOWN = 4  # devices that lack memory
 
 
 def replicated_weights(blocks: Sequence[Block], vocabulary: int, tied: bool, tensor: int, element_bytes: int) -> int:
@@ -121,3 +124,12 @@ def total(
         DeviceMemory(weights=int(w), gathered=int(region), cache=int(c), activations=int(a), limit=limit)
         for w, region, c, a, limit in zip(weights, *regions[:1], kept, regions[1], limits, strict=True)
     )
+
+
+def lacking(missing: np.ndarray) -> str:
+    """Which devices lack how much."""
+    short = np.flatnonzero(missing > 0)
+    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
+    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
+    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
+    return f"does not fit: {', '.join(parts)}{more}"

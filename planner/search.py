@@ -29,8 +29,9 @@ from .budget import Budget
 from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
+from .memory import lacking
 from .probes import probe_points
-from .space import BASELINES, ROUNDING, Choice, Search, lacking
+from .space import BASELINES, ROUNDING, Choice, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
 from .units import bytes_text

@@ -29,7 +29,6 @@ from .options import Classes, Options
 from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
-from .units import bytes_text
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
@@ -37,7 +36,6 @@ MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
-SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -296,7 +294,7 @@ class Search:
             solution = tables.select(tables.seconds, strategy, self._left(), self.seed, CHOICE_GAP, target)
         except Infeasible as error:
             self.missing.append(tables.missing(error))
-            self._record(name, step, degree, [], math.inf, lacking(self.missing[-1]))
+            self._record(name, step, degree, [], math.inf, memory.lacking(self.missing[-1]))
         except NotFound:
             self._record(name, step, degree, [], math.inf, "nothing that fits was found in the time allowed")
         else:
@@ -342,7 +340,7 @@ class Search:
             column, room = self._column(step, own), self._room(step)
             seconds = Tables(step, self.classes, [column], room).step_seconds([0] * len(own))
             missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - room, 0)
-            reason = lacking(missing) if missing.any() else ""
+            reason = memory.lacking(missing) if missing.any() else ""
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
@@ -390,12 +388,3 @@ class Search:
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
         return min(max(LEAST_TIME, SELECT_TIME * self.budget.left), MOST_TIME)
-
-
-def lacking(missing: np.ndarray) -> str:
-    """Which devices lack how much."""
-    short = np.flatnonzero(missing > 0)
-    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
-    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
-    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
-    return f"does not fit: {', '.join(parts)}{more}"

@@ -10,7 +10,7 @@ from scipy.stats import gmean
 
 from ..spec import Plan, Report
 from ..spec.load import Load, worst
-from ..spec.report import Comparison, Machine, NumericalCheck, PartComparison, ProbeComparison, WeightsCheck
+from ..spec.report import Comparison, Lap, Machine, NumericalCheck, PartComparison, ProbeComparison, WeightsCheck
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
 from .launch import Launcher
@@ -34,6 +34,7 @@ def run(
     check_budget: float = CHECK_BUDGET,
     timeout: float = 300.0,
     probe: str | None = None,
+    timeline: bool = False,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Report:
     """Execute ``plan``'s step on its devices.
@@ -45,6 +46,7 @@ def run(
     check_budget: seconds that the reference may take; it computes fewer layers of large models.
     timeout: seconds without a sign of life.
     probe: the entry that times the plan's probes before and after the steps (``profiler.PROBE``); none: left out.
+    timeline: whether the report has what every device did in the step of median duration.
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
     """
     job = Job(
@@ -56,6 +58,7 @@ def run(
         check_budget=check_budget,
         own_routing=own_routing,
         probe=probe,
+        timeline=timeline,
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
     source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
@@ -86,6 +89,11 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
         notes=notes(plan, check, own_routing, weights),
         environment=results[0]["environment"],
         machine=machine(plan, results, step),
+        timeline=tuple(
+            Lap(device=device, layer=layer, part=part, begin=begin, end=end)
+            for device, result in enumerate(results)
+            for layer, part, begin, end in result["laps"]
+        ),
     )
 
 

@@ -36,12 +36,18 @@ class Timers:
 
     def seconds(self) -> dict[tuple[int, Part], float]:
         """Seconds of every (layer, part) since ``start``; their sum is the time from ``start`` to the last lap."""
+        total: dict[tuple[int, Part], float] = {}
+        for layer, part, begin, end in self.laps():
+            total[layer, part] = total.get((layer, part), 0.0) + end - begin
+        return total
+
+    def laps(self) -> list[tuple[int, Part, float, float]]:
+        """(layer, part, begin, end) of every lap, in seconds since ``start``."""
         if self._cuda:
             torch.cuda.synchronize()
-        total: dict[tuple[int, Part], float] = {}
-        before = self._begin
+        found, before, passed = [], self._begin, 0.0
         for layer, part, now in self._marks:
             spent = now - before if isinstance(now, float) else before.elapsed_time(now) / 1e3  # type: ignore[operator,union-attr]
-            total[layer, part] = total.get((layer, part), 0.0) + spent
-            before = now
-        return total
+            found.append((layer, part, passed, passed + spent))
+            before, passed = now, passed + spent
+        return found

@@ -36,7 +36,8 @@ WARM_UP_SHARE = 0.25  # of the budget: a second warm-up step if the first took l
 
 @dataclass(frozen=True)
 class Job:
-    """What ``run`` asks of the ranks; JSON. ``probe``: the entry that times the plan's probes, if wanted."""
+    """What ``run`` asks of the ranks; JSON. ``probe``: the entry that times the plan's probes, if wanted; ``timeline``:
+    whether the laps of a step are."""
 
     plan: str
     trace: str | None
@@ -46,6 +47,7 @@ class Job:
     check_budget: float
     own_routing: bool = False
     probe: str | None = None
+    timeline: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,9 +57,10 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Load, warm up, measure, check.
 
     Result (JSON): ``steps`` [seconds of each repetition], ``parts`` [{layer, part, seconds of each repetition}],
-    ``load`` during them, ``probes`` [before the steps, after them] seconds of each, ``memory`` peak bytes,
-    ``environment``, and on rank 0 ``check`` {layers, error} or None where it does not fit, and ``weights``, see
-    ``check_weights``, or None without a checkpoint.
+    ``laps`` of the median step [[layer, part, begin, end]] where they are wanted, ``load`` during the steps,
+    ``probes`` [before the steps, after them] seconds of each, ``memory`` peak bytes, ``environment``, and on rank 0
+    ``check`` {layers, error} or None where it does not fit, and ``weights``, see ``check_weights``, or None without a
+    checkpoint.
     Raises MoeplanError for another trace, or devices other than the plan's.
     """
     keep_freed_memory()
@@ -187,6 +190,7 @@ def measure(
     own, forced = inputs[layout.own], executor.forced(routing, layout) if routing else None
     steps: list[float] = []
     parts: list[dict[tuple[int, Part], float]] = []
+    laps: list[list[tuple[int, Part, float, float]]] = []
 
     def step() -> float:
         dist.barrier()
@@ -206,6 +210,8 @@ def measure(
     for i in range(count):
         steps.append(step())
         parts.append(timers.seconds())
+        if task.timeline:
+            laps.append(timers.laps())
         if i + 1 == count or perf_counter() - said > SAY_EVERY:
             said = perf_counter()
             rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
@@ -213,7 +219,15 @@ def measure(
         "steps": steps,
         "load": meter.since(meter.begin).model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
+        "laps": laps[usual_step(steps, rank.device)] if task.timeline else [],
     }
+
+
+def usual_step(steps: list[float], device: torch.device) -> int:
+    """The step of median duration, of all ranks together: a step lasts as long as on its slowest rank."""
+    together = torch.tensor(steps, dtype=torch.float64, device=device)
+    dist.all_reduce(together, op=dist.ReduceOp.MAX)
+    return int(together.argsort()[len(steps) // 2])
 
 
 def repetitions(seconds: float, budget: float) -> int:

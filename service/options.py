@@ -18,9 +18,10 @@ MAX_SECONDS = 1e7
 MAX_SEED = 2**63 - 1
 
 
-def output_option(words: str) -> Any:
-    """The document to write, ``--output``; a path that cannot be written is refused before any work."""
-    return typer.Option("--output", "-o", help=words, callback=checked_output)
+def output_option(words: str, *names: str) -> Any:
+    """The document to write, ``--output`` or of other names; a path that cannot be written is refused before any
+    work."""
+    return typer.Option(*(names or ("--output", "-o")), help=words, callback=checked_output)
 
 
 def picture_option(words: str) -> Any:

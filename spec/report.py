@@ -80,6 +80,16 @@ class Machine(Part):
     rescaled: Comparison | None = Field(None, description="the step, its prediction multiplied by what the probes say")
 
 
+class Lap(Part):
+    """What a device did from ``begin`` to ``end``, in seconds from the step's begin; waiting counts in what waits."""
+
+    device: int
+    layer: int = Field(description="index among all layers; -1 for what stands outside the layers")
+    part: str
+    begin: float = Field(ge=0)
+    end: float = Field(ge=0)
+
+
 class Report(Document):
     """Predicted, measured, error."""
 
@@ -99,6 +109,7 @@ class Report(Document):
     notes: tuple[str, ...] = ()
     environment: dict[str, str]
     machine: Machine | None = None
+    timeline: tuple[Lap, ...] = Field((), description="the step of median duration, where it was asked for")
 
     def parts_frame(self) -> "pandas.DataFrame":
         """One row per layer (-1 outside the layers) and part: predicted, measured and spread in seconds, error."""

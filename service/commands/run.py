@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from ...planner.simulator import Timeline
 from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
+from ...spec.document import write_atomically
 from ...spec.errors import MoeplanError
 from ...spec.placement import Placement
 from ...spec.plan import Plan
@@ -15,6 +17,7 @@ from ...spec.workload import Workload
 from ..console import note, out, print_json, progress, say
 from ..options import CLUSTER, WORKLOAD, output_option, picture_option
 from ..pages.report import draw_report, machine_notes, report_table
+from ..pages.timeline import perfetto
 
 PLANNING = 1e6  # seconds, which is no limit: under torchrun every rank must make the same plan
 
@@ -31,7 +34,11 @@ def run(
         str | None, typer.Option("--model", "-m", help="With --placement: catalogue name or path of a config.json.")
     ] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="With --placement: what `moeplan profile` wrote; by default cluster.json.")
+        Path | None,
+        typer.Option(
+            help="With --placement or --timeline: what `moeplan profile` wrote; with --placement by default "
+            "cluster.json."
+        ),
     ] = None,
     workload: Annotated[
         str | None,
@@ -63,6 +70,14 @@ def run(
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     output: Annotated[Path, output_option("The report document.")] = Path("report.json"),
     picture: Annotated[Path | None, picture_option("Draw predicted beside measured")] = None,
+    timeline: Annotated[
+        Path | None,
+        output_option(
+            "What every device did in the median step, for ui.perfetto.dev; with --cluster beside it what "
+            "was predicted.",
+            "--timeline",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of a table.")] = False,
 ) -> None:
     """Execute a plan or a placement, compare its output with a plain reference and its time with the prediction.
@@ -80,7 +95,10 @@ def run(
             raise MoeplanError("--placement needs --model: it says where experts are, not what they compute")
         plan = _placed(placement, model, cluster or CLUSTER, workload or WORKLOAD, trace)
     else:
+        if timeline is not None:
+            del planning["--cluster"]
         plan = _planned(plan_path, [option for option, value in planning.items() if value is not None])
+    predicted = _simulated(plan, cluster, trace) if timeline and cluster else None
     # torch takes seconds to import: wrong files are refused before.
     from ...profiler import PROBE
     from ...runtime.launch import EnvironmentLauncher
@@ -104,6 +122,7 @@ def run(
             repetitions=repetitions,
             timeout=timeout,
             probe=PROBE,
+            timeline=timeline is not None,
             on_event=show,
         )
         if not is_primary(launcher):
@@ -111,15 +130,30 @@ def run(
     report.write(output)
     if picture:
         draw_report(report, picture)
+    if timeline:
+        text = perfetto(report.timeline, predicted)
+        write_atomically(timeline, lambda f: f.write(text.encode()))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         out.print(report_table(report))
         for known in (*report.notes, *machine_notes(report)):
             note(known)
-        say(f"wrote {output}" + (f" and {picture}" if picture else ""))
+        say(f"wrote {' and '.join(str(path) for path in (output, picture, timeline) if path)}")
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _simulated(plan: Plan, cluster: Path, trace: Path | None) -> Timeline:
+    """The plan's step as predicted on the cluster that it was made for."""
+    from ...planner.step import Step
+
+    measured = Cluster.read(cluster)
+    found, wanted = measured.digest(), plan.digests.get("cluster")
+    if wanted is not None and found != wanted:
+        raise MoeplanError(f"{cluster}: not the cluster that the plan was made for (digest {found}, plan's {wanted})")
+    path = trace or (Path(plan.routing.path) if plan.routing.path else None)
+    return Step.of(plan, measured, Trace.read(path) if path else None).timeline(plan.layers)
 
 
 def _planned(path: Path | None, planning: list[str]) -> Plan:
