@@ -6,7 +6,6 @@ their speeds (1 = alone) are raised together until a resource is full, those usi
 on (progressive filling, the max-min fair allocation of Bertsekas and Gallager, Data Networks, section 6.5.2).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -55,30 +54,6 @@ class Timeline:
     @property
     def makespan(self) -> float:
         return max(self.end, default=0.0)
-
-    def to_perfetto(self) -> str:
-        """A trace in the Chrome JSON format, which ui.perfetto.dev opens: a process per device, two tracks each."""
-        events: list[dict[str, object]] = []
-        for device in sorted({op.device for op in self.operations}):
-            events.append({"ph": "M", "name": "process_name", "pid": device, "args": {"name": f"device {device}"}})
-            for track, name in enumerate(("compute", "transfer")):
-                row = {"ph": "M", "name": "thread_name", "pid": device, "tid": track, "args": {"name": name}}
-                events.append(row)
-        for op, start, end in zip(self.operations, self.start, self.end, strict=True):
-            if end > start:
-                events.append(
-                    {
-                        "ph": "X",
-                        "name": op.name,
-                        "cat": op.part,
-                        "pid": op.device,
-                        "tid": int(op.transfer),
-                        "ts": start * 1e6,
-                        "dur": (end - start) * 1e6,
-                        "args": {"layer": op.layer, "seconds alone": op.seconds},
-                    }
-                )
-        return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def simulate(operations: Sequence[Operation]) -> Timeline:

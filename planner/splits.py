@@ -141,18 +141,8 @@ def _first_rows(routing: Routing, ordinal: int, tokens: np.ndarray, experts: int
     return np.stack([np.bincount(chosen[:n].ravel(), minlength=experts) for n in tokens])
 
 
-def ffn_splits(
-    costs: Costs, model: Model, ordinals: Sequence[int], counts: np.ndarray, room: np.ndarray
-) -> list[tuple[int, ...]]:
-    """Splits of the FFN columns for layers that share one plan: even, fastest, and fastest within ``room``.
-
-    counts: [len(ordinals), experts] tokens; room: [devices] bytes that a device has for such a layer.
-    """
-    return FfnSplits(costs, model, ordinals, counts).within(room)
-
-
 class FfnSplits:
-    """The same for any room.
+    """Splits of the FFN columns for layers that share one plan; counts: [len(ordinals), experts] tokens.
 
     Granules of columns; what does not fill a granule goes to the device with the most columns.
     """
@@ -172,7 +162,7 @@ class FfnSplits:
         self.fastest = self._split(self.seconds)
 
     def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
-        """room: [devices] bytes that a device has for such a layer."""
+        """Even, fastest, and fastest within ``room``: [devices] bytes that a device has for such a layer."""
         if self.fastest is None:
             return [self.even]
         splits = [self.even, self._whole(self.fastest)]

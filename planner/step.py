@@ -20,10 +20,8 @@ from .choices import Choices
 from .clock import Chains, Known, longest_chains, run
 from .costs import Costs
 from .expected import Expected
-from .graph import Graph
 from .layout import Layout
 from .links import Links
-from .simulator import Timeline, simulate
 from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
 from .strategies.layer import attention, dense
@@ -145,13 +143,6 @@ class Step:
         for _, stages in self.pieces(plans):
             now = run(self.costs, stages, now)
         return float(now.max())
-
-    def timeline(self, plans: Sequence[LayerPlan]) -> Timeline:
-        """Every operation of the step, simulated."""
-        graph = Graph(self.costs, range(self.layout.devices), [0.0] * self.layout.devices)
-        for layer, stages in self.pieces(plans):
-            graph.add(stages, 0, layer)
-        return simulate(graph.operations)
 
     def memory(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> tuple[DeviceMemory, ...]:
         """Bytes on each device; the first ``stored`` layers have storage."""

@@ -68,15 +68,6 @@ def routes(graph: "nx.DiGraph", transfers: Iterable[Transfer]) -> dict[Transfer,
     return {transfer: table.edges(*transfer) for transfer in transfers}
 
 
-def shared(graph: "nx.DiGraph", transfers: Iterable[Transfer]) -> dict[Edge, list[Transfer]]:
-    """The edges that at least two of the transfers take, with those that do."""
-    takers: dict[Edge, list[Transfer]] = {}
-    for transfer, edges in routes(graph, transfers).items():
-        for edge in edges:
-            takers.setdefault(edge, []).append(transfer)
-    return {edge: taking for edge, taking in takers.items() if len(taking) > 1}
-
-
 def loads(graph: "nx.DiGraph", group: Sequence[int]) -> list[Load]:
     """What every edge has to carry when each device of a group sends each other one byte; the bottleneck first.
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from moeplan.planner.columns import Column
 from moeplan.planner.costs import Costs
+from moeplan.planner.graph import Graph
 from moeplan.planner.layout import Layout
 from moeplan.planner.options import Classes
+from moeplan.planner.simulator import Timeline, simulate
 from moeplan.planner.step import Step, check_supported
 from moeplan.planner.tables import Tables, beside
 from moeplan.planner.traffic import Traffic
@@ -172,11 +174,19 @@ def test_what_attention_does_not_hide_is_waited_for():
     assert parts["gather"] + parts["attention"] + parts["route"] == pytest.approx(alone, rel=1e-3)
 
 
+def simulated(step: Step, plans: list[LayerPlan]) -> Timeline:
+    """Every operation of the step, by the event simulator."""
+    graph = Graph(step.costs, range(step.layout.devices), [0.0] * step.layout.devices)
+    for layer, stages in step.pieces(plans):
+        graph.add(stages, 0, layer)
+    return simulate(graph.operations)
+
+
 @pytest.mark.parametrize("plan", [EP, SHARDED, GATHERED], ids=lambda p: p.strategy)
 @pytest.mark.parametrize("sequences", [(2, 2, 2, 2), (5, 1, 0, 2)], ids=str)
 def test_every_moment_of_a_step_belongs_to_a_part(plan, sequences):
     step = make_step(tiny_model(layers=3, dense=1, shared=32), ((1.0, 0.5), (0.3, 1.0)), sequences=sequences)
-    prediction, timeline = step.predict([plan] * 3, 4, [1 << 40] * 4), step.timeline([plan] * 3)
+    prediction, timeline = step.predict([plan] * 3, 4, [1 << 40] * 4), simulated(step, [plan] * 3)
     total = sum(sum(layer.parts.values()) for layer in prediction.layers)
     ends = [max(e for o, e in zip(timeline.operations, timeline.end, strict=True) if o.device == d) for d in range(4)]
     assert total == pytest.approx(np.mean(ends))
