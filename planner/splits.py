@@ -68,12 +68,13 @@ def _measured(costs: Costs, model: Model, t: int) -> bool:
 
 
 def layouts(
-    costs: Costs, model: Model, workload: Workload, routing: Routing, whole_layers: bool, only_even: bool = False
+    costs: Costs, model: Model, workload: Workload, routing: Routing | None = None, only_even: bool = False
 ) -> dict[str, Layout]:
     """Named layouts: for each tensor degree even; balanced by attention; and by attention and experts together.
 
-    The last is for gathered layers, whose devices compute their own tokens only (``whole_layers``). In order of the
-    slowest group's time outside the experts: the most promising come first. ``only_even`` leaves the others out.
+    The last is for gathered layers, whose devices compute their own tokens only, and needs the step's ``routing``. In
+    order of the slowest group's time outside the experts: the most promising come first. ``only_even`` leaves the
+    others out.
     """
     found: list[tuple[float, str, Layout]] = []
     for tensor in tensor_degrees(costs, model):
@@ -83,7 +84,7 @@ def layouts(
         outside = _attention_seconds(costs, model, workload, tensor, counts)
         if not only_even:
             choices["balanced attention"] = split(outside, total, partial=True).assignment
-        if whole_layers and not only_even:
+        if routing is not None and not only_even:
             together = outside + _expert_seconds(costs, model, workload, routing, tensor, counts)
             choices["balanced layers"] = split(together, total, partial=True).assignment
         for name, sequences in choices.items():

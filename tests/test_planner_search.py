@@ -78,7 +78,7 @@ def test_the_bound_holds_for_plans_nobody_chose():
     ]
     costs = Costs(machines, MODEL, "f32")
     routing = draw_routing(None, MODEL, PREFILL, 0)
-    for layout in layouts(costs, MODEL, PREFILL, routing, True).values():
+    for layout in layouts(costs, MODEL, PREFILL, routing).values():
         step = Step(costs, MODEL, layout, routing)
         for plans in itertools.product(options, repeat=2):
             assert step.seconds(list(plans)) >= found.solver.bound * (1 - 1e-9)
