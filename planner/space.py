@@ -99,8 +99,8 @@ class Search:
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
-        whole_layers = "gathered" in self.strategies
-        return layouts(self.costs, self.model, self.workload, self.routing, whole_layers, only_even=self.even)
+        routing = self.routing if "gathered" in self.strategies else None
+        return layouts(self.costs, self.model, self.workload, routing, only_even=self.even)
 
     @cached_property
     def degrees(self) -> list[int]:

@@ -70,12 +70,13 @@ def _measured(costs: Costs, model: Model, t: int) -> bool:
 
 
 def layouts(
-    costs: Costs, model: Model, workload: Workload, routing: Routing, whole_layers: bool, only_even: bool = False
+    costs: Costs, model: Model, workload: Workload, routing: Routing | None = None, only_even: bool = False
 ) -> dict[str, Layout]:
     """Named layouts: for each tensor degree even; balanced by attention; and by attention and experts together.
 
-    The last is for gathered layers, whose devices compute their own tokens only (``whole_layers``). In order of the
-    slowest group's time outside the experts: the most promising come first. ``only_even`` leaves the others out.
+    The last is for gathered layers, whose devices compute their own tokens only, and needs the step's ``routing``. In
+    order of the slowest group's time outside the experts: the most promising come first. ``only_even`` leaves the
+    others out.
     """
     found: list[tuple[float, str, Layout]] = []
     for tensor in tensor_degrees(costs, model):
@@ -85,7 +86,7 @@ def layouts(
         outside = _attention_seconds(costs, model, workload, tensor, counts)
         if not only_even:
             choices["balanced attention"] = split(outside, total, partial=True).assignment
-        if whole_layers and not only_even:
+        if routing is not None and not only_even:
             together = outside + _expert_seconds(costs, model, workload, routing, tensor, counts)
             choices["balanced layers"] = split(together, total, partial=True).assignment
         for name, sequences in choices.items():
@@ -143,18 +144,8 @@ def _first_rows(routing: Routing, ordinal: int, tokens: np.ndarray, experts: int
     return np.stack([np.bincount(chosen[:n].ravel(), minlength=experts) for n in tokens])
 
 
-def ffn_splits(
-    costs: Costs, model: Model, ordinals: Sequence[int], counts: np.ndarray, room: np.ndarray
-) -> list[tuple[int, ...]]:
-    """Splits of the FFN columns for layers that share one plan: even, fastest, and fastest within ``room``.
-
-    counts: [len(ordinals), experts] tokens; room: [devices] bytes that a device has for such a layer.
-    """
-    return FfnSplits(costs, model, ordinals, counts).within(room)
-
-
 class FfnSplits:
-    """The same for any room.
+    """Splits of the FFN columns for layers that share one plan; counts: [len(ordinals), experts] tokens.
 
     Granules of columns; what does not fill a granule goes to the device with the most columns.
     """
@@ -174,7 +165,7 @@ class FfnSplits:
         self.fastest = self._split(self.seconds)
 
     def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
-        """room: [devices] bytes that a device has for such a layer."""
+        """Even, fastest, and fastest within ``room``: [devices] bytes that a device has for such a layer."""
         if self.fastest is None:
             return [self.even]
         splits = [self.even, self._whole(self.fastest)]

@@ -68,15 +68,6 @@ def routes(graph: "nx.DiGraph", transfers: Iterable[Transfer]) -> dict[Transfer,
     return {transfer: table.edges(*transfer) for transfer in transfers}
 
 
-def shared(graph: "nx.DiGraph", transfers: Iterable[Transfer]) -> dict[Edge, list[Transfer]]:
-    """The edges that at least two of the transfers take, with those that do."""
-    takers: dict[Edge, list[Transfer]] = {}
-    for transfer, edges in routes(graph, transfers).items():
-        for edge in edges:
-            takers.setdefault(edge, []).append(transfer)
-    return {edge: taking for edge, taking in takers.items() if len(taking) > 1}
-
-
 def loads(graph: "nx.DiGraph", group: Sequence[int]) -> list[Load]:
     """What every edge has to carry when each device of a group sends each other one byte; the bottleneck first.
 
@@ -88,7 +79,30 @@ def loads(graph: "nx.DiGraph", group: Sequence[int]) -> list[Load]:
         for edge, pairs in _Routes(graph, group[first : first + AT_ONCE]).loads(group).items():
             counts[edge] = counts.get(edge, 0) + pairs
     rates = {edge: graph.edges[edge]["rate"] for edge in counts}
-    found = [Load(e, pairs, rates[e], pairs / rates[e] if rates[e] else 0.0) for e, pairs in counts.items()]
+    return _slowest_first(
+        Load(e, pairs, rates[e], pairs / rates[e] if rates[e] else 0.0) for e, pairs in counts.items()
+    )
+
+
+def exchange_loads(cluster: Cluster, graph: "nx.DiGraph", group: Sequence[int]) -> list[Load]:
+    """``loads``, and the links that were measured to differ from their rules: one pair each, at the link's own rate.
+
+    The graph's edges carry what the fastest transfer reached, so that it cannot tell a bad cable.
+    """
+    return _slowest_first([*loads(graph, group), *exceptions(cluster, group)])
+
+
+def exceptions(cluster: Cluster, group: Sequence[int]) -> list[Load]:
+    """The measured exceptions between devices of a group, the slowest first."""
+    members, found = set(group), []
+    for one in cluster.link_exceptions:
+        if one.source in members and one.target in members:
+            rate = cluster.link(one.source, one.target).bandwidth
+            found.append(Load((device_node(one.source), device_node(one.target)), 1, rate, 1 / rate))
+    return _slowest_first(found)
+
+
+def _slowest_first(found: Iterable[Load]) -> list[Load]:
     return sorted(found, key=lambda load: (-load.seconds, load.edge))
 
 

@@ -49,11 +49,6 @@ def summarised(what: str, spreads: Sequence[float], disturbed: int = 0) -> Curve
     )
 
 
-def noise_warning(what: str, spreads: Sequence[float]) -> str | None:
-    """One line when at least every fifth point of a curve was noisy."""
-    return _warning(summarised(what, spreads))
-
-
 def warnings(found: Sequence[CurveNoise], load: Load | None = None) -> tuple[str, ...]:
     """What is worth a word: others on the machine, and the noisy curves."""
     lines = [line for entry in found if (line := _warning(entry))]

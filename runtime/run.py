@@ -13,6 +13,7 @@ from ..spec.load import Load, worst
 from ..spec.report import Comparison, Lap, Machine, NumericalCheck, PartComparison, ProbeComparison, WeightsCheck
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
+from .devices import verify_devices
 from .launch import Launcher
 from .worker import Job, planned_trace, weight_source
 
@@ -64,6 +65,7 @@ def run(
     source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
     if isinstance(source, Checkpoint):
         source.check()
+    verify_devices(plan, launcher.seated())
     results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)
     return assemble(plan, results, tolerance, own_routing)
 

@@ -17,6 +17,7 @@ from ..spec.operators import Part
 from ..spec.routing import Routing, check_shape, draw_routing
 from .check import checked_layers, first_layers, planned_output, reference_output, relative_error
 from .checkpoint import Checkpoint
+from .devices import verify_devices
 from .executor import DTYPES, Executor
 from .launch import Rank
 from .launch.rank import resolve_entry
@@ -27,7 +28,6 @@ from .timers import Timers
 from .weights import WeightSource
 from .weights_check import check_weights
 
-SHARE_TOLERANCE = 0.01
 LEAST_REPETITIONS, LEAST_TIME = 30, 6.0  # steps, or seconds of them: processors that others share vary over seconds
 MOST_REPETITIONS = 300
 SAY_EVERY = 1.0  # seconds: whoever listens does so on the processors that are measured
@@ -66,7 +66,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     keep_freed_memory()
     task = Job(**job)
     plan = Plan.parse(task.plan, "plan")
-    verify_devices(plan, rank)
+    verify_devices(plan, rank.seated())
     torch.set_num_threads(plan.devices[rank.rank].threads)
     routing = None
     if not task.own_routing:
@@ -119,25 +119,6 @@ def run_probe(rank: Rank, task: Job, plan: Plan) -> list[float]:
         return []
     rank.emit({"what": "comparing the machine with its profile"})
     return resolve_entry(task.probe)(rank, {"plan": task.plan})["seconds"]
-
-
-def verify_devices(plan: Plan, rank: Rank) -> None:
-    """The ranks must be the devices that the plan was made for."""
-    if rank.world != len(plan.devices):
-        raise MoeplanError(
-            f"the plan is for {len(plan.devices)} devices, there are {rank.world} ranks: start as many, or solve again"
-        )
-    again = "run it there, or make a new plan with `moeplan profile` and `moeplan solve`"
-    for i, (device, host) in enumerate(zip(plan.devices, rank.hosts, strict=True)):
-        if device.host != host:
-            raise MoeplanError(f"the plan's device {i} is on host {device.host!r}, rank {i} is on {host!r}: {again}")
-    mine = plan.devices[rank.rank]
-    if mine.kind != rank.device.type:
-        raise MoeplanError(f"the plan's device {rank.rank} is {mine.kind}, the rank's {rank.device.type}: {again}")
-    if mine.kind == "cpu" and abs(mine.cpu_share - rank.cpu_share) > SHARE_TOLERANCE * mine.cpu_share:
-        raise MoeplanError(
-            f"the plan's device {rank.rank} may use {mine.cpu_share:g} cores, the rank {rank.cpu_share:g}: {again}"
-        )
 
 
 def planned_trace(plan: Plan, path: str | None) -> Trace | None:

@@ -1,6 +1,7 @@
 """The command line: ``moeplan COMMAND``."""
 
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..spec.claims import release
+from ..spec.output import tell_of_folders
 
 COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "trace")
 
@@ -34,6 +36,12 @@ class Commands(TyperGroup):
             holder.command(name=cmd_name)(getattr(module, cmd_name))
         group = typer.main.get_command(holder)
         return group.get_command(ctx, cmd_name) if isinstance(group, TyperGroup) else None
+
+
+def _made(folder: Path) -> None:
+    from .console import note
+
+    note(f"made the folder {folder}")
 
 
 def _nothing() -> None:
@@ -69,3 +77,4 @@ def moeplan(
     141 nobody reads the output.
     """
     release()
+    tell_of_folders(_made)

@@ -238,7 +238,8 @@ def run(
     from ..runtime.run import run as execute
 
     device = decided.devices[0].kind
-    with _in_file(trace) as path, choose_launcher(_path(lab), len(decided.devices), device) as launcher:
+    launching = choose_launcher(_path(lab), len(decided.devices), device, plan=decided)
+    with _in_file(trace) as path, launching as launcher:
         return execute(
             decided,
             launcher,

@@ -130,16 +130,27 @@ class Document(Part):
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+_KINDS = ("int", "str")  # what pydantic adds to the path of a field that may be either
+
+
 def describe(error: ValidationError) -> str:
-    """One line for the first broken rule: field path, rule, value."""
-    first = error.errors(include_url=False)[0]
+    """One line for the first broken rule: field path, rule, value; and how many other fields are wrong."""
+    errors = error.errors(include_url=False)
+    first, paths = errors[0], {_path(one["loc"]): None for one in errors}
+    # A list that ends at its first wrong item is called too short as well.
+    short = {_path(one["loc"]) for one in errors if one["type"] == "too_short"}
+    wrong = [path for path in paths if not (path in short and any(p[: len(path)] == path != p for p in paths))]
     field = ""
-    for step in first["loc"]:
+    for step in _path(first["loc"]):
         field += f"[{step}]" if isinstance(step, int) else f".{step}" if field else step
     field = field if field.isprintable() and len(field) <= 120 else show(field)
     # A rule about a whole object names its fields; the object itself would be shown as Python has it.
     got = "" if isinstance(first["input"], dict | BaseModel) else f" (got {show(first['input'])})"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule if rule.isprintable() else repr(rule)
     return f"{field or 'document'}: {rule}{got}{more}"
+
+
+def _path(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    return loc[:-1] if loc and loc[-1] in _KINDS else loc

@@ -7,6 +7,8 @@ What a path stands for decides what is written, and how:
 - ``/dev/stdout``, ``/dev/fd/N``: into what is open there, also where that is a pipe;
 - ``/dev/null``, ``/dev/full``, ``/dev/zero``, a terminal: into the device;
 - anything else (another device, a FIFO, a socket, a folder, a mount point): refused.
+
+Folders that are missing on the way are made, and whoever asked to be told (``tell_of_folders``) is told.
 """
 
 import contextlib
@@ -28,9 +30,17 @@ from .files import kind_of
 ROOM = 2**20
 """Bytes that must be free where an output goes; its real size is not known before the work."""
 
+_teller: Callable[[Path], object] | None = None
+
 _OPEN_FILE = re.compile(r"/(?:dev/fd|proc/(?:self|thread-self|[0-9]+)/(?:task/[0-9]+/)?fd)/([0-9]{1,9})")
 _MEMORY, _NULL_ZERO_FULL = 1, (3, 5, 7)  # Linux's major and minor numbers
 _TERMINALS = {4, 5, *range(136, 144)}
+
+
+def tell_of_folders(teller: Callable[[Path], object] | None) -> None:
+    """From now on ``teller`` is called with every folder that is made for an output; None: nobody is told."""
+    global _teller
+    _teller = teller
 
 
 def check_output(path: str | Path) -> None:
@@ -59,7 +69,7 @@ def check_output(path: str | Path) -> None:
 def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> Path:
     """Let ``fill`` write to ``path``: a reader never sees half a file, and a failure leaves what was there before.
 
-    Missing folders are made. Permissions are those of the file that is replaced, else by the umask.
+    Missing folders are made, and told of. Permissions are those of the file that is replaced, else by the umask.
     Raises DocumentError for a path that cannot be written.
     """
     path = Path(path)
@@ -68,7 +78,7 @@ def write_atomically(path: str | Path, fill: Callable[[IO[bytes]], object]) -> P
         if isinstance(target, int):
             _write_into(target, fill)
             return path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target.parent)
         temporary, descriptor = _new_file(target.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -95,7 +105,7 @@ def locked(path: str | Path) -> Iterator[None]:
     """
     folder = Path(os.path.realpath(path)).parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _refusal(path, error) from None
@@ -105,6 +115,15 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _make(folder: Path) -> None:
+    """The folder and those above it, where they are missing."""
+    if folder.is_dir():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if _teller is not None:
+        _teller(folder)
 
 
 def _target(path: str | Path) -> Path | int:

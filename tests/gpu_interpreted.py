@@ -15,9 +15,9 @@ from moeplan.runtime.kernels.gpu.config import Config
 from moeplan.runtime.kernels.gpu.index import reindex
 from moeplan.runtime.kernels.gpu.reports import report
 from moeplan.runtime.kernels.reference import ReferenceKernels
-from moeplan.runtime.kernels.reindex import reindex_vector
 from moeplan.spec import MoeplanError
 from moeplan.tests.kernel_cases import Problem, error, problem
+from moeplan.tests.yardsticks.reindex import reindex_vector
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

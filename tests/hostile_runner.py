@@ -33,6 +33,7 @@ def prepare() -> None:
     import moeplan.runtime.run
     import moeplan.service.app
     from moeplan.runtime.launch import choose
+    from moeplan.runtime.launch.rank import Seated
     from moeplan.solvers.compiled import load_all
     from moeplan.spec.errors import MoeplanError
 
@@ -41,6 +42,12 @@ def prepare() -> None:
         importlib.import_module(f"moeplan.service.commands.{name}")
 
     class Launcher:
+        def __init__(self, ranks: int, *_: object, **__: object) -> None:
+            self.ranks = ranks
+
+        def seated(self) -> list[Seated]:
+            return [Seated()] * self.ranks
+
         def run(self, entry: str, job: dict[str, Any], **_: object) -> list[dict[str, Any]]:
             if folder := job.get("weights_folder"):
                 read_weights(job["plan"], folder)
@@ -50,7 +57,7 @@ def prepare() -> None:
         def __init__(self, spec: Any) -> None:
             raise MoeplanError(STOPPED)
 
-    choose.LocalLauncher = lambda *_, **__: Launcher()  # type: ignore[assignment, misc]
+    choose.LocalLauncher = Launcher  # type: ignore[assignment, misc]
     choose.Lab = Lab  # type: ignore[assignment, misc]
 
 

@@ -72,6 +72,23 @@ def test_rules(document: type[Document], path: tuple[Any, ...], value: Any, rule
     assert rule in refused(document, text(document, changed(BODIES[document](), path, value)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([(("devices", 0, "memory_bytes"), "x")], "devices[0].memory_bytes: Input should be a valid integer (got 'x')"),
+        ([(("devices", 0, "switch"), 1.5)], "devices[0].switch: Input should be a valid string (got 1.5)"),
+        ([(("kinds", 0, "operators", 0, "shape", "hidden"), 1.5)], "hidden: Input should be a valid integer (got 1.5)"),
+        ([(("devices", 0, "memory_bytes"), "x"), (("hosts", 0, "name"), 3)], "(got 'x') (and 1 more)"),
+        ([(("hosts",), [])], "hosts: Tuple should have at least 1 item after validation, not 0 (got [])"),
+    ],
+)  # fmt: skip
+def test_each_wrong_field_counts_once(changes: list[tuple[tuple[Any, ...], Any]], said: str) -> None:
+    body = cluster_body()
+    for path, value in changes:
+        body = changed(body, path, value)
+    assert refused(Cluster, text(Cluster, body)).endswith(said)
+
+
 def test_tensor_parallelism_must_divide_the_heads() -> None:
     body = plan_body()
     devices = body["devices"][:1] * 4

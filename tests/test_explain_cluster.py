@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moeplan.planner.topology import graph_of, loads
+from moeplan.planner.topology import exceptions, exchange_loads, graph_of, loads
 from moeplan.service import cli
 from moeplan.service.commands.explain import devices_of
 from moeplan.service.pages.topology_picture import MOST_DRAWN, _drawn, draw_topology
@@ -74,6 +74,17 @@ def test_what_is_wrong_is_one_line(there, monkeypatch, capfd, argv: list[str], c
     assert "Traceback" not in err
 
 
+def test_a_bad_cable_is_seen(there, monkeypatch, capfd) -> None:
+    Path("bad.json").write_text(re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.S)[0])
+    code, out, err = run(monkeypatch, capfd, "explain", "bad.json", "--picture", "bad.svg")
+    assert code == 0, err
+    assert "waits for device 0 to device 3: 1 of 12 transfers go through it, at 2.5 GB/s" in " ".join(out.split())
+    assert re.search(r"bad cable \(exception: 0 to 3\) +1 ", out)
+    drawn = Path("bad.svg").read_text()
+    assert "<!-- 0 to 3: 2.5 GB/s -->" in drawn
+    assert "<!-- differs from its class, as measured -->" in drawn
+
+
 def test_one_device_alone_is_told_too(there, monkeypatch, capfd) -> None:
     cluster(tiny_model(), ((1.0,),)).write("cluster.json")
     code, out, err = run(monkeypatch, capfd, "explain", "cluster.json", "--picture", "one.svg")
@@ -108,4 +119,7 @@ def test_the_page_on_clusters_shows_a_file_that_is_read() -> None:
     assert names[0] == ["nvlink", "ethernet", "bad cable"]
     assert names[3] == ["ethernet", "ethernet", "pcie"]
     assert found.collective("all_to_all", (0, 1, 2, 3)).members == (2, 2)
+    worst = exchange_loads(found, graph_of(found), range(4))[0]
+    assert (worst.edge, worst.pairs, worst.rate) == (("device 0", "device 3"), 1, pytest.approx(2.5e9))
+    assert not exceptions(found, (0, 1, 2))
     Topology.model_validate_json(topology).check(4, found.hosts)

@@ -219,3 +219,16 @@ def test_a_profile_that_does_not_go_with_the_file_is_not_lost(tmp_path: Path) ->
         profile_command._add(other, path, None)
     assert Cluster.read(tmp_path / "cluster-2.json") == other
     assert Cluster.read(path) == measured("a")
+
+
+def test_folders_that_are_made_are_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random_trace(0, 2, 4).write("t.npz")
+    argv = ["place", "--trace", "t.npz", "--devices", "2", "--time-limit", "1", "--steps", "10", "--json", "-o"]
+    for made in (1, 0):
+        code, err = command(monkeypatch, capfd, *argv, "new/folder/p.json")
+        assert code == 0
+        assert err.count(f"note: made the folder {tmp_path / 'new' / 'folder'}\n") == made
+    assert (tmp_path / "new" / "folder" / "p.json").exists()

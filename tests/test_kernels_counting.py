@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from moeplan.runtime.kernels import counting
 from moeplan.runtime.kernels.grouped import GroupedKernels
-from moeplan.runtime.kernels.reindex import reindex_vector
 from moeplan.tests.kernel_cases import problem
+from moeplan.tests.yardsticks.reindex import reindex_vector
 
 GROUPED = GroupedKernels()
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 from moeplan.runtime.kernels import esfk, esmm, ess, estmm
 from moeplan.runtime.kernels.activation import ACTIVATIONS, activate, activate_backward
-from moeplan.runtime.kernels.reindex import by_expert, reindex_vector
+from moeplan.runtime.kernels.reindex import by_expert
 from moeplan.spec import MoeplanError
 from moeplan.tests.kernel_cases import FFNS, problem
+from moeplan.tests.yardsticks.reindex import reindex_vector
 
 F64 = ("reference", "grouped")
 

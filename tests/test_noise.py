@@ -14,6 +14,7 @@ from moeplan.profiler.noise import UNUSABLE_PART, noise, refusal, summarised, wa
 from moeplan.profiler.patience import IMPATIENT, QUIET, Patience
 from moeplan.profiler.worker import shares_cores
 from moeplan.runtime.launch import Rank
+from moeplan.runtime.launch.rank import Seated
 from moeplan.runtime.load import Program
 from moeplan.spec import MoeplanError
 from moeplan.spec.cluster import CurveNoise, Provenance
@@ -296,6 +297,9 @@ class Recorded:
 
     def __init__(self, results: list[dict]) -> None:
         self.results = results
+
+    def seated(self) -> list[Seated]:
+        return [Seated()] * len(self.results)
 
     def run(self, entry, job, *, timeout, on_event=None) -> list[dict]:
         return self.results

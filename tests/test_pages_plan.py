@@ -9,6 +9,7 @@ from rich.console import Console
 from moeplan.planner.search import solve
 from moeplan.planner.space import lacking
 from moeplan.service.pages.plan import candidates_table, memory_table, verdict
+from moeplan.service.pages.tables import WholeTable
 from moeplan.spec import Plan, Workload
 from moeplan.tests.synthetic import cluster, tiny_model
 
@@ -71,3 +72,24 @@ def test_what_was_not_measured_is_named() -> None:
     step = Workload.from_text("decode:16@64")
     assert not any("for want of curves" in note for note in solve(MODEL, machines, step).notes)
     assert any("for want of curves: tensor degree 2" in note for note in solve(MODEL, without, step).notes)
+
+
+def test_nothing_is_cut_at_80_columns(plan: Plan) -> None:
+    model = plan.model.model_copy(update={"name": "a-checkpoint-with-a-name-as-long-as-they-are-instruct"})
+    host = "ip-10-0-12-33.us-west-2.compute.internal"
+    devices = tuple(device.model_copy(update={"host": host}) for device in plan.devices[:4])
+    memory = plan.predicted.model_copy(update={"memory": plan.predicted.memory[:4]})
+    named = plan.model_copy(update={"model": model, "devices": devices, "predicted": memory})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(memory_table(named), candidates_table(named))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    assert host in "".join(line[1:14].strip() for line in shown.splitlines())
+    title = " ".join(shown[shown.index(model.name) :].split("\n\n")[0].split())
+    assert title.startswith(f"{model.name}, decode:100@64, f32, routing assumed: candidates by predicted step time")
+
+
+def test_a_title_is_as_wide_as_the_terminal() -> None:
+    table = WholeTable(title="a title that is wider than what stands below it")
+    table.add_column("x")
+    assert printed(table).splitlines()[0] == "a title that is wider than what stands below it"

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from moeplan.planner.budget import Budget
 from moeplan.planner.place.fleet import Fleet, even_fleet
+from moeplan.planner.place.moves_front import MovesFront, MovesPoint
 from moeplan.planner.place.replan import Replan, renamed
 from moeplan.service import cli
+from moeplan.service.pages.moves import draw_moves
 from moeplan.solvers.replication.moves import Option, choose
 from moeplan.solvers.slots import Slots
-from moeplan.spec.placement import Placement
+from moeplan.spec.placement import Placement, Score, Scores
 from moeplan.spec.trace import Trace
 from moeplan.tests.routings import random_trace
 
@@ -80,7 +83,9 @@ def test_the_front_of_moves_is_a_table_a_picture_and_json(moved: Run) -> None:
     assert "what moves buy" in out
     assert "drew moves.png" in out
     assert Path("moves.png").stat().st_size > 5000
-    points = json.loads(moved("--moves-front", "moves.svg", "--json")[1])["moves_front"]["points"]
+    found = json.loads(moved("--moves-front", "moves.svg", "--json")[1])["moves_front"]
+    assert found["minimised"] == ["balance_mean"]
+    points = found["points"]
     copies = [point["copies"] for point in points]
     balance = [point["scores"]["fit"]["balance_mean"] for point in points]
     assert copies == sorted(copies)
@@ -98,7 +103,9 @@ def test_the_front_of_moves_of_recorded_tokens(moeplan: Run) -> None:
         "--trace", "b.npz", *usual, "--previous", "old.json", "--moves-front", "moves.png", "--json"
     )
     assert code == 0, err
-    points = json.loads(out)["moves_front"]["points"]
+    found = json.loads(out)["moves_front"]
+    assert found["minimised"] == ["boundary_cross_host", "boundary_cross_device"]
+    points = found["points"]
     assert points[0]["copies"] == 0
     for point in points:
         assert point["limit"] is None or point["copies"] <= point["limit"]
@@ -215,3 +222,26 @@ def test_few_moves_are_spent_under_the_default_objective():
     )
     assert new.moves is not None
     assert 0 < new.moves.copies <= 20
+
+
+@pytest.mark.parametrize(
+    ("minimised", "labels"),
+    [
+        (("balance_mean",), ["balance (hottest device\nover the ideal, mean over layers)"]),
+        (
+            ("fanout_host", "fanout_device"),
+            [f"{places} that hold\na token's experts" for places in ("hosts", "devices")],
+        ),
+    ],
+)
+def test_the_picture_shows_what_was_asked_for(minimised, labels, tmp_path, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("moeplan.service.pages.moves.save_picture", lambda figure, path: drawn.append(figure))
+    score = Score(tokens=10, balance_mean=1.5, balance_max=2.0, fanout_host=1.25, fanout_device=1.75)
+    points = tuple(MovesPoint(n, n, Scores(fit=score)) for n in range(3))
+    draw_moves(MovesFront("old.json", minimised, points, 1.0), tmp_path / "m.png")
+    axes = drawn[0].axes
+    assert [ax.get_ylabel() for ax in axes][: len(labels)] == labels
+    assert axes[-1].get_ylabel().startswith("balance")
+    for ax, field in zip(axes, minimised, strict=False):
+        assert ax.lines[0].get_ydata().tolist() == [getattr(score, field)] * 3

@@ -11,6 +11,7 @@ from moeplan.planner.place.layers import document_layers
 from moeplan.planner.place.request import Request
 from moeplan.planner.place.solve import place
 from moeplan.planner.place.timed import Timing
+from moeplan.planner.search import solve
 from moeplan.solvers.slots import Slots
 from moeplan.spec import MoeplanError, Trace, Workload
 from moeplan.tests import synthetic
@@ -60,6 +61,42 @@ def test_half_the_memory_is_kept():
     found = place(trace, Request(devices, 16, steps=5_000, timing=timing), model=model)
     for layer in found.layers:
         assert len(layer.slots[0]) <= devices[0].capacity
+
+
+@pytest.mark.parametrize("speeds", [UNEQUAL, ((1.0, 1.0), (1.0, 1.0))])
+def test_tokens_are_divided_as_solve_divides_them(speeds):
+    model, workload = big_model(), Workload.from_text("prefill:512@16")
+    cluster = synthetic.cluster(model, speeds)
+    trace = skewed_trace(7, model)
+    timing = Timing(cluster, model, workload, model.dtype)
+    devices = timing.devices(trace, 16, False)
+    found = place(trace, Request(devices, 16, steps=2_000, timing=timing), model=model)
+    plan = solve(model, cluster, workload, trace, placement=found)
+    assert timing.division[1].tokens == plan.tokens
+    assert (len(set(plan.tokens)) > 1) == (speeds is UNEQUAL)
+    assert any("with tokens divided as `solve` tries first (tensor " in note for note in found.notes)
+
+
+def test_without_attention_curves_tokens_are_divided_evenly_and_it_is_said():
+    model = big_model()
+    cluster = synthetic.cluster(model, UNEQUAL)
+    kinds = tuple(
+        kind.model_copy(update={"operators": tuple(o for o in kind.operators if "attention" not in o.operator)})
+        for kind in cluster.kinds
+    )
+    timing = Timing(cluster.model_copy(update={"kinds": kinds}), model, Workload.from_text("prefill:512"), model.dtype)
+    assert len(set(timing.division[1].tokens)) == 1
+    assert "divided evenly, for want of attention curves in the cluster" in timing.note
+
+
+def test_copies_that_do_not_pay_are_said():
+    model = big_model()
+    ids = np.stack([np.arange(16).reshape(8, 2)] * 3, axis=1)[np.arange(480) % 8]  # every expert as often
+    trace, timing = Trace.of(ids, 16), timing_of(model, ((1.0, 1.0), (1.0, 1.0)))
+    found = place(trace, Request(timing.devices(trace, 20, True), 20, steps=2_000, timing=timing))
+    said = [note for note in found.notes if "20 slots are asked for and no expert is copied" in note]
+    assert bool(said) != any(sum(map(len, layer.slots)) > 16 for layer in found.layers)
+    assert said
 
 
 @settings(max_examples=10)

@@ -12,7 +12,7 @@ from moeplan.planner.budget import Budget
 from moeplan.planner.costs import Costs
 from moeplan.planner.search import USABLE, solve
 from moeplan.planner.space import Search
-from moeplan.planner.splits import ffn_splits, layouts, tensor_degrees
+from moeplan.planner.splits import FfnSplits, layouts, tensor_degrees
 from moeplan.planner.step import Step
 from moeplan.planner.units import bytes_text, seconds_text
 from moeplan.service.pages.plan import breakdown_table, candidates_table, memory_table, verdict
@@ -78,7 +78,7 @@ def test_the_bound_holds_for_plans_nobody_chose():
     ]
     costs = Costs(machines, MODEL, "f32")
     routing = draw_routing(None, MODEL, PREFILL, 0)
-    for layout in layouts(costs, MODEL, PREFILL, routing, True).values():
+    for layout in layouts(costs, MODEL, PREFILL, routing).values():
         step = Step(costs, MODEL, layout, routing)
         for plans in itertools.product(options, repeat=2):
             assert step.seconds(list(plans)) >= found.solver.bound * (1 - 1e-9)
@@ -111,7 +111,8 @@ def test_the_split_of_columns_beats_the_even_one_and_keeps_to_room():
     machines = cluster(MODEL, ((1.0, 0.5), (0.25, 0.25)))
     costs = Costs(machines, MODEL, "f32")
     counts = np.full((1, 8), 64)
-    even, best = ffn_splits(costs, MODEL, [0], counts, np.full(4, 1e12))
+    splits = FfnSplits(costs, MODEL, [0], counts)
+    even, best = splits.within(np.full(4, 1e12))
     assert even == (32, 32, 32, 32)
 
     def slowest(split):
@@ -119,7 +120,7 @@ def test_the_split_of_columns_beats_the_even_one_and_keeps_to_room():
 
     assert slowest(best) < 0.75 * slowest(even)
     column = 8 * 3 * 64 * 4
-    tight = ffn_splits(costs, MODEL, [0], counts, np.array([40, 64, 64, 64]) * column)[-1]
+    tight = splits.within(np.array([40, 64, 64, 64]) * column)[-1]
     assert tight[0] <= 40
     assert sum(tight) == 128
 

@@ -22,7 +22,7 @@ from moeplan.profiler.measure import (
     summary,
     timer,
 )
-from moeplan.profiler.noise import noise_warning
+from moeplan.profiler.noise import summarised, warnings
 
 PLAIN, QUOTA = Pace.of(False), Pace.of(True)
 
@@ -196,9 +196,8 @@ def test_among_other_work_a_batch_takes_a_bounded_time(call, other):
 
 
 def test_noise_is_said_only_where_it_is():
-    assert noise_warning("device 0: route", [0.1] * 20 + [3.0]) is None
-    line = noise_warning("device 0: route", [0.1, 0.9, 0.8])
-    assert line is not None
+    assert warnings([summarised("device 0: route", [0.1] * 20 + [3.0])]) == ()
+    (line,) = warnings([summarised("device 0: route", [0.1, 0.9, 0.8])])
     assert "device 0: route" in line
     assert "2 of 3 points" in line
 

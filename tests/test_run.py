@@ -8,10 +8,15 @@ import torch
 
 from moeplan.profiler import PROBE
 from moeplan.runtime.check import checked_layers, first_layers, relative_error
+from moeplan.runtime.devices import verify_devices
 from moeplan.runtime.executor import Output
 from moeplan.runtime.launch import LocalLauncher, Rank
+from moeplan.runtime.launch.choose import choose_launcher
+from moeplan.runtime.launch.lab import Lab
+from moeplan.runtime.launch.rank import Seated
+from moeplan.runtime.launch.supervise import Supervisor
 from moeplan.runtime.run import assemble, run
-from moeplan.runtime.worker import Job, planned_trace, run_plan, verify_devices
+from moeplan.runtime.worker import Job, planned_trace, run_plan
 from moeplan.service.pages.report import machine_notes
 from moeplan.spec import Model, MoeplanError, Report, Trace
 from moeplan.spec.load import Load
@@ -127,10 +132,11 @@ def rank_of(number: int, hosts=("a", "a"), kind="cpu", share=1.0) -> Rank:
 )
 def test_other_devices_are_refused(rank, message):
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), hosts=("a", "a"))
-    verify_devices(plan, rank_of(0))
-    verify_devices(plan, rank_of(1, share=0.995))
+    verify_devices(plan, rank_of(0).seated())
+    verify_devices(plan, rank_of(1, share=0.995).seated())
+    verify_devices(plan, [Seated(), Seated()])  # nothing known yet but how many
     with pytest.raises(MoeplanError, match=message):
-        verify_devices(plan, rank)
+        verify_devices(plan, rank.seated())
 
 
 @pytest.mark.beside
@@ -156,6 +162,46 @@ def test_what_can_be_refused_early_starts_no_ranks(tmp_path):
         run(plan, None, trace=tmp_path / "missing.npz")
     with pytest.raises(MoeplanError, match="weights of family 'test' cannot be read"):
         run(plan, None, weights_folder=tmp_path)
+
+
+@pytest.mark.beside
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        ({"hosts": ("a", "a")}, "the plan's device 0 is on host 'a', rank 0 is on "),
+        ({"cpu_share": 77.0}, "the plan's device 0 may use 77 cores"),
+    ],
+)
+def test_other_devices_are_refused_before_ranks_start(monkeypatch, launcher, devices, message):
+    monkeypatch.setattr(Supervisor, "run", lambda *_: pytest.fail("ranks were started"))
+    plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), **(local(launcher) | devices))
+    with pytest.raises(MoeplanError, match=message):
+        run(plan, launcher)
+    with pytest.raises(MoeplanError, match="the plan is for 2 devices, there are 1 ranks"):
+        run(plan, LocalLauncher(1))
+
+
+@pytest.mark.beside
+def test_a_lab_of_other_devices_is_not_opened(monkeypatch, tmp_path):
+    monkeypatch.setattr(Lab, "__init__", lambda *_: pytest.fail("a lab was opened"))
+    (tmp_path / "lab.yaml").write_text("name: l\nhosts: [{name: b, ranks: 2, cpu_share: 0.25}]\n")
+    plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), hosts=("a", "a"))
+    with (
+        pytest.raises(MoeplanError, match="the plan's device 0 is on host 'a', rank 0 is on 'b'"),
+        choose_launcher(tmp_path / "lab.yaml", 2, "cpu", plan=plan),
+    ):
+        pytest.fail("a launcher was given")
+
+
+@pytest.mark.beside
+def test_too_few_ranks_of_torchrun_are_refused_before_they_meet(monkeypatch):
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("moeplan.runtime.launch.environment.meet", lambda *_: pytest.fail("ranks met"))
+    plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0))
+    with choose_launcher() as launcher, pytest.raises(MoeplanError, match="there are 1 ranks"):
+        run(plan, launcher)
 
 
 @pytest.mark.beside

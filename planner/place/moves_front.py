@@ -42,9 +42,10 @@ class MovesPoint:
 
 @dataclass(frozen=True)
 class MovesFront:
-    """Points by rising ``copies``; seconds: recorded time."""
+    """Points by rising ``copies``; minimised: fields of ``Score`` that were asked for; seconds: recorded time."""
 
     previous: str
+    minimised: tuple[str, ...]
     points: tuple[MovesPoint, ...]
     seconds: float
 
@@ -100,11 +101,23 @@ def moves_front(
             request.max_moves, placement.moves.copies, placement.scores["placement"]
         )
     points = tuple(found[copies] for copies in sorted(found))
-    return MovesFront(placement.moves.previous if placement.moves else "", points, time.perf_counter() - began)
+    previous = placement.moves.previous if placement.moves else ""
+    return MovesFront(previous, _minimised(request, placement), points, time.perf_counter() - began)
 
 
 def _independent(request: Request, placement: Placement) -> bool:
     return placement.objective == "balance" or request.slots > placement.num_experts
+
+
+def _minimised(request: Request, placement: Placement) -> tuple[str, ...]:
+    """Fields of ``Score``: balance, or what travels between devices and, where there are several, hosts."""
+    if _independent(request, placement):
+        return ("balance_mean",)
+    score = placement.scores["placement"].fit
+    coherent = placement.movement == "coherent" and score.boundary_cross_device is not None
+    what = "boundary_cross" if coherent else "fanout"
+    places = ("host", "device") if len({device.host for device in placement.devices}) > 1 else ("device",)
+    return tuple(f"{what}_{place}" for place in places)
 
 
 def _layer_by_layer(

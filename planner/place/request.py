@@ -60,7 +60,7 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
         _check_previous(request, trace)
     if request.balance_cap is not None and not 1 <= request.balance_cap < np.inf:
         raise MoeplanError(f"--balance-cap {request.balance_cap:g}: the hottest device over the mean is at least 1")
-    notes = []
+    notes = [] if request.timing is None else [request.timing.note]
     useful = _useful_slots(request, experts, fleet)
     if useful < request.slots:
         of = "its host's experts" if request.groups > 1 else f"{experts} experts"

@@ -6,7 +6,7 @@ for a search.
 
 from typing import TYPE_CHECKING
 
-from ...solvers.slots import Slots
+from ...solvers.slots import EMPTY, Slots
 from ...spec.errors import MoeplanError
 from ...spec.placement import Objective
 from ...spec.trace import Trace
@@ -67,4 +67,16 @@ def _for_time(fitted: Trace, request: Request, fleet: Fleet, timing: "Timing", b
     found = place_for_time(single, fitted, timing, known, steps=steps, budget=budget)
     words = timing.words
     bounds = {"all devices busy at their best rate": found.bound}
-    return Answer(found.assignment, record_of(found, found.objective, found.bound, bounds, words, found.seconds))
+    notes = _without_copies(found.assignment, request, fitted) if copies else ()
+    record = record_of(found, found.objective, found.bound, bounds, words, found.seconds)
+    return Answer(found.assignment, record, notes=notes)
+
+
+def _without_copies(slots: Slots, request: Request, fitted: Trace) -> tuple[str, ...]:
+    """What to say where copies were asked for and none are made."""
+    if (slots.expert_of != EMPTY).sum() > fitted.expert_counts.size:
+        return ()
+    return (
+        f"{request.slots} slots are asked for and no expert is copied: of what was tried, one copy of each is "
+        "predicted to be the fastest",
+    )

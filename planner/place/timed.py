@@ -20,7 +20,7 @@ import numpy as np
 from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ...spec.cluster import Cluster
-from ...spec.errors import InfeasibleError, MoeplanError
+from ...spec.errors import InfeasibleError, MissingCurveError, MoeplanError
 from ...spec.layout import even
 from ...spec.model import DType, Model
 from ...spec.operators import expert_shape
@@ -31,7 +31,7 @@ from ...spec.workload import Workload
 from ..budget import ROOM, Budget
 from ..costs import Costs
 from ..layout import Layout
-from ..splits import expert_speeds
+from ..splits import expert_speeds, layouts
 from ..strategies.layer import Layer
 from ..units import bytes_text
 from .fleet import even_fleet, spread_slots
@@ -93,6 +93,21 @@ class Timing:
             for d, s, c in zip(self.cluster.devices, speed, capacity, strict=True)
         )
 
+    @cached_property
+    def division(self) -> tuple[str, Layout]:
+        """How the step's tokens are divided, in words: as ``solve`` tries first, where the cluster has the curves."""
+        try:
+            name, layout = next(iter(layouts(self.costs, self.model, self.workload).items()))
+        except MissingCurveError:
+            layout = Layout.of(self.workload, 1, even(self.workload.sequences, self.costs.devices))
+            return "evenly, for want of attention curves in the cluster", layout
+        return f"as `solve` tries first ({name})", layout
+
+    @property
+    def note(self) -> str:
+        """What predictions assume of the tokens."""
+        return f"times are of dispatch, experts and combine, with tokens divided {self.division[0]}"
+
     @property
     def words(self) -> str:
         """What is minimised."""
@@ -135,7 +150,7 @@ class Timing:
 
     def _step(self, trace: Trace) -> list[Layer]:
         """One layer per mixture-of-experts layer, with the same tokens for every placement."""
-        layout = Layout.of(self.workload, 1, even(self.workload.sequences, self.costs.devices))
+        _, layout = self.division
         ids = traced_routing(trace, self.workload, self.seed).expert_ids
         blocks = [self.model.layers[i] for i in self.model.moe_layers]
         return [Layer.of(self.costs, block, layout, ids[None, :, i]) for i, block in enumerate(blocks)]

@@ -34,17 +34,3 @@ def check_ids(ids: Tensor, experts: int, function: str) -> None:
         least, most = (int(end) for end in torch.aminmax(ids))
         if least < -1 or most >= experts:
             raise MoeplanError(f"{function}: ids: expected -1..{experts - 1}, got {least if least < -1 else most}")
-
-
-def reindex_vector(ids: Tensor, experts: int, tile: int) -> Tensor:
-    """HEXA's re-index vector: each expert's choices as whole tiles, the last one filled up with -1.
-
-    ids: [T, K] -> [sum over experts of ceil(count / tile) tile] int64. A kernel reads a tile's rows through it and
-    computes them with one expert's weight; only numbers are padded, never tokens.
-    """
-    order, counts = by_expert(ids, experts, "reindex_vector")
-    tiles = [-(-n // tile) * tile for n in counts]
-    vector = order.new_full((sum(tiles),), -1)
-    for rows, own in zip(vector.split(tiles), order.split(counts), strict=True):
-        rows[: len(own)] = own
-    return vector

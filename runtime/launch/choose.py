@@ -8,6 +8,8 @@ from typing import Literal, cast
 import torch
 
 from ...spec.errors import MoeplanError
+from ...spec.plan import Plan
+from ..devices import verify_devices
 from .environment import EnvironmentLauncher
 from .lab import Lab, LabLauncher, LabSpec
 from .local import LocalLauncher
@@ -18,12 +20,17 @@ LOCAL_RANKS = 2
 
 @contextmanager
 def choose_launcher(
-    lab: Path | None = None, ranks: int | None = None, device: str | None = None, port: int | None = None
+    lab: Path | None = None,
+    ranks: int | None = None,
+    device: str | None = None,
+    port: int | None = None,
+    plan: Plan | None = None,
 ) -> Iterator[Launcher]:
     """Inside torchrun or Slurm this process is a rank; else a lab file opens a lab; else local processes.
 
     device: "cpu" or "cuda" (default: cuda where there is a GPU). ranks: local processes (default: every GPU, or two on
-    processors). The lab is taken down when the block ends. Raises MoeplanError for options that contradict each other.
+    processors). plan: what is to run; a lab of other devices is not opened. The lab is taken down when the block ends.
+    Raises MoeplanError for options that contradict each other.
     """
     kind = device or ("cuda" if torch.cuda.is_available() and lab is None else "cpu")
     if kind not in ("cpu", "cuda"):
@@ -38,7 +45,10 @@ def choose_launcher(
     elif lab is not None:
         if kind != "cpu":
             raise MoeplanError("the lab emulates processors: ask for device cpu")
-        with Lab(LabSpec.read(lab)) as opened:
+        spec = LabSpec.read(lab)
+        if plan is not None:
+            verify_devices(plan, spec.seated())
+        with Lab(spec) as opened:
             yield LabLauncher(opened)
     else:
         local = ranks or (torch.cuda.device_count() if kind == "cuda" else LOCAL_RANKS)

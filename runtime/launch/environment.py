@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ...spec.errors import MoeplanError, RunError
-from .rank import Event, Rank, describe, divide_cores, join, pin, resolve_entry, to_json
+from .rank import Event, Rank, Seated, describe, divide_cores, join, pin, resolve_entry, to_json
 from .secret_store import ADVICE, SecretStore, Server
 
 
@@ -73,6 +73,12 @@ class EnvironmentLauncher:
     def present() -> bool:
         """Whether torchrun or Slurm started this process."""
         return read_place(dict(os.environ)) is not None
+
+    def seated(self) -> list[Seated]:
+        """See ``Launcher.seated``: how many, and what this one computes on; hosts are told when the ranks meet."""
+        known = [Seated()] * self.place.world
+        known[self.rank] = Seated(kind=self.device.type)
+        return known
 
     def run(
         self, entry: str, job: dict[str, Any], *, timeout: float, on_event: Callable[[Event], None] | None = None

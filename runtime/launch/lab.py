@@ -22,7 +22,7 @@ from ...spec.files import read_text
 from ...spec.texts import parse_yaml
 from . import lab_cpu, lab_network
 from .lab_watchdog import clean_stale, guarded
-from .rank import Event
+from .rank import Event, Seated
 from .supervise import Seat, Supervisor
 
 MAX_BYTES = 1 << 20
@@ -85,6 +85,10 @@ class LabSpec(Part):
         """The host of every rank."""
         return [host for host in self.hosts for _ in range(host.ranks)]
 
+    def seated(self) -> list[Seated]:
+        """See ``Launcher.seated``; known before a lab is opened."""
+        return [Seated(host.name, "cpu", host.cpu_share) for host in self.ranks()]
+
 
 class Lab:
     """The emulated cluster while the ``with`` block lasts; serves several launches.
@@ -140,6 +144,10 @@ class LabLauncher:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
+
+    def seated(self) -> list[Seated]:
+        """See ``Launcher.seated``."""
+        return self.lab.spec.seated()
 
     def run(
         self, entry: str, job: dict[str, Any], *, timeout: float, on_event: Callable[[Event], None] | None = None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ...spec.errors import MoeplanError
-from .rank import Event, divide_cores
+from .rank import Event, Seated, divide_cores
 from .supervise import Seat, Supervisor
 
 
@@ -44,6 +44,10 @@ class LocalLauncher:
             )
             for rank, own in enumerate(cores)
         ]
+
+    def seated(self) -> list[Seated]:
+        """See ``Launcher.seated``."""
+        return [seat.seated() for seat in self.seats]
 
     def run(
         self, entry: str, job: dict[str, Any], *, timeout: float, on_event: Callable[[Event], None] | None = None

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,14 @@ Entry = Callable[["Rank", dict[str, Any]], dict[str, Any]]
 # A collective gives up this long after the launcher's own timeout, so that the launcher, which knows all ranks,
 # speaks first; where there is no launcher above (torchrun) it is what ends a hang.
 COLLECTIVE_GRACE = 30.0
+
+
+class Seated(NamedTuple):
+    """Where a rank is, or is going to be; None: not known yet. kind: ``cpu`` or ``cuda``."""
+
+    host: str | None = None
+    kind: str | None = None
+    cpu_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,19 @@ class Rank:
         """Report progress: a sign of life from every rank; rank 0's events reach the launcher's ``on_event``."""
         self.send(event)
 
+    def seated(self) -> list[Seated]:
+        """What this rank knows of all: everyone's host, the rest of itself."""
+        known = [Seated(host) for host in self.hosts]
+        known[self.rank] = Seated(self.hosts[self.rank], self.device.type, self.cpu_share)
+        return known
+
 
 class Launcher(Protocol):
     """Runs an entry in every rank's process."""
+
+    def seated(self) -> list[Seated]:
+        """What is known of every rank before any starts."""
+        ...
 
     def run(
         self, entry: str, job: dict[str, Any], *, timeout: float, on_event: Callable[[Event], None] | None = None

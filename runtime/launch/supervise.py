@@ -18,7 +18,7 @@ import torch
 
 from ...spec.errors import MoeplanError, RunError
 from ..kernels.registry import choose
-from .rank import Event, resolve_entry
+from .rank import Event, Seated, resolve_entry
 from .signs import POLL, STOPPED, Starting, ask, own_frame, process_state, read_log
 
 # After a first failure the others have this long to report theirs: the cause is often heard of after its consequence.
@@ -37,6 +37,9 @@ class Seat:
     device: str = "cpu"
     prefix: Sequence[str] = ()
     environment: dict[str, str] = field(default_factory=dict)
+
+    def seated(self) -> Seated:
+        return Seated(self.host, self.device.partition(":")[0], self.cpu_share)
 
 
 @dataclass

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from ...planner.place.compare import MEASURES, PARTS, Comparison
@@ -15,6 +14,7 @@ from ...planner.units import bytes_text
 from ...spec.placement import Placement
 from ...spec.trace import Trace
 from ..console import note, out, print_json
+from ..pages.tables import WholeTable
 from .explain import read_placement
 
 
@@ -52,7 +52,7 @@ def _trace(a: Placement, b: Placement, given: Path | None) -> Trace | None:
     return None
 
 
-def _documents(a: Path, first: Placement, b: Path, second: Placement) -> Table:
+def _documents(a: Path, first: Placement, b: Path, second: Placement) -> WholeTable:
     table = _table("")
     for name in ("", f"A: {a.name}", f"B: {b.name}"):
         table.add_column(Text(name))
@@ -83,7 +83,7 @@ def _described(p: Placement) -> list[tuple[str, str]]:
     ]
 
 
-def _scores(found: Comparison) -> Table:
+def _scores(found: Comparison) -> WholeTable:
     table = _table("scores, lower is better" + ("" if found.rescored else " (as the documents hold them)"))
     table.add_column("")
     for name in ("A", "B", "B against A", "better"):
@@ -115,5 +115,5 @@ def _moves(b: Placement, found: Comparison) -> Text:
     return text.append(f"Changed experts by layer: {per_layer}\n", style="dim")
 
 
-def _table(title: str) -> Table:
-    return Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+def _table(title: str) -> WholeTable:
+    return WholeTable(title=title or None, box=box.SIMPLE_HEAD)

@@ -67,13 +67,13 @@ def explain_placement(placement: Placement, trace: Trace, picture: Path | None, 
 
 def explain_cluster(cluster: Cluster, chosen: str | None, picture: Path | None, as_json: bool) -> None:
     """Print what a cluster is and what an equal exchange of a group of its devices waits for."""
-    from ...planner.topology import graph_of, loads
+    from ...planner.topology import exchange_loads, graph_of
     from ..pages.cluster import cluster_body, cluster_page
 
     count = len(cluster.devices)
     group = tuple(range(count)) if chosen is None else devices_of(chosen, count)
     graph = graph_of(cluster)
-    found = loads(graph, group)
+    found = exchange_loads(cluster, graph, group)
     if picture:
         from ..pages.topology_picture import draw_topology
 

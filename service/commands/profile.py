@@ -7,7 +7,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.table import Table
 
 from ...spec.catalogue import load_model
 from ...spec.claims import replacing
@@ -16,6 +15,7 @@ from ...spec.errors import MoeplanError
 from ...spec.output import locked
 from ..console import note, out, print_json, progress, say
 from ..options import output_option
+from ..pages.tables import WholeTable
 
 DEFAULT_MODELS = ["mixtral", "tiny-moe"]
 
@@ -115,9 +115,9 @@ def _mark(output: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def cluster_table(cluster: Cluster) -> Table:
+def cluster_table(cluster: Cluster) -> WholeTable:
     """Devices with their rates and the links' range."""
-    table = Table(title="Cluster", title_justify="left")
+    table = WholeTable(title="Cluster")
     for name in ("device", "host", "kind", "memory", "stream", "slowest link", "latency"):
         table.add_column(name, justify="right" if name in ("memory", "stream", "slowest link", "latency") else "left")
     for i, device in enumerate(cluster.devices):

@@ -109,7 +109,7 @@ def run(
         what = plan_path or f"the cluster of {placement}"
         raise MoeplanError(f"{what} was made in the lab {plan.lab!r}: give its file with --lab")
     with (
-        choose_launcher(lab, len(plan.devices), plan.devices[0].kind, port) as launcher,
+        choose_launcher(lab, len(plan.devices), plan.devices[0].kind, port, plan) as launcher,
         progress("running") as show,
     ):
         report = execute(

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from ...planner.topology import Load
 from ...planner.units import bytes_text, seconds_text
 from ...spec.cluster import SCOPES, Cluster
+from .tables import WholeTable
 
 SHOWN = 8  # rows of a table
 PROBE = 1 << 20  # bytes that every device sends each other one
+NAMED = 3  # exceptions of a link class that are named
 
 
 def rate_text(rate: float | None) -> str:
@@ -68,8 +69,8 @@ def _verdict(cluster: Cluster, group: Sequence[int], found: Sequence[Load]) -> T
     return text
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+def _table(title: str, left: Sequence[str], right: Sequence[str]) -> WholeTable:
+    table = WholeTable(title=title, box=box.SIMPLE_HEAD)
     for name in left:
         table.add_column(name)
     for name in right:
@@ -77,7 +78,7 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
     return table
 
 
-def _kinds(cluster: Cluster) -> Table:
+def _kinds(cluster: Cluster) -> WholeTable:
     table = _table("device kinds", ("kind", "product", "type"), ("devices", "memory", "stream", "curves"))
     memory = np.array([device.memory_bytes for device in cluster.devices])
     for i, kind in enumerate(cluster.kinds[:SHOWN]):
@@ -95,16 +96,25 @@ def _pairs(cluster: Cluster) -> list[tuple[int, int, int]]:
     return [(int(scope), int(link), int(counts[scope, link])) for scope, link in np.argwhere(counts)]
 
 
-def _links(cluster: Cluster) -> Table:
+def _links(cluster: Cluster) -> WholeTable:
     table = _table("links", ("scope", "class"), ("ordered pairs", "latency", "rate"))
     pairs = _pairs(cluster)
     for scope, link, count in pairs[:SHOWN]:
         found = cluster.link_classes[link]
-        table.add_row(SCOPES[scope], found.name, f"{count:,}", seconds_text(found.latency), rate_text(found.bandwidth))
+        name = found.name + _exceptions(cluster, scope, found.name)
+        table.add_row(SCOPES[scope], name, f"{count:,}", seconds_text(found.latency), rate_text(found.bandwidth))
     return _with_rest(table, len(pairs))
 
 
-def _loads(group: Sequence[int], found: Sequence[Load]) -> Table:
+def _exceptions(cluster: Cluster, scope: int, link: str) -> str:
+    """Which pairs of devices have this link against the rules."""
+    own = [one for one in cluster.link_exceptions if one.link == link]
+    pairs = [f"{e.source} to {e.target}" for e in own if int(cluster.scope_index([e.source], [e.target])[0]) == scope]
+    more = f", {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    return f" (exception: {', '.join(pairs[:NAMED])}{more})" if pairs else ""
+
+
+def _loads(group: Sequence[int], found: Sequence[Load]) -> WholeTable:
     title = f"what an equal exchange of {len(group)} devices goes through"
     table = _table(title, ("from", "to"), ("transfers", "rate", f"{bytes_text(PROBE)} each"))
     for load in found[:SHOWN]:
@@ -113,7 +123,7 @@ def _loads(group: Sequence[int], found: Sequence[Load]) -> Table:
     return _with_rest(table, len(found))
 
 
-def _with_rest(table: Table, rows: int) -> Table:
+def _with_rest(table: WholeTable, rows: int) -> WholeTable:
     if rows > SHOWN:
         table.caption, table.caption_justify = f"and {rows - SHOWN} more", "left"
     return table

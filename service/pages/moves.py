@@ -12,6 +12,13 @@ from ...spec.picture import save_picture
 from ...spec.placement import Score
 
 FITTED, HELD_OUT = "#1f4e79", "#c0722c"
+LABELS = {
+    "balance_mean": "balance (hottest device\nover the ideal, mean over layers)",
+    "boundary_cross_host": "tokens that change hosts\nat a boundary of layers",
+    "boundary_cross_device": "tokens that change devices\nat a boundary of layers",
+    "fanout_host": "hosts that hold\na token's experts",
+    "fanout_device": "devices that hold\na token's experts",
+}
 COLUMNS = {"x host": "boundary_cross_host", "x device": "boundary_cross_device", "hosts": "fanout_host"}
 
 
@@ -33,22 +40,25 @@ def moves_page(front: MovesFront) -> Group:
 
 
 def draw_moves(front: MovesFront, path: Path) -> None:
-    """Copies loaded along, balance up; the file's ending is the format."""
+    """Copies loaded along; up, in a panel each, what was minimised, then balance. The file's ending is the format."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    axes = figure.subplots()
+    panels = tuple(dict.fromkeys((*front.minimised, "balance_mean")))
+    figure = Figure(figsize=(8, 2.6 + 2.6 * len(panels)), layout="constrained")
     copies = [point.copies for point in front.points]
-    for part, title, colour in (("fit", "fitted part", FITTED), ("held_out", "held-out part", HELD_OUT)):
-        scored = [getattr(point.scores, part) for point in front.points]
-        if scored[0] is not None:
-            axes.plot(copies, [s.balance_mean for s in scored], "-o", color=colour, markersize=5, label=title)
-    axes.set_xlabel("copies that devices must load")
-    axes.set_ylabel("balance (hottest device over the ideal, mean over layers)")
+    rows = figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]
+    for axes, field in zip(rows, panels, strict=True):
+        for part, title, colour in (("fit", "fitted part", FITTED), ("held_out", "held-out part", HELD_OUT)):
+            scored = [getattr(point.scores, part) for point in front.points]
+            if scored[0] is not None:
+                values = [getattr(score, field) for score in scored]
+                axes.plot(copies, values, "-o", color=colour, markersize=5, label=title)
+        axes.set_ylabel(LABELS[field])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    rows[-1].set_xlabel("copies that devices must load")
     if max(copies) > 50:
-        axes.set_xscale("symlog", linthresh=1)
-    axes.set_title("what moves buy", fontsize=11, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="best")
+        rows[-1].set_xscale("symlog", linthresh=1)
+    rows[0].set_title("what moves buy", fontsize=11, loc="left")
+    rows[0].legend(frameon=False, loc="best")
     save_picture(figure, path)

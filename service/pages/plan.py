@@ -4,18 +4,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from ...planner.units import bytes_text, seconds_text
 from ...spec.operators import PARTS
 from ...spec.plan import STRATEGIES, Candidate, LayerPlan, Plan
+from .tables import WholeTable
 
 SHOWN = 8  # candidates, and kinds of devices; the plan holds all
 FOLDED = 16  # devices up to which each has a row of its own
 
 
-def candidates_table(plan: Plan) -> Table:
+def candidates_table(plan: Plan) -> WholeTable:
     """Candidates by predicted step time, with the best of every kind; those that do not fit come last."""
     ranked = _distinct(plan)
     routing = ", routing assumed" if plan.routing.kind == "assumed" else ""
@@ -81,7 +81,7 @@ def layers_text(layers: Sequence[LayerPlan]) -> str:
     )
 
 
-def breakdown_table(plan: Plan) -> Table:
+def breakdown_table(plan: Plan) -> WholeTable:
     """Seconds of each part, summed over the layers (mean over devices, waiting in the part that waits)."""
     totals = dict.fromkeys(PARTS, 0.0)
     for layer in plan.predicted.layers:
@@ -101,7 +101,7 @@ def breakdown_table(plan: Plan) -> Table:
     return table
 
 
-def memory_table(plan: Plan) -> Table:
+def memory_table(plan: Plan) -> WholeTable:
     """Predicted bytes on each device, and what is left below its limit."""
     title = "memory per device"
     if plan.model.stored_in():
@@ -157,5 +157,5 @@ def verdict(plan: Plan) -> Text:
     return text
 
 
-def _table(title: str, padding: int | tuple[int, int] = (0, 1)) -> Table:
-    return Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", padding=padding)
+def _table(title: str, padding: int | tuple[int, int] = (0, 1)) -> WholeTable:
+    return WholeTable(title=title, box=box.SIMPLE_HEAD, padding=padding)

@@ -3,12 +3,12 @@
 from collections import defaultdict
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from ...spec.operators import PARTS
 from ...spec.picture import plain, save_picture
 from ...spec.report import Report, WeightsCheck
+from .tables import WholeTable
 
 BUSIER = 0.1  # of the processors' time, more than during the profile: worth a word
 SLOWER = 1.15  # times as long as profiled, or as short: beyond what one quiet profile differs from the next
@@ -24,9 +24,9 @@ def by_part(report: Report) -> list[tuple[str, float, float]]:
     return [(part, predicted[part], measured[part]) for part in PARTS if predicted[part] or measured[part]]
 
 
-def report_table(report: Report) -> Table:
+def report_table(report: Report) -> WholeTable:
     """Predicted, measured and error by part, then the whole step and the numerical check."""
-    table = Table(title=f"{report.model}, {report.workload}: predicted and measured", title_justify="left")
+    table = WholeTable(title=f"{report.model}, {report.workload}: predicted and measured")
     table.add_column("part")
     for name in ("predicted ms", "measured ms", "error"):
         table.add_column(name, justify="right")
@@ -63,7 +63,7 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def add_weights_rows(table: Table, weights: WeightsCheck) -> None:
+def add_weights_rows(table: WholeTable, weights: WeightsCheck) -> None:
     """How the weights were checked: recomputed from the files, and against Transformers where it can load them."""
     result = _result(not weights.differing)
     table.add_row(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...planner.topology import Edge, Load, routes
+from ...planner.topology import Edge, Load, exceptions, routes
 from ...spec.cluster import Cluster
 from ...spec.cluster.topology import device_node
 from ...spec.picture import plain, save_picture
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MOST_DRAWN = 48  # devices; of more, hosts that are alike are drawn once
 MOST_LABELS = 28  # wires with their rates written beside them
+MOST_EXCEPTIONS = 12  # the slowest ones
+DEPTHS = 4  # that the bows of exceptions take in turn, so that their labels do not lie on each other
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#eeca3b", "#72b7b2", "#9d755d", "#e45756")
 LIMIT, WIRE, UNKNOWN = "#d62728", "#555555", "#bbbbbb"
 FILLS = {"switch": "#dfe9f3", "nvlink": "#e3f1dd", "numa": "#f3efdf", "host": "#eeeeee", "nic": "#fbe6d4"}
@@ -37,7 +39,11 @@ def draw_topology(cluster: Cluster, graph: "nx.DiGraph", found: Sequence[Load], 
     axes = figure.subplots()
     slowest = max((load.seconds for load in found), default=0.0)
     limits = {frozenset(load.edge) for load in found if load.rate and load.seconds >= 0.999 * slowest}
+    differing = exceptions(cluster, drawn)
+    if len(differing) > MOST_EXCEPTIONS:
+        notes.append(f"{len(differing) - MOST_EXCEPTIONS} more links differ from their class, and are not drawn")
     _draw_wires(axes, part, at, limits)
+    _draw_exceptions(axes, differing[:MOST_EXCEPTIONS], at, limits)
     _draw_nodes(axes, part, at, cluster)
     axes.set_title(_title(cluster, notes), fontsize=11, loc="left")
     axes.margins(x=0.06, y=0.12)
@@ -128,6 +134,24 @@ def _draw_wires(axes: "Axes", part: "nx.DiGraph", at: dict[str, tuple[float, flo
             x, y = x0 + part_way * (x1 - x0), y0 + part_way * (y1 - y0)
             box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
             axes.text(x, y, text, fontsize=6.5, color=colour, ha="center", va="center", zorder=2, bbox=box)
+
+
+def _draw_exceptions(
+    axes: "Axes", differing: Sequence[Load], at: dict[str, tuple[float, float]], limits: set[frozenset]
+) -> None:
+    """Bows below the devices, each with the two devices and what was measured between them."""
+    t = np.linspace(0.0, 1.0, 33)
+    for i, load in enumerate(differing):
+        (x0, _), (x1, _) = (at[name] for name in load.edge)
+        deep = 0.4 + 0.2 * (i % DEPTHS)
+        colour = LIMIT if frozenset(load.edge) in limits else WIRE
+        axes.plot(x0 + t * (x1 - x0), -4 * deep * t * (1 - t), color=colour, linestyle=":", linewidth=1.6, zorder=1)
+        source, target = (name.removeprefix("device ") for name in load.edge)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        text = f"{source} to {target}: {rate_text(load.rate)}"
+        axes.text((x0 + x1) / 2, -deep, text, fontsize=6.5, color=colour, ha="center", va="center", zorder=2, bbox=box)
+    if differing:
+        axes.plot([], [], color=WIRE, linestyle=":", label="differs from its class, as measured")
 
 
 def _draw_nodes(axes: "Axes", part: "nx.DiGraph", at: dict[str, tuple[float, float]], cluster: Cluster) -> None:

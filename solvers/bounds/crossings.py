@@ -1,6 +1,6 @@
 """Proven lower bounds on token movement: how few tokens any placement lets change devices between layers.
 
-The problem is that of ``exact.crossings``: single copies, slots #{e: d[l, e] = g} <= capacity[g], optionally a limit on
+Single copies, slots #{e: d[l, e] = g} <= capacity[g], optionally a limit on
 every device's load over speed; minimise sum_l sum_{a,b} transitions[l][a, b] * weight(d[l, a], d[l+1, b]). Or, as in
 ``annealing``, a cap on the mean over samples of load and layers of the hottest device's load over speed.
 
@@ -64,7 +64,7 @@ def affinity_bounds(
     steps: int = DEFAULT_STEPS,
     time_limit: float = math.inf,
 ) -> dict[str, float]:
-    """Every bound by name, in the unit of the movement; all of them hold, ``best_bound`` picks the one to quote.
+    """Every bound by name, in the unit of the movement; all of them hold, the largest is the one to quote.
 
     transitions: [B, E, E] tokens from expert a of a layer to expert b of the next; capacity: [G] slots per layer;
     hosts: [G] number of each device's host; 0 <= device_weight <= host_weight.
@@ -108,12 +108,6 @@ def affinity_bounds(
         bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
     safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bounds[name]) - safety, 0.0) for name in NAMES if name in bounds}
-
-
-def best_bound(bounds: dict[str, float]) -> tuple[str, float]:
-    """(name, value) of the largest; of equals, the first."""
-    name = max(bounds, key=lambda key: bounds[key])
-    return name, bounds[name]
 
 
 def _slots(problem: AffinityProblem, level: Level) -> np.ndarray:

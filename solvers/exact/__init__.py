@@ -1,1 +1,1 @@
-"""Placements solved exactly, at small sizes: integer programs on HiGHS, CP-SAT, paths through arrangements."""
+"""Placements solved exactly, at small sizes: copies by integer programs, single ones by paths through arrangements."""

@@ -34,22 +34,6 @@ def places(place_of: np.ndarray, members: np.ndarray) -> np.ndarray:
     return 1 + (np.diff(at, axis=1) != 0).sum(axis=1)
 
 
-def fan_out(
-    device_of: ArrayLike,
-    sets: Sequence[ExpertSets],
-    hosts: ArrayLike,
-    device_weight: float = 1.0,
-    host_weight: float = 1.0,
-) -> float:
-    """Weighted fan-out of all tokens; device_of: [L, E]; sets as ``expert_sets`` gives them; hosts: [G]."""
-    host = np.asarray(hosts)
-    return sum(
-        device_weight * float(tokens @ places(row, members))
-        + (host_weight - device_weight) * float(tokens @ places(host[row], members))
-        for row, (members, tokens) in zip(np.asarray(device_of), sets, strict=True)
-    )
-
-
 def fan_outs(at: np.ndarray, sets: ExpertSets, levels: Sequence[tuple[float, np.ndarray]]) -> np.ndarray:
     """[N] weighted fan-out of a layer's tokens in each placement at [N, E]; levels: (weight, place of each device)."""
     members, tokens = sets

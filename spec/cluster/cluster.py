@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ..curve import Curve
 from ..document import Document, show
 from ..operators import Collective, Shape
-from .groups import CollectiveCurve, Groups, GroupShape
+from .groups import CollectiveCurve, Groups
 from .kinds import MAX_DEVICES, Device, DeviceKind, Host
 from .links import LinkClass, LinkException, LinkRule, Links, Where
 from .provenance import Provenance
@@ -114,10 +114,6 @@ class Cluster(Document):
     def collective(self, collective: Collective, group: tuple[int, ...]) -> CollectiveCurve:
         """The equal-traffic curve of a collective over exactly this group of devices, or else over its shape."""
         return self._lookup.groups.find(collective, group)
-
-    def group_shape(self, group: Sequence[int]) -> GroupShape:
-        """What a group of two or more devices has in common with those that are alike."""
-        return self._lookup.groups.shape(group)
 
 
 class _Lookup:

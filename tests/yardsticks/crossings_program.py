@@ -7,7 +7,7 @@ What a token pays depends only on the pair of experts that it visits, so tokens 
     y[i, j, p] in 0..1      both experts of the pair are at place p; places are the devices, and the hosts
     minimise sum_{i, j} n[i, j] * weight * (1 - sum_p y[i, j, p]),  over devices and over hosts
 
-    (1)-(5) one copy, slots, balance, order of interchangeable devices, cutoff: ``exact.program``
+    (1)-(5) one copy, slots, balance, order of interchangeable devices, cutoff: ``placement_program``
     (6) staying:   y[i, j, p] <= in(i, p), in(j, p)   where in(i, p) = sum_{g in p} x[i, g]        ``_staying``
     (7) company:   (2) and (3) times in(i, p): sum_j y[i, j, p] <= capacity[p] in(i, p), ...       ``_company``
 
@@ -28,10 +28,11 @@ import numpy as np
 import pulp
 from numpy.typing import ArrayLike
 
-from .. import mip
-from ..placement.problem import AffinityProblem, Level, Place
-from ..result import Infeasible, NotFound, Solution
-from .program import PlacementProgram, Search
+from moeplan.solvers import mip
+from moeplan.solvers.placement.problem import Level, Place
+from moeplan.solvers.result import Infeasible, NotFound, Solution
+from moeplan.tests.yardsticks.placement_problem import AffinityProblem
+from moeplan.tests.yardsticks.placement_program import PlacementProgram, Search
 
 Stage = Literal["joint", "hosts_first"]
 

@@ -1,4 +1,4 @@
-"""Affinity placement for CP-SAT in its own terms, clauses and exact integers: a second opinion on ``exact.crossings``.
+"""Affinity placement for CP-SAT in its own terms, clauses and exact integers: beside ``crossings_program``.
 
     x[i, g] in {0, 1}       expert i (of some layer) is on device g
     in[i, p] in {0, 1}      expert i is at place p (a device or a host)
@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import mip
-from ..placement.problem import AffinityProblem, Place
-from ..result import Infeasible, NotFound, Solution, SolverUnavailable, Status
+from moeplan.solvers import mip
+from moeplan.solvers.placement.problem import Place
+from moeplan.solvers.result import Infeasible, NotFound, Solution, SolverUnavailable, Status
+from moeplan.tests.yardsticks.placement_problem import AffinityProblem
 
 BITS = 50  # of the scaled objective
 
@@ -46,7 +47,7 @@ def place_with_cp_sat(
     time_limit: float = mip.TIME_LIMIT,
     seed: int = 0,
 ) -> Solution[np.ndarray]:
-    """As ``exact.crossings.place_exactly`` with ``stage="joint"``; the incumbent is the search's first hint.
+    """As ``crossings_program.place_exactly`` with ``stage="joint"``; the incumbent is the search's first hint.
 
     Loads must be whole numbers where there is a limit. Status is ``optimal`` or ``time_limit``.
     Raises ``Infeasible``, ``NotFound`` (only without an incumbent), ``SolverUnavailable``, ``ValueError``.

@@ -8,7 +8,7 @@ the layers do not touch each other: one program per layer.
     t[s, p] in 0..1         a token of s goes to place p; places are the devices, and the hosts
     minimise sum_s n[s] * weight * sum_p t[s, p],  over devices and over hosts
 
-    (1)-(5) one copy, slots, balance, order of interchangeable devices, cutoff: ``exact.program``
+    (1)-(5) one copy, slots, balance, order of interchangeable devices, cutoff: ``placement_program``
     (6) touched:    t[s, p] >= in(e, p) for e in s,  where in(e, p) = sum_{g in p} x[e, g]       ``_touched``
     (7) room:       sum_{e in s} in(e, p) <= capacity[p] t[s, p]                                ``_touched``
     (8) at least:   sum_p t[s, p] >= the fewest places with |s| slots                           ``_touched``
@@ -27,13 +27,12 @@ import numpy as np
 import pulp
 from numpy.typing import ArrayLike
 
-from .. import mip
-from ..placement.fan_out import ExpertSets, expert_sets, fan_out
-from ..placement.problem import AffinityProblem, Level
-from ..result import NotFound, Solution, Status
-from .program import PlacementProgram, Search
-
-__all__ = ["ExpertSets", "expert_sets", "fan_out", "place_by_fan_out"]
+from moeplan.solvers import mip
+from moeplan.solvers.placement.fan_out import ExpertSets, places
+from moeplan.solvers.placement.problem import Level
+from moeplan.solvers.result import NotFound, Solution, Status
+from moeplan.tests.yardsticks.placement_problem import AffinityProblem
+from moeplan.tests.yardsticks.placement_program import PlacementProgram, Search
 
 
 def place_by_fan_out(
@@ -159,3 +158,19 @@ class _FanOutProgram(PlacementProgram):
                 copies.append(tokens * level.weight * t)
             self.least += tokens * level.weight * fewest
         return copies
+
+
+def fan_out(
+    device_of: ArrayLike,
+    sets: Sequence[ExpertSets],
+    hosts: ArrayLike,
+    device_weight: float = 1.0,
+    host_weight: float = 1.0,
+) -> float:
+    """Weighted fan-out of all tokens; device_of: [L, E]; sets as ``expert_sets`` gives them; hosts: [G]."""
+    host = np.asarray(hosts)
+    return sum(
+        device_weight * float(tokens @ places(row, members))
+        + (host_weight - device_weight) * float(tokens @ places(host[row], members))
+        for row, (members, tokens) in zip(np.asarray(device_of), sets, strict=True)
+    )

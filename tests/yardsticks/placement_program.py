@@ -16,9 +16,10 @@ from itertools import pairwise
 import numpy as np
 import pulp
 
-from .. import mip
-from ..placement.problem import AffinityProblem, Place
-from ..result import Infeasible
+from moeplan.solvers import mip
+from moeplan.solvers.placement.problem import Place
+from moeplan.solvers.result import Infeasible
+from moeplan.tests.yardsticks.placement_problem import AffinityProblem
 
 CUTOFF_ROUNDING = 1e-7  # relative: the known placement itself must pass the cutoff
 
