@@ -14,8 +14,6 @@ from .clock import Chains, run
 from .options import Classes
 from .step import LayerCost, Step
 
-NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
-
 
 @dataclass(frozen=True)
 class Column:
@@ -96,7 +94,5 @@ def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:
         for ordinals in step.alike()
         for strategy in dict.fromkeys(plan.strategy for plan in plans)
     ]
-    moe = step.model.moe_block().moe
-    assert moe is not None
-    most = max(1, NUMBERS // (step.layout.devices * moe.num_experts))
+    most = step.most_together
     return [np.array(js[first : first + most]) for js in batches for first in range(0, len(js), most)]

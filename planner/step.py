@@ -28,6 +28,8 @@ from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
 from .strategies.layer import attention, dense
 
+NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
+
 
 class LayerCost(NamedTuple):
     """B layers, each by itself.
@@ -104,10 +106,28 @@ class Step:
         """Each layer by itself."""
         return [self.layer([i]) for i in range(len(self.model.layers))]
 
+    @cached_property
+    def most_together(self) -> int:
+        """Layers that are costed together at most."""
+        moe = self.model.moe_block().moe
+        assert moe is not None
+        return max(1, NUMBERS // (self.layout.devices * moe.num_experts))
+
     def by_layer(self, plans: Sequence[LayerPlan]) -> list[LayerPlan | None]:
         """One entry per layer, None for dense layers, from one per mixture-of-experts layer."""
         given = iter(plans)
-        return [next(given) if block.moe else None for block in self.model.layers]
+        return [next(given) if block.moe else None for block in self.blocks]
+
+    def runs(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[LayerPlan] | None]]:
+        """Layers that follow each other, of one block and strategy, and their plans (None: dense layers)."""
+        by_layer = self.by_layer(plans)
+        kinds = [(id(block), plan and plan.strategy) for block, plan in zip(self.blocks, by_layer, strict=True)]
+        first = 0
+        for i in range(1, len(kinds) + 1):
+            if i == len(kinds) or kinds[i] != kinds[first] or i - first == self.most_together:
+                own = [plan for plan in by_layer[first:i] if plan is not None]
+                yield list(range(first, i)), own or None
+                first = i
 
     def cost(self, layer: Layer, plans: Sequence[LayerPlan] | None) -> LayerCost:
         """Layers by themselves under plans of one strategy, one per layer (None: a dense layer)."""
@@ -135,8 +155,10 @@ class Step:
     def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
         """The stages of the whole step, layer by layer; -1 is what stands outside the layers."""
         yield -1, [compute("embed", "embed", self.outside("embed"))]
-        for i, plan in enumerate(self.by_layer(plans)):
-            yield i, build(self.layer([i]), None if plan is None else [plan])
+        for layers, own in self.runs(plans):
+            stages = build(self.layer(layers), own)
+            for index, i in enumerate(layers):
+                yield i, [stage.only(index) for stage in stages]
         yield -1, [compute("head", "head", self.outside("head"))]
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
@@ -163,11 +185,13 @@ class Step:
         weights = np.full(layout.devices, replicated)
         regions = np.zeros((2, layout.devices), np.int64)
         regions[1] = memory.outside_activations(blocks, model.vocab_size, layout, element)
-        for i, plan in enumerate(self.by_layer(plans)):
-            if plan is not None:
+        for layers, own in self.runs(plans):
+            if own is None:
+                continue
+            regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer(layers), own).max(0))
+            for i, plan in zip(layers, own, strict=True):
                 weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
                 regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
-                regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer([i]), [plan])[0])
         return memory.total(blocks, layout, weights, regions, element, limits)
 
     def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> Prediction:
