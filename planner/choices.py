@@ -16,7 +16,8 @@ from .spread import Spread
 from .traffic import Traffic
 
 REMEMBERED = 256  # devices up to which every dispatch is kept
-PIECE = 2**22  # choices that are looked at together
+PIECE = 2**18  # choices that are looked at together: they stay in the cache
+SERVED = 2**22  # of a table of tokens x places
 
 
 class Rows(NamedTuple):
@@ -125,7 +126,7 @@ class Choices:
         """[b, T, K] device that serves each choice."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
-        if not groups and size and ids.shape[1] * size <= PIECE:
+        if not groups and size and ids.shape[1] * size <= SERVED:
             # The same group of devices again and again, with one copy in each: where a token goes for an expert
             # depends on the expert's place in its group alone.
             place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])

@@ -28,6 +28,7 @@ from .place.weights import exchange_weights
 
 SMALL = 64  # classes x experts
 ROUNDING = 1e-9  # relative
+ROOM = 0.9  # of the slots, in which a search finds as good placements as in all of them
 
 
 class Origin(NamedTuple):
@@ -170,8 +171,8 @@ class Options:
         capacity = self._capacity(degree, room)
         known: list[tuple[np.ndarray, np.ndarray, tuple]] = self._memo.setdefault(("known", degree), [])
         for limit, held, key in known:
-            # What met no limit is what more room would find too, and less room as far as it is kept.
-            if (limit == capacity).all() or ((held < limit) & (held <= capacity)).all():
+            # What met no limit, or hardly less room, is what this room would find too.
+            if (limit == capacity).all() or ((held <= capacity) & ((held < limit) | (limit >= ROOM * capacity))).all():
                 return self._memo[key]
         key = "searched", degree, *capacity.tolist()
         question = self._question(degree, capacity)
