@@ -262,7 +262,10 @@ class Options:
         """The plans of every method, and whose they are."""
         plans = {}
         for method, placed in found.items():
-            plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
+            if method == "linear":
+                plans[method] = [self.plain("ep", degree)] * len(self.classes.members)
+            else:
+                plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
             for c, plan in enumerate(plans[method]):
                 self._origins.setdefault((c, plan), Origin(method, placed))
         return plans

@@ -152,14 +152,18 @@ class Step:
             return np.zeros(self.layout.devices)
         return self.costs.operator(operator, vocabulary_shape(self.model), tokens=np.array(rows))
 
-    def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
-        """The stages of the whole step, layer by layer; -1 is what stands outside the layers."""
-        yield -1, [compute("embed", "embed", self.outside("embed"))]
+    def _built(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[Stage]]]:
+        """The stages of the whole step, of all layers of a run at once; -1 is what stands outside the layers."""
+        yield [-1], [compute("embed", "embed", self.outside("embed"))]
         for layers, own in self.runs(plans):
-            stages = build(self.layer(layers), own)
-            for index, i in enumerate(layers):
-                yield i, [stage.only(index) for stage in stages]
-        yield -1, [compute("head", "head", self.outside("head"))]
+            yield layers, build(self.layer(layers), own)
+        yield [-1], [compute("head", "head", self.outside("head"))]
+
+    def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
+        """The same layer by layer."""
+        for layers, stages in self._built(plans):
+            for index, layer in enumerate(layers):
+                yield layer, [stage.only(index) for stage in stages]
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
         """Predicted step time."""
@@ -199,15 +203,16 @@ class Step:
         parts: dict[int, dict[str, float]] = {i: {} for i in range(-1, len(self.model.layers))}
         links = Links(self.costs)
         now = np.zeros((1, self.layout.devices))
-        for layer, stages in self.pieces(plans):
-            entry = parts[layer]
+        for layers, stages in self._built(plans):
+            links.add(stages, len(layers))
+            for index, layer in enumerate(layers):
+                entry = parts[layer]
 
-            def watch(stage: Stage, before: np.ndarray, after: np.ndarray, entry=entry) -> None:
-                # Waiting counts in the part that waits.
-                entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
+                def watch(stage: Stage, before: np.ndarray, after: np.ndarray, entry=entry) -> None:
+                    # Waiting counts in the part that waits.
+                    entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
 
-            now = run(self.costs, stages, now, watch)
-            links.add(stages)
+                now = run(self.costs, [stage.only(index) for stage in stages], now, watch)
         return Prediction(
             step_seconds=float(now.max()),
             layers=tuple(
