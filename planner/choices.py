@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ from .spread import Spread
 from .traffic import Traffic
 
 REMEMBERED = 256  # devices up to which every dispatch is kept
-PIECE = 2**22  # choices that are looked at together
+PLANS = 2**12  # whose groups and numbers of experts are remembered
+PIECE = 2**18  # choices that are looked at together: they stay in the cache
+SERVED = 2**22  # of a table of tokens x places
 
 
 class Rows(NamedTuple):
@@ -140,7 +142,7 @@ class Choices:
         """[b, T, K] device that serves each choice."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
-        if not groups and size and ids.shape[1] * size <= PIECE:
+        if not groups and size and ids.shape[1] * size <= SERVED:
             # The same group of devices again and again, with one copy in each: where a token goes for an expert
             # depends on the expert's place in its group alone.
             place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])
@@ -191,15 +193,26 @@ def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, new
 
 
+@lru_cache(maxsize=PLANS)
 def period(plan: LayerPlan, experts: int) -> int:
     """Size of the groups of consecutive devices that all hold the same, each expert once; 0 where there are none."""
-    held = [len(slots) for slots in plan.slots]
-    size = int(np.searchsorted(np.cumsum(held), experts)) + 1
-    # Devices that hold nothing may end a group.
-    while size <= len(held) and (len(held) % size or plan.slots[:size] * (len(held) // size) != plan.slots):
+    slots, size, held = plan.slots, 0, 0
+    while size < len(slots) and held < experts:
+        held += len(slots[size])
         size += 1
-    alone = plan.shares is None and size <= len(held) and sum(held[:size]) == experts
-    return size if alone else 0
+    # Devices that hold nothing may end a group.
+    while size < len(slots) and (len(slots) % size or slots[:size] * (len(slots) // size) != slots):
+        held += len(slots[size])
+        size += 1
+    return size if plan.shares is None and held == experts else 0
+
+
+@lru_cache(maxsize=PLANS)
+def held(plan: LayerPlan) -> np.ndarray:
+    """[devices] experts that each device stores; read only."""
+    count = np.fromiter(map(len, plan.resting() if plan.strategy == "gathered" else plan.slots), np.int64)
+    count.setflags(write=False)
+    return count
 
 
 def owner_of(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:

@@ -14,8 +14,6 @@ from .clock import Chains, run
 from .options import Classes
 from .step import LayerCost, Step
 
-NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
-
 
 @dataclass(frozen=True)
 class Column:
@@ -89,19 +87,12 @@ class Column:
         return run(step.costs, [stage.only(index) for stage in cost.stages], begin, known=cost.known)
 
 
-def _form(plan: LayerPlan) -> tuple[Strategy, int, int]:
-    """What layers that are costed together have in common."""
-    return plan.strategy, plan.chunks, plan.slot
-
-
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:
     """Ordinals of layers that are costed together: of one block and form of plan, and not too many."""
     batches = [
-        [j for j in ordinals if _form(plans[j]) == form]
+        [j for j in ordinals if plans[j].form == form]
         for ordinals in step.alike()
-        for form in dict.fromkeys(map(_form, plans))
+        for form in dict.fromkeys(plan.form for plan in plans)
     ]
-    moe = step.model.moe_block().moe
-    assert moe is not None
-    most = max(1, NUMBERS // (step.layout.devices * moe.num_experts))
+    most = step.most_together
     return [np.array(js[first : first + most]) for js in batches for first in range(0, len(js), most)]

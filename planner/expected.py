@@ -14,10 +14,10 @@ from functools import cached_property
 
 import numpy as np
 
-from ..solvers.placement.fan_out import ExpertSets, expert_sets
+from ..solvers.placement.fan_out import expert_sets
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
-from .choices import Dispatch, Rows, counted, distinct, owner_of, period, remembered
+from .choices import Dispatch, Rows, counted, owner_of, period, remembered
 from .layout import Layout
 from .spread import Factors, Spread, blocks
 from .traffic import Traffic
@@ -106,16 +106,23 @@ class Expected:
 
     def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
         """[B, d] probability that a token needs what lies at each place."""
-        needed = np.zeros((len(place), size))
-        for row, own, (members, tokens) in zip(needed, place.astype(np.int16), self._sets, strict=True):
-            where, new = distinct(own[members])
-            row[:] = np.bincount(where[new], np.broadcast_to(tokens[:, None], where.shape)[new], size)
-        return needed / self.ids.shape[1]
+        layer, members, tokens = self._sets
+        where = place.astype(np.int16)[layer, members]  # [K, N]
+        needed = np.zeros(len(place) * size)
+        for k, here in enumerate(where):
+            first = np.ones(len(layer), bool)  # no earlier expert of the token lies there
+            for earlier in where[:k]:
+                first &= here != earlier
+            needed += np.bincount(layer[first] * size + here[first], tokens[first], len(needed))
+        return needed.reshape(-1, size) / self.ids.shape[1]
 
     @cached_property
-    def _sets(self) -> list[ExpertSets]:
-        """Tokens that choose the same experts need the same places."""
-        return expert_sets(self.ids.transpose(1, 0, 2))
+    def _sets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[N] layer, [K, N] experts and [N] tokens of every set that tokens choose: equal ones need the same places."""
+        sets = expert_sets(self.ids.transpose(1, 0, 2))
+        layer = np.repeat(np.arange(len(sets)), [len(tokens) for _, tokens in sets])
+        members = np.ascontiguousarray(np.concatenate([members for members, _ in sets]).T)
+        return layer, members, np.concatenate([tokens for _, tokens in sets])
 
 
 @dataclass(frozen=True)

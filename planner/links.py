@@ -24,12 +24,12 @@ class Links:
         self.of = np.arange(devices) if devices <= MOST_DEVICES else by_host
         self.bytes = np.zeros((int(self.of.max()) + 1,) * 2)
 
-    def add(self, stages: Sequence[Stage]) -> None:
-        """One layer's."""
+    def add(self, stages: Sequence[Stage], layers: int) -> None:
+        """Those of so many layers together, of which each exchanges what the stages say, or all the same."""
         for stage in stages:
             for exchange in stage.exchanges:
                 part = self.of[np.array(exchange.group)]
-                found = exchange.traffic.between(part)
+                found = exchange.traffic.between(part) * (layers if exchange.traffic.count == 1 else 1)
                 self.bytes[: len(found), : len(found)] += found
 
     def traffic(self) -> tuple[LinkTraffic, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..spec.model import Block
 from ..spec.plan import DeviceMemory, LayerPlan
+from .choices import held
 from .layout import Layout
 from .strategies.layer import Layer
 from .units import bytes_text
@@ -38,8 +39,7 @@ def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndar
     expert = moe.expert_parameters(block.hidden_size) * element_bytes
     if plan.split is not None:
         return np.array([moe.num_experts * -(-expert * columns // moe.ffn_size) for columns in plan.split])
-    held = plan.resting() if plan.strategy == "gathered" else plan.slots
-    return np.array([len(experts) * expert for experts in held])
+    return held(plan) * expert
 
 
 def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:

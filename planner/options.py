@@ -28,6 +28,7 @@ from .place.weights import exchange_weights
 
 SMALL = 64  # classes x experts
 ROUNDING = 1e-9  # relative
+ROOM = 0.9  # of the slots, in which a search finds as good placements as in all of them
 
 
 class Origin(NamedTuple):
@@ -141,10 +142,16 @@ class Options:
         Where room is too little for any balancing, only ``linear`` is there.
         """
         capacity = self._capacity(degree, room)
-        key = "usual", degree, *capacity.tolist()
+        if ("unlimited", degree) not in self._memo:
+            question = self._question(degree, np.full(degree, self.moe.num_experts))
+            self._memo["unlimited", degree] = (found := usual(question, measured=not self.even)), _held(found)
+        found, held = self._memo["unlimited", degree]
+        # Greedy balance that never meets a limit is the same under all limits that it keeps.
+        key = "usual", degree, *(() if (held <= capacity).all() else capacity.tolist())
         if key not in self._memo:
-            question = self._question(degree, capacity)
-            self._memo[key] = self._plans(degree, usual(question, measured=not self.even))
+            if len(key) > 2:
+                found = usual(self._question(degree, capacity), measured=not self.even)
+            self._memo[key] = self._plans(degree, found)
         return self._memo[key]
 
     def placement_records(self, chosen: Sequence[LayerPlan]) -> tuple[PlacementRecord, ...]:
@@ -162,13 +169,18 @@ class Options:
     def _searched(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
         """What ``place``'s solvers find; copies only where all devices together hold the experts once."""
         capacity = self._capacity(degree, room)
+        known: list[tuple[np.ndarray, np.ndarray, tuple]] = self._memo.setdefault(("known", degree), [])
+        for limit, held, key in known:
+            # What met no limit, or hardly less room, is what this room would find too.
+            if (limit == capacity).all() or ((held <= capacity) & ((held < limit) | (limit >= ROOM * capacity))).all():
+                return self._memo[key]
         key = "searched", degree, *capacity.tolist()
-        if key not in self._memo:
-            question = self._question(degree, capacity)
-            # By expectation only single copies are predicted.
-            copies = degree == self.costs.devices and self.routing.scale == 1
-            found = placements_for(question, seed=self.seed, budget=self.budget, copies=copies)
-            self._memo[key] = self._plans(degree, found)
+        question = self._question(degree, capacity)
+        # By expectation only single copies are predicted.
+        copies = degree == self.costs.devices and self.routing.scale == 1
+        found = placements_for(question, seed=self.seed, budget=self.budget, copies=copies)
+        self._memo[key] = self._plans(degree, found)
+        known.append((capacity, _held(found) if found else capacity, key))
         return self._memo[key]
 
     @property
@@ -250,10 +262,20 @@ class Options:
         """The plans of every method, and whose they are."""
         plans = {}
         for method, placed in found.items():
-            plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
+            if method == "linear":
+                plans[method] = [self.plain("ep", degree)] * len(self.classes.members)
+            else:
+                plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
             for c, plan in enumerate(plans[method]):
                 self._origins.setdefault((c, plan), Origin(method, placed))
         return plans
+
+
+def _held(found: dict[str, Placed]) -> np.ndarray:
+    """[degree] most slots that any of them takes of a device in any class; experts by number have no limit."""
+    return np.max(
+        [placed.slots.capacity for name, placed in found.items() if name != "linear"] or [np.zeros(1, int)], axis=0
+    )
 
 
 def _placed(device_of: np.ndarray, strategy: Strategy, devices: int, groups: int = 1) -> LayerPlan:

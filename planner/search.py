@@ -119,7 +119,7 @@ def _plan(
     assert best is not None
     objective = best.seconds
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
-    step = Step(final, model, best.step.layout, search.routing)
+    step = Step(final, model, best.step.layout, search.routing, counted=best.step.counted)
     # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
     prediction = step.predict(best.plans, search.stored, search.limits).model_copy(update={"step_seconds": objective})
     bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound

@@ -115,11 +115,14 @@ class Search:
         self.spaces = len(self.layouts) * len(self.degrees)
         try:
             for name, step in self._steps():
-                for degree in self.degrees:
+                # The most promising first, so that others need not be searched.
+                for floor, degree in sorted(
+                    ((self._floor(step, d), d) for d in self.degrees), key=lambda pair: pair[0]
+                ):
                     if self.searched and self.budget.over:
                         continue
                     self.budget.tell(done=self.searched, of=self.spaces, what=f"{name}, expert {degree}")
-                    self._space(name, step, degree)
+                    self._space(name, step, degree, floor)
                     self.searched += 1
         except KeyboardInterrupt:
             if not self.searched:
@@ -190,9 +193,8 @@ class Search:
             self._columns[plans] = Column.of(step, self.classes, plans)
         return self._columns[plans]
 
-    def _space(self, layout: str, step: Step, degree: int) -> None:
+    def _space(self, layout: str, step: Step, degree: int, floor: float) -> None:
         """Candidates and bound of one layout and expert degree; only the bound where that says enough."""
-        floor = self._floor(step, degree)
         if floor >= self._fastest:
             self.bound = min(self.bound, floor)
             return
@@ -276,7 +278,9 @@ class Search:
         if "ep" not in self.strategies:
             return 0.0
         others = [column.arrival for column in self._others(step, degree)]
-        least = np.min([ep_floor(step, degree, copies=degree == self.costs.devices), *others], axis=0)
+        # By expectation only single copies are predicted, but for a placement that is given.
+        copies = degree == self.costs.devices and (self.routing.scale == 1 or self.given is not None)
+        least = np.min([ep_floor(step, degree, copies), *others], axis=0)
         return float(least.sum()) + beside(step)
 
     @property
@@ -324,7 +328,8 @@ class Search:
             return math.inf
         except NotFound:
             additive = 0.0
-        return max(tables.lower_bound(), additive + beside(tables.step))
+        additive += beside(tables.step)
+        return additive if additive >= self._fastest else max(tables.lower_bound(), additive)
 
     def _baselines(self) -> None:
         """They count as candidates only where ``ep`` is searched, which has them among its options (``searched``)."""

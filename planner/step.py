@@ -29,6 +29,8 @@ from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
 from .strategies.layer import attention, dense
 
+NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
+
 
 class LayerCost(NamedTuple):
     """B layers, each by itself.
@@ -116,10 +118,31 @@ class Step:
         """Each layer by itself."""
         return [self.layer([i]) for i in range(len(self.model.layers))]
 
+    @cached_property
+    def most_together(self) -> int:
+        """Layers that are costed together at most."""
+        moe = self.model.moe_block().moe
+        assert moe is not None
+        return max(1, NUMBERS // (self.layout.devices * moe.num_experts))
+
     def by_layer(self, plans: Sequence[LayerPlan]) -> list[LayerPlan | None]:
         """One entry per layer, None for dense layers, from one per mixture-of-experts layer."""
         given = iter(plans)
-        return [next(given) if block.moe else None for block in self.model.layers]
+        return [next(given) if block.moe else None for block in self.blocks]
+
+    def runs(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[LayerPlan] | None]]:
+        """Layers that follow each other, of one block and form of plan, and their plans (None: dense layers)."""
+        by_layer = self.by_layer(plans)
+        kinds = [
+            (id(block), plan.form if plan else self._joined(i))
+            for i, (block, plan) in enumerate(zip(self.blocks, by_layer, strict=True))
+        ]
+        first = 0
+        for i in range(1, len(kinds) + 1):
+            if i == len(kinds) or kinds[i] != kinds[first] or i - first == self.most_together:
+                own = [plan for plan in by_layer[first:i] if plan is not None]
+                yield list(range(first, i)), own or None
+                first = i
 
     def cost(self, layer: Layer, plans: Sequence[LayerPlan] | None) -> LayerCost:
         """Layers by themselves under plans of one strategy, one per layer (None: a dense layer)."""
@@ -144,12 +167,18 @@ class Step:
             return np.zeros(self.layout.devices)
         return self.costs.operator(operator, vocabulary_shape(self.model), tokens=np.array(rows))
 
+    def _built(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[Stage]]]:
+        """The stages of the whole step, of all layers of a run at once; -1 is what stands outside the layers."""
+        yield [-1], [compute("embed", "embed", self.outside("embed"))]
+        for layers, own in self.runs(plans):
+            yield layers, build(self.layer(layers), own)
+        yield [-1], [compute("head", "head", self.outside("head"))]
+
     def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
-        """The stages of the whole step, layer by layer; -1 is what stands outside the layers."""
-        yield -1, [compute("embed", "embed", self.outside("embed"))]
-        for i, plan in enumerate(self.by_layer(plans)):
-            yield i, build(self.layer([i]), None if plan is None else [plan])
-        yield -1, [compute("head", "head", self.outside("head"))]
+        """The same layer by layer."""
+        for layers, stages in self._built(plans):
+            for index, layer in enumerate(layers):
+                yield layer, [stage.only(index) for stage in stages]
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
         """Predicted step time."""
@@ -175,11 +204,13 @@ class Step:
         weights = np.full(layout.devices, replicated)
         regions = np.zeros((2, layout.devices), np.int64)
         regions[1] = memory.outside_activations(blocks, model.vocab_size, layout, element)
-        for i, plan in enumerate(self.by_layer(plans)):
-            if plan is not None:
+        for layers, own in self.runs(plans):
+            if own is None:
+                continue
+            regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer(layers), own).max(0))
+            for i, plan in zip(layers, own, strict=True):
                 weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
                 regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
-                regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer([i]), [plan])[0])
         return memory.total(blocks, layout, weights, regions, element, limits)
 
     def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> Prediction:
@@ -187,15 +218,16 @@ class Step:
         parts: dict[int, dict[str, float]] = {i: {} for i in range(-1, len(self.model.layers))}
         links = Links(self.costs)
         now = np.zeros((1, self.layout.devices))
-        for layer, stages in self.pieces(plans):
+        for layers, stages in self._built(plans):
+            links.add(stages, len(layers))
+            for index, layer in enumerate(layers):
 
-            def watch(stage: Stage, before: np.ndarray, after: np.ndarray, layer: int = layer) -> None:
-                # Waiting counts in the part that waits.
-                entry = parts[layer - stage.earlier]
-                entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
+                def watch(stage: Stage, before: np.ndarray, after: np.ndarray, layer: int = layer) -> None:
+                    # Waiting counts in the part that waits.
+                    entry = parts[layer - stage.earlier]
+                    entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
 
-            now = run(self.costs, stages, now, watch)
-            links.add(stages)
+                now = run(self.costs, [stage.only(index) for stage in stages], now, watch)
         return Prediction(
             step_seconds=float(now.max()),
             layers=tuple(

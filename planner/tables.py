@@ -44,9 +44,21 @@ class Tables:
 
     @cached_property
     def _memory(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights [C, O, G] and regions [C, O, 2, G]."""
-        weights = np.stack([column.weights for column in self.columns], axis=1)
-        return weights, np.stack([column.regions for column in self.columns], axis=1)
+        """Weights [C, O, D] and regions [C, O, 2, D] of devices that differ."""
+        first = self._kinds[0]
+        weights = np.stack([column.weights[:, first] for column in self.columns], axis=1)
+        return weights, np.stack([column.regions[..., first] for column in self.columns], axis=1)
+
+    @cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """[D] a device of each kind, and [G] the kind of each: devices of one kind have the same bytes everywhere."""
+        rows = [self.room[None]]
+        for column in self.columns:
+            rows += [column.weights, column.regions.reshape(-1, len(self.room))]
+        kinds: dict[bytes, int] = {}
+        own = np.ascontiguousarray(np.concatenate(rows).T)
+        kind = np.array([kinds.setdefault(row.tobytes(), len(kinds)) for row in own])
+        return np.unique(kind, return_index=True)[1], kind
 
     def fits(self, strategy: Strategy | None, time_limit: float) -> bool:
         """Whether any choice (of this strategy) keeps to memory, as far as can be told in so many seconds."""
@@ -71,7 +83,7 @@ class Tables:
         solution = select(
             cost[:, allowed],
             weights[:, allowed],
-            self.room,
+            self.room[self._kinds[0]],
             shared=regions[:, allowed],
             gap=gap,
             target=target,
@@ -125,7 +137,7 @@ class Tables:
     def missing(self, error: Infeasible) -> np.ndarray:
         """[G] bytes that are missing at least."""
         if error.per_device:
-            return np.array(error.per_device)
+            return np.array(error.per_device)[self._kinds[1]]
         return np.full(len(self.room), -(-error.missing // len(self.room)))
 
 

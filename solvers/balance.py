@@ -84,7 +84,7 @@ def greedy_balance(load: ArrayLike, speed: ArrayLike, capacity: ArrayLike) -> So
     """
     started = time.perf_counter()
     loads, speeds, slots = checked(load, speed, capacity)
-    placed = np.stack([longest_first(row, speeds, slots) for row in loads])
+    placed = longest_first(loads, speeds, slots)
     objective = float(sum(finish(d, row, speeds).max() for d, row in zip(placed, loads, strict=True)))
     bound = float(sum(balance_bound(row, speeds, slots) for row in loads))
     return Solution.from_heuristic(placed, objective, bound, time.perf_counter() - started)
@@ -125,13 +125,16 @@ def checked(load: ArrayLike, speed: ArrayLike, capacity: ArrayLike) -> tuple[np.
 
 
 def longest_first(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """Greedy placement of one layer: [E] devices."""
-    placed = np.empty(len(load), np.int64)
-    carried, free = np.zeros(len(speed)), capacity.copy()
-    for expert in np.argsort(-load, kind="stable"):
-        ends = np.where(free > 0, (carried + load[expert]) / speed, np.inf)
-        device = int(ends.argmin())
-        placed[expert] = device
-        carried[device] += load[expert]
-        free[device] -= 1
+    """Greedy placement: [L, E] devices; load: [L, E]."""
+    layer, devices = np.arange(len(load)), len(speed)
+    placed = np.empty(load.shape, np.int64)
+    carried, free = np.zeros((len(load), devices)), np.tile(capacity, (len(load), 1))
+    full = np.where(free > 0, 0.0, np.inf)
+    for expert in np.argsort(-load, axis=1, kind="stable").T:
+        heavy = load[layer, expert]
+        device = ((carried + heavy[:, None]) / speed + full).argmin(1)
+        placed[layer, expert] = device
+        carried[layer, device] += heavy
+        free[layer, device] -= 1
+        full[layer, device] = np.where(free[layer, device] > 0, 0.0, np.inf)
     return placed

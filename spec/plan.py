@@ -1,5 +1,6 @@
 """Plan: what to do, what it will cost, and how sure we are."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
@@ -113,6 +114,20 @@ class LayerPlan(Part):
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self
+
+    @property
+    def form(self) -> tuple[Strategy, int, int]:
+        """Strategy, chunks and slot: what layers have in common that are predicted together."""
+        return self.strategy, self.chunks, self.slot
+
+    @cached_property
+    def number(self) -> int:
+        """The hash, counted once: a search looks the same plans up again and again. Copies with another ``chunks`` or
+        ``slot`` keep it."""
+        return hash((self.strategy, self.slots, self.shares, self.split))
+
+    def __hash__(self) -> int:
+        return self.number
 
     def resting(self) -> list[list[int]]:
         """Experts that rest on each device where ``gathered`` keeps one copy: of several the first counts."""

@@ -17,7 +17,7 @@ from .workload import Workload
 ASSUMED_EXPONENT = 0.5
 MAX_STEP_CHOICES = 2**25
 """Tokens x layers x top-k of one step: 72,000 tokens of DeepSeek-V3, at some 20 bytes a choice in a prediction."""
-_DRAWS = 2**22  # at a time
+_DRAWS = 2**16  # at a time: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -112,22 +112,36 @@ def assumed_routing(model: Model, workload: Workload, seed: int, counts: np.ndar
     """Independent draws: expert of popularity rank r has probability proportional to (r + 1) ** -0.5.
 
     The popularity order is random per layer. With ``counts`` [moe_layers, experts] the probabilities are those
-    counts instead. Top-k without replacement by the Gumbel trick; gate weights fall off geometrically.
+    counts instead. Top-k without replacement: of exponential times, each over its probability, the first k (which is
+    the Gumbel trick without its outer logarithm); gate weights fall off geometrically.
     """
     moe = model.moe_block().moe
     assert moe is not None
     rng = np.random.default_rng(seed)
     layers, experts, top_k = len(model.moe_layers), moe.num_experts, moe.top_k
     check_size(workload, layers, top_k)
-    ids = np.empty((workload.tokens, layers, top_k), np.int32)
+    ids = np.empty((layers, workload.tokens, top_k), np.int32)
     rows = max(1, _DRAWS // experts)
     for j in range(layers):
         popularity = (1.0 + rng.permutation(experts)) ** -ASSUMED_EXPONENT if counts is None else counts[j] + 1e-9
         for first in range(0, workload.tokens, rows):
-            scores = np.log(popularity) + rng.gumbel(size=(min(rows, workload.tokens - first), experts))
-            ids[first : first + rows, j] = np.argsort(-scores, axis=1)[:, :top_k]
-    weights = 0.5 ** np.arange(top_k)
-    return Routing(ids, np.broadcast_to((weights / weights.sum()).astype(np.float32), ids.shape).copy())
+            times = rng.random((min(rows, workload.tokens - first), experts))
+            np.log(np.subtract(1.0, times, out=times), out=times)
+            times *= -1 / popularity
+            ids[j, first : first + rows] = _smallest(times, top_k)
+    weights = (0.5 ** np.arange(top_k) / (0.5 ** np.arange(top_k)).sum()).astype(np.float32)
+    by_token = ids.transpose(1, 0, 2)
+    return Routing(by_token, np.broadcast_to(weights, by_token.shape).copy())
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """[rows, count] columns of the smallest ``values`` of each row, in rising order."""
+    edge = np.partition(values, count - 1, axis=1)[:, count - 1 : count]
+    place = np.flatnonzero(values <= edge)
+    if len(place) != len(values) * count:  # equal values at an edge
+        return np.argsort(values, axis=1)[:, :count]
+    order = np.argsort(values.ravel()[place].reshape(-1, count), axis=1)
+    return np.take_along_axis((place % values.shape[1]).reshape(-1, count), order, axis=1)
 
 
 COPY_PHASES = 256

@@ -183,3 +183,13 @@ def test_draws_in_pieces_are_those_of_the_whole(monkeypatch):
 def test_a_step_of_too_many_choices_is_refused():
     with pytest.raises(MoeplanError, match=r"9,999,999 tokens x 32 layers x top-2 are 639,999,936 choices"):
         assumed_routing(load_model("mixtral"), Workload.from_text("decode:9999999"), 0)
+
+
+def test_draws_are_those_of_the_gumbel_trick():
+    model, workload = load_model("tiny-moe"), Workload.from_text("prefill:64@16")
+    moe = model.moe_block().moe
+    rng, drawn = np.random.default_rng(3), assumed_routing(model, workload, 3)
+    for j in range(len(model.moe_layers)):
+        popularity = (1.0 + rng.permutation(moe.num_experts)) ** -0.5
+        scores = np.log(popularity) + rng.gumbel(size=(workload.tokens, moe.num_experts))
+        assert (drawn.expert_ids[:, j] == np.argsort(-scores, axis=1)[:, : moe.top_k]).all()

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.solvers.balance import over_ideal
-from moeplan.solvers.placement.annealing import Affinity, greedy
+from moeplan.solvers.balance import longest_first, over_ideal
+from moeplan.solvers.placement.annealing import Affinity
 from moeplan.solvers.placement.chain import Chain, Problem
 from moeplan.solvers.placement.relabel import Groups, relabel
 from moeplan.solvers.placement.tables import FREE, PARTNERS, Rules, fill_flows, fill_near, fill_partners
@@ -26,7 +26,7 @@ def chain_for(seed: int, *, alike: bool, max_moves: int = -1, fixed_hosts: bool 
     slots = np.array([2, 2, 2, 2, 3])
     speed = np.ones(5) if alike else rng.uniform(0.5, 2.0, 5)
     load = rng.gamma(1.0, 1.0, (3, 4, 8))
-    start = greedy(load.sum(axis=0), speed, slots)
+    start = longest_first(load.sum(axis=0), speed, slots)
     problem = Problem(
         *affinity.between(),
         load=load,
@@ -190,7 +190,7 @@ def test_scouts_find_what_the_cap_costs_in_the_end(cap):
         weights=(0.3, 1.0),
         cap=cap,
         price=0.0,
-        previous=(start := greedy(load[0], np.ones(4), np.full(4, 4))),
+        previous=(start := longest_first(load[0], np.ones(4), np.full(4, 4))),
         max_moves=-1,
         fixed_hosts=False,
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeplan.solvers import Infeasible
-from moeplan.solvers.balance import balance, balance_bound, finish, greedy_balance, linear
+from moeplan.solvers.balance import balance, balance_bound, finish, greedy_balance, linear, longest_first
 from moeplan.solvers.placement.crossings import crossings, host_weights
 
 
@@ -94,3 +94,20 @@ def test_too_few_slots_says_how_many_are_missing():
     with pytest.raises(Infeasible, match="8 experts need 3 more slots: the devices hold 5") as error:
         greedy_balance(np.ones((2, 8)), [1.0, 1.0], [2, 3])
     assert (error.value.unit, error.value.missing) == ("slots", 3)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**20), st.integers(1, 4), st.integers(1, 16), st.integers(1, 5))
+def test_longest_first_takes_expert_by_expert_to_where_it_ends_earliest(seed, layers, experts, devices):
+    rng = np.random.default_rng(seed)
+    load, speed = rng.integers(0, 6, (layers, experts)).astype(float), rng.choice([0.5, 1.0, 2.0], devices)
+    capacity = rng.integers(0, 4, devices)
+    capacity[0] += max(0, experts - capacity.sum())
+    for row, placed in zip(load, longest_first(load, speed, capacity), strict=True):
+        carried, free = [0.0] * devices, capacity.tolist()
+        for expert in sorted(range(experts), key=lambda e: -row[e]):
+            open_ = [g for g in range(devices) if free[g]]
+            g = min(open_, key=lambda g: ((carried[g] + row[expert]) / speed[g], g))
+            assert placed[expert] == g
+            carried[g] += row[expert]
+            free[g] -= 1

@@ -15,7 +15,9 @@ searched for balance (``solvers.replication``), and offered a second time withou
 
 # C classes of layers, T tokens of a class, K top-k, E experts, G devices, N arrangements
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import numpy as np
 
@@ -45,7 +47,7 @@ def usual(question: Question, *, measured: bool) -> dict[str, Placed]:
     """What needs no search: experts by number, and greedy balance; ``measured``: by the devices' speeds as well."""
     fleet, load, devices = question.fleet, question.load, len(question.fleet.speed)
     rows = np.tile(linear(question.experts, devices), (len(load), 1))
-    found = {"linear": _single(question, rows, "experts by number", wide=True)}
+    found = {"linear": _single(question, rows, "experts by number")}
     if devices > 1 and fleet.capacity.sum() >= question.experts:
         equal = Fleet(np.ones(devices), fleet.capacity, fleet.hosts, fleet.names)
         found["greedy"] = _single(question, baselines.greedy(question.counts, equal), "greedy balance")
@@ -64,26 +66,31 @@ def placements_for(question: Question, *, seed: int, budget: Budget, copies: boo
         return {}
     found = _exactly(question)
     # Loaded before the search's part of the time is measured: loading must not cut a search short.
-    able = (found is None or copies) and solvers_ready(budget, question.load.size, everything=copies)
-    mine = Budget.of(max(SEARCH_TIME * budget.left, LEAST_TIME))
     if found is None:
-        found = _annealed(question, seed, mine.part(0.5 if copies else 1.0)) if able else {}
-    if copies and found and able:
+        able = solvers_ready(budget, question.load.size, everything=False)
+        part = SEARCH_TIME / 2 if copies else SEARCH_TIME
+        found = _annealed(question, seed, Budget.of(max(part * budget.left, LEAST_TIME))) if able else {}
+    if (
+        copies
+        and found
+        and question.copies_may_cool(found["local"].slots)
+        and solvers_ready(budget, question.load.size)
+    ):
         # Imported when it is needed: its compiled loops take a second to load.
         from .inside_copies import replicated
 
+        mine = Budget.of(max(SEARCH_TIME / 2 * budget.left, LEAST_TIME))
         found |= replicated(question, found["local"].slots, seed, mine)
     return found
 
 
-def _single(question: Question, device_of: np.ndarray, solver: str, *, wide: bool = False) -> Placed:
-    """wide: slots are taken as they are needed, whether the devices have them or not."""
+def _single(question: Question, device_of: np.ndarray, solver: str) -> Placed:
+    """Slots are counted as they are taken, whether the devices have them or not."""
     fleet = question.fleet
-    if wide:
-        held = np.max([np.bincount(row, minlength=len(fleet.speed)) for row in device_of], axis=0)
-        question = replace(question, fleet=replace(fleet, capacity=np.maximum(fleet.capacity, held)))
-    slots = Slots.from_device_of(device_of, question.fleet.capacity)
-    return Placed(slots, solver, SECONDS, lambda: (question.seconds(device_of), question.least()))
+    held = np.max([np.bincount(row, minlength=len(fleet.speed)) for row in device_of], axis=0)
+    roomy = replace(question, fleet=replace(fleet, capacity=np.maximum(fleet.capacity, held)))
+    slots = Slots.from_device_of(device_of, held)
+    return Placed(slots, solver, SECONDS, lambda: (question.seconds(device_of), roomy.least()))
 
 
 def _exactly(question: Question) -> dict[str, Placed] | None:
@@ -119,15 +126,19 @@ def _arranged(question: Question, device_of: np.ndarray, least: np.ndarray) -> P
 def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed]:
     # Imported when it is needed: its compiled loops take a second to load.
     from ...solvers.placement.annealing import anneal
+    from ...solvers.placement.chain import load_kernels
 
     fleet, (inside, between), top_k = question.fleet, question.weights, question.ids[0].shape[1]
     together = np.stack(
         [pairs(ids[:, None], question.experts)[0] / (len(ids) * max(top_k - 1, 1)) for ids in question.ids]
     )
     affinity = Affinity.of(np.zeros((len(together) - 1, *together.shape[1:])), together)
-    found: dict[str, Placed] = {}
-    for done, (name, price) in enumerate(PRICES.items()):
-        solution: Solution[np.ndarray] = anneal(
+    affinity.between()  # before threads ask for it
+    load_kernels()
+    stop = Event()
+
+    def search(price: float) -> Solution[np.ndarray]:
+        return anneal(
             affinity,
             question.load,
             fleet.capacity,
@@ -139,7 +150,18 @@ def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed
             steps=min(STEPS_PER_EXPERT * question.load.size, MOST_STEPS),
             chains=CHAINS,
             seed=seed,
-            time_limit=budget.part(1 / (len(PRICES) - done)).left,
+            time_limit=budget.left,
+            stop=stop,
         )
-        found[name] = _single(question, solution.assignment, said("annealing", solution.status))
-    return found
+
+    with ThreadPoolExecutor(len(PRICES)) as pool:  # the compiled loops leave the interpreter to each other
+        pending = [pool.submit(search, price) for price in PRICES.values()]
+        try:
+            solutions = [one.result() for one in pending]
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    return {
+        name: _single(question, solution.assignment, said("annealing", solution.status))
+        for name, solution in zip(PRICES, solutions, strict=True)
+    }

@@ -16,10 +16,9 @@ from ...solvers.replication.replicate import replicate
 from ...solvers.result import Solution, Status
 from ...solvers.slots import Slots
 from ..budget import Budget
-from .question import Placed, Proof, Question, fits_tables, said
+from .question import WORTH, Placed, Proof, Question, fits_tables, said
 
 STEPS = 5_000  # of the search, per class
-WORTH = 0.01  # of the ideal: cooler by less, copies are no option
 HOTTEST = "hottest device of a layer over the ideal"
 
 

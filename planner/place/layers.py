@@ -43,5 +43,6 @@ def plan_layers(slots: Slots, groups: int = 1, *, near: bool = False, strategy: 
         lists = tuple(tuple(experts) for experts in held) * groups
         copied = sum(map(len, held)) > slots.num_experts
         shares = tuple(tuple(share) for share in taken) if copied and not near else None
-        found.append(LayerPlan(strategy=strategy, slots=lists, shares=shares))
+        # ``Slots`` has checked them, and of many devices another check takes longer than the search.
+        found.append(LayerPlan.model_construct(strategy=strategy, slots=lists, shares=shares, split=None, repeats=1))
     return found

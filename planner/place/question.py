@@ -15,6 +15,7 @@ from ...spec.routing import COPY_PHASES
 from .fleet import Fleet
 
 MOST_CELLS = 2**26  # of the tables that say which copy serves a token: devices x experts x phases
+WORTH = 0.01  # of the ideal: cooler by less, copies are no option
 Proof = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
@@ -43,6 +44,11 @@ class Question:
         for c, (row, ids) in enumerate(zip(device_of, self.ids, strict=True)):
             found[c] += inside * places(row, ids).mean() + (between - inside) * places(hosts[row], ids).mean()
         return found
+
+    def copies_may_cool(self, single: Slots) -> bool:
+        """Whether copies may be worth their while in any class: the hottest device is never cooler than the ideal."""
+        ideal = self.load.sum(1) / self.fleet.speed.sum()
+        return bool((single.hottest(self.load, self.fleet.speed) > (1 + WORTH) * ideal).any())
 
     def least(self) -> np.ndarray:
         """[C] no single copies have less: a token's experts fit on so few devices, and so cool is the hottest."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...spec.plan import LayerPlan
+from ..choices import held
 from ..stages import Stage, compute, start, wait
 from .layer import Layer, attention, route, shared
 
@@ -13,7 +14,7 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     """Start of the gather, attention, route, wait for weights, experts, residual, shared experts."""
     costs, group = layer.costs, layer.devices
     expert_bytes = layer.moe.expert_parameters(layer.block.hidden_size) * costs.element_bytes
-    own = np.array([[len(experts) for experts in plan.resting()] for plan in plans]) * expert_bytes
+    own = np.array([held(plan) for plan in plans]) * expert_bytes
     own = own[:1] if (own == own[0]).all() else own  # layers whose experts rest alike are one gather
     gather = costs.all_gather(group, own)
     bandwidth = np.array([kind.stream_bandwidth for kind in costs.cluster.kinds])[costs.kinds]

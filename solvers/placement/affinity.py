@@ -56,14 +56,22 @@ class Affinity:
     def _table(self) -> tuple[np.ndarray, float]:
         """[L, 3, E, E] what each expert exchanges with layers l - 1, l, l + 1, in float32 whole numbers; their unit."""
         layers, experts = len(self.together), self.together.shape[1]
-        table = np.zeros((layers, 3, experts, experts))
-        table[1:, 0] = self.transitions.transpose(0, 2, 1)
-        table[:, 1] = self.together
-        table[:-1, 2] = self.transitions
-        largest = float(table.sum(axis=(1, 3)).max(initial=0.0))
-        whole = np.array_equal(table, np.round(table)) and largest < EXACT
+        moves = bool(self.transitions.any())
+        of_expert = self.together.sum(2)
+        if moves:
+            of_expert[1:] += self.transitions.sum(1)
+            of_expert[:-1] += self.transitions.sum(2)
+        largest = float(of_expert.max(initial=0.0))
+        whole = largest < EXACT and all((part == np.round(part)).all() for part in (self.together, self.transitions))
         unit = 1.0 if whole or largest == 0 else largest / EXACT
-        return np.round(table / unit).astype(np.float32), unit
+        table = np.zeros((layers, 3, experts, experts), np.float32)
+        for layer in range(layers):  # one after another: no second table of all is held
+            table[layer, 1] = np.round(self.together[layer] / unit)
+            if moves and layer:
+                table[layer, 0] = np.round(self.transitions[layer - 1].T / unit)
+            if moves and layer < layers - 1:
+                table[layer, 2] = np.round(self.transitions[layer] / unit)
+        return table, unit
 
 
 def pairs(expert_ids: np.ndarray, num_experts: int) -> np.ndarray:

@@ -102,7 +102,7 @@ def anneal(
     if balance_cap < math.inf:
         check_cap(samples, speeds, slots, balance_cap)
     if start is None:
-        start = previous if previous is not None else greedy(samples.sum(axis=0), speeds, slots)
+        start = previous if previous is not None else longest_first(samples.sum(axis=0), speeds, slots)
     problem = _problem(
         affinity,
         samples,
@@ -259,8 +259,3 @@ def _spliced(costs: Costs, problem: Problem, found: list[np.ndarray], deadline: 
     if len(found) > 1 and problem.max_moves < 0:
         spliced = splice(costs, np.stack(found), problem.cap, problem.price, deadline)
     return _best(costs, problem, found if spliced is None else [*found, spliced])
-
-
-def greedy(load: np.ndarray, speed: np.ndarray, capacity: np.ndarray) -> np.ndarray:
-    """[L, E] longest-first placement; load: [L, E]."""
-    return np.stack([longest_first(row, speed, capacity) for row in load])
