@@ -75,8 +75,8 @@ def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout
 
 
 def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
-    """[B, devices] buffers of the experts of B layers under plans of one strategy: rows sent and received, f32 sums,
-    the largest expert's intermediate.
+    """[B, devices] buffers of the experts of B layers under plans of one strategy: rows sent and received (by
+    ``hierarchical`` in both levels), f32 sums, the largest expert's intermediate.
 
     The f32 sum is replaced, not changed, by each expert, so that two of it are alive.
     """
@@ -88,16 +88,25 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
         sent = layer.choices.dispatch(plans)
         largest, computed = sent.experts.largest, sent.computed
         buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
+        summed = np.maximum(computed, own)
+    elif plans[0].strategy == "hierarchical":
+        forward = layer.choices.forward(plans)
+        arrived, passed = forward.arrived, forward.passed
+        largest, computed = forward.experts.largest, forward.computed
+        buffers = (forward.sent + arrived + passed + 2 * computed) * row
+        buffers = buffers + (computed + passed + arrived + forward.sent) * D * element
+        summed = np.maximum(np.maximum(computed, arrived), own)
     elif plans[0].strategy == "sharded":
         largest, computed = layer.choices.total.max(1, keepdims=True), own.sum()
         columns = np.array([plan.split for plan in plans])
         buffers = own * row + 2 * computed * row + (computed + n * own) * D * element
+        summed = np.maximum(computed, own)
     else:
-        largest, computed = layer.choices.own.largest, own
+        largest, summed = layer.choices.own.largest, own
         buffers = own * D * element
     intermediate = largest * (2 * D + (matrices + 1) * columns) * element
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
-    sums = 2 * 4 * D * np.maximum(computed, own)
+    sums = 2 * 4 * D * summed
     resident = 2 * own * D * element  # the residual stream and the normalised tokens
     return np.ceil(resident + buffers + sums + np.maximum(intermediate, shared)).astype(np.int64)
 

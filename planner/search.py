@@ -21,13 +21,14 @@ from ..spec.cluster import Cluster
 from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.placement import Placement
-from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
+from ..spec.plan import Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .budget import Budget
 from .costs import Costs
 from .given import Given
+from .offered import asked_for, offered
 from .probes import probe_points
 from .space import BASELINES, ROUNDING, Choice, Search, lacking
 from .splits import unmeasured_degrees
@@ -63,7 +64,8 @@ def solve(
 ) -> Plan:
     """The plan for one step of ``workload``.
 
-    placement: the experts are where it says, in every layer, under ``ep``; only layouts are searched. strategy: force
+    placement: the experts are where it says, in every layer, under ``ep`` unless ``strategy`` says hierarchical; only
+    layouts are searched. strategy: force
     this one for every layer. even: divide tokens, FFN columns and experts as if all devices were equal, which shows
     what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device; without it, layers
     share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first layout is always
@@ -77,18 +79,20 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = _strategies(strategy, placement)
+    strategies = asked_for(strategy, placement)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
     given = None if placement is None else Given.of(placement, model, cluster, placement_path or "placement")
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
+    costs, routing = Costs(cluster, model, dtype, asked), _routing(trace, model, workload, seed)
+    strategies, unsearched = offered(strategies, costs, model, routing)
     search = Search(
-        costs=Costs(cluster, model, dtype, asked),
+        costs=costs,
         model=model,
         workload=workload,
-        routing=_routing(trace, model, workload, seed),
+        routing=routing,
         limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
         strategies=strategies,
         stored=len(model.layers),
@@ -101,7 +105,7 @@ def solve(
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
     digests = {name: document.digest() for name, document in inputs.items() if document is not None}
-    return _plan(search, cluster, source, _notes(search, trace), digests, started)
+    return _plan(search, cluster, source, [*_notes(search, trace), *unsearched], digests, started)
 
 
 def _plan(
@@ -170,18 +174,6 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     if choices <= MOST_CHOICES:
         return draw_routing(trace, model, workload, seed)
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
-
-
-def _strategies(asked: str | None, placement: Placement | None) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement leaves only ``ep``."""
-    found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
-    if not found:
-        raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
-    if placement is None:
-        return found
-    if "ep" not in found:
-        raise MoeplanError(f"--placement does not go with --strategy {asked}: only ep keeps experts where it says")
-    return ("ep",)
 
 
 def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) -> None:
@@ -289,16 +281,17 @@ def _routing_source(trace: Trace | None, path: str, seed: int) -> RoutingSource:
 def _space(search: Search) -> str:
     """What was searched, in words; the bound claims no more than this."""
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
-    degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
+    degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if search.placed else ""
     within = {
         "ep": f"ep ({search.options.placed_by} placement)",
+        "hierarchical": f"hierarchical ({search.options.placed_by} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
     if search.given is not None:
-        within = {"ep": f"ep as {search.given.name} places its experts"}
+        within = {name: f"{name} as {search.given.name} places its experts" for name in search.placed}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"

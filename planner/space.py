@@ -21,9 +21,10 @@ from .columns import Column
 from .costs import Costs
 from .expected import Expected
 from .few import Open
-from .floors import ep_floor
+from .floors import placed_floor
 from .given import Given
 from .layout import Layout
+from .offered import PLACED
 from .options import Classes, Options
 from .splits import layouts
 from .step import Step
@@ -35,7 +36,10 @@ LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is l
 MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
-REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
+REFINED, NEAR = (
+    2,
+    1.1,
+)  # spaces in which placements are searched for; times the fastest that placed experts may take there
 SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
@@ -69,7 +73,7 @@ class Search:
     even: bool
     seed: int
     budget: Budget
-    given: Given | None = None  # a user's own placement: ``ep`` with nothing else
+    given: Given | None = None  # a user's own placement, with nothing else
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
     bound: float = field(init=False, default=math.inf)
@@ -85,7 +89,7 @@ class Search:
     _equal: dict[LayerPlan, LayerPlan] = field(init=False, default_factory=dict)
     _tokens: tuple[int, ...] = field(init=False, default=())  # of the layouts that share ``_counted``
     _counted: dict[tuple[int, ...], Choices | Expected] = field(init=False, default_factory=dict)
-    # Seconds of ep, floor, space:
+    # Seconds of placed experts, floor, space:
     _promising: list[tuple[float, float, str, int]] = field(init=False, default_factory=list)
 
     @cached_property
@@ -104,11 +108,21 @@ class Search:
 
     @cached_property
     def degrees(self) -> list[int]:
-        """Expert degrees; only ``ep`` knows any but all devices, for which a placement is given."""
+        """Expert degrees; only placed experts know any but all devices, for which a placement is given."""
         devices = self.costs.devices
-        if self.given is not None:
+        if self.given is not None or not self.placed:
             return [devices]
-        return [d for d in range(devices, 0, -1) if devices % d == 0] if "ep" in self.strategies else [devices]
+        degrees = [d for d in range(devices, 0, -1) if devices % d == 0]
+        return [d for d in degrees if any(self._has(strategy, d) for strategy in self.placed)]
+
+    @cached_property
+    def placed(self) -> tuple[Strategy, ...]:
+        """Those of the strategies whose experts are placed."""
+        return tuple(strategy for strategy in self.strategies if strategy in PLACED)
+
+    def _has(self, strategy: Strategy, degree: int) -> bool:
+        """Whether a strategy differs with this degree from another: none crosses hosts where each holds all experts."""
+        return strategy != "hierarchical" or self.options.spans_hosts(degree)
 
     def run(self) -> None:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
@@ -161,18 +175,20 @@ class Search:
         """The options of one layout and expert degree."""
         if (degree, thorough) not in self._tabled:
             columns: list[Column] = []
-            if "ep" in self.strategies:
-                found = self.options.ep(degree, self._share(step, "ep", degree), thorough).values()
-                columns = [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
+            for strategy in self.placed:
+                if self._has(strategy, degree):
+                    share = self._share(step, self.placed[0], degree)
+                    found = self.options.placed(strategy, degree, share, thorough).values()
+                    columns += [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
             columns += self._others(step, degree)
             self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
         return self._tabled[degree, thorough]
 
     def _others(self, step: Step, degree: int) -> list[Column]:
-        """The options of the strategies but ``ep``."""
+        """The options of the strategies whose experts are not placed."""
         found: list[tuple[LayerPlan, ...]] = []
         for strategy in self.strategies:
-            if strategy != "ep":
+            if strategy not in self.placed:
                 share = self._share(step, strategy, degree)
                 options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
                 # Classes with fewer options than others repeat their last.
@@ -197,12 +213,13 @@ class Search:
             return
         where = f"{layout}, expert {degree}"
         self._look(where, step, degree, self._tables(step, degree, thorough=self.options.small))
-        if "ep" in self.strategies and degree > 1 and not self.options.small:
-            own = (c.seconds for c in self.choices if c.candidate.name == f"all ep ({where})")
+        if self.placed and degree > 1 and not self.options.small:
+            names = {f"all {strategy} ({where})" for strategy in self.placed}
+            own = (c.seconds for c in self.choices if c.candidate.name in names)
             self._promising.append((min(own, default=math.inf), floor, layout, degree))
 
     def _refine(self) -> None:
-        """Search for placements in the few spaces where ``ep`` is fastest and may gain ``WORTH`` in all."""
+        """Search for placements in the few spaces where placed experts are fastest and may gain ``WORTH`` in all."""
         for seconds, floor, layout, degree in sorted(self._promising)[:REFINED]:
             if self.cut or self.budget.over or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
                 continue
@@ -217,8 +234,9 @@ class Search:
             if self.choices and any(c.plans for c in self.choices) and self.budget.over:
                 self.cut = True
                 break
-            # Strategies but ep are the same for every expert degree.
-            if strategy == "ep" or (degree == self.costs.devices and not again):
+            # Strategies without placement are the same for every expert degree.
+            placed = strategy in self.placed and self._has(strategy, degree)
+            if placed or (strategy not in self.placed and degree == self.costs.devices and not again):
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
@@ -247,10 +265,11 @@ class Search:
 
     def _floor(self, step: Step, degree: int) -> float:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
-        if "ep" not in self.strategies:
+        if not self.placed:
             return 0.0
-        others = [column.arrival for column in self._others(step, degree)]
-        least = np.min([ep_floor(step, degree, copies=degree == self.costs.devices), *others], axis=0)
+        copies = degree == self.costs.devices
+        floors = [placed_floor(step, s, degree, copies) for s in self.placed if self._has(s, degree)]
+        least = np.min([*floors, *(column.arrival for column in self._others(step, degree))], axis=0)
         return float(least.sum()) + beside(step)
 
     @property

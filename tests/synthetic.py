@@ -22,6 +22,7 @@ from moeplan.spec.cluster import (
     Scope,
 )
 from moeplan.spec.curve import Axis, Curve
+from moeplan.spec.levels import across_groups, inside_groups, two_levels
 from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
 from moeplan.spec.operators import (
     COLLECTIVES,
@@ -30,6 +31,7 @@ from moeplan.spec.operators import (
     dense_shape,
     exchange_shape,
     expert_shape,
+    levels_shape,
     route_shape,
     vocabulary_shape,
 )
@@ -73,7 +75,7 @@ def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear
 
 
 def operators(
-    model: Model, speed: float, devices: int, tensors: Sequence[int], dtype: str
+    model: Model, speed: float, devices: int, hosts: int, tensors: Sequence[int], dtype: str
 ) -> tuple[OperatorCurve, ...]:
     """Every curve that a plan for ``model`` reads on one device."""
     element = DTYPE_BYTES[dtype]
@@ -120,9 +122,14 @@ def operators(
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
-                if operator.startswith(("ep_", "sharded_", "gathered_")):
+                if operator.startswith(("ep_", "sharded_", "gathered_", "hierarchical_")):
                     moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
-                    add(operator, exchange_shape(block, devices), moving)
+                    levels = operator.startswith("hierarchical_")
+                    add(
+                        operator,
+                        levels_shape(block, devices, hosts) if levels else exchange_shape(block, devices),
+                        moving,
+                    )
         for size, gated in ffns:
             weights = 3 * D * size
             curve = grid({"tokens": TOKENS}, lambda tokens, w=weights: time(2 * tokens * w, element * w))
@@ -200,7 +207,7 @@ def cluster(
             type="cpu",
             product="synthetic",
             stream_bandwidth=BYTES * speed,
-            operators=operators(model, speed, n, tensors, dtype),
+            operators=operators(model, speed, n, len(speeds), tensors, dtype),
         )
         for speed in dict.fromkeys(flat)
     )
@@ -215,6 +222,9 @@ def cluster(
         for speed, (h, switch), bytes in zip(flat, seats, memories, strict=True)
     )
     groups = [devices[i : i + t] for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    if two_levels(hosts := [device.host for device in devices]):
+        levels = across_groups(hosts) + inside_groups(hosts)
+        groups += [tuple(devices[i] for i in group) for group in levels if len(group) > 1]
     rates = {"uplink_out": uplink, "uplink_in": uplink} if len(speeds) > 1 else {}
     classes = link_classes(local, uplink, switches)
     return Cluster(

@@ -37,3 +37,8 @@ def before(layer: Layer) -> list[Stage]:
 def after(layer: Layer) -> list[Stage]:
     """What no placement changes, from when the rows are back."""
     return [layer.each("combine", "ep_combine", layer.tokens), *shared(layer)]
+
+
+def least(layer: Layer) -> float:
+    """Seconds that the exchange of rows takes at least, one way: what whoever takes part spends."""
+    return layer.costs.least("all_to_all", layer.devices)
