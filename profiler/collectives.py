@@ -49,6 +49,13 @@ def group_families(hosts: Sequence[str], degrees: Sequence[int]) -> list[Groups]
     return [groups for groups in dict.fromkeys(families) if groups and len(groups[0]) > 1]
 
 
+def kinds_over(groups: Groups, hosts: Sequence[str]) -> Sequence[tuple[str, str, float]]:
+    """What is measured over groups of a family: over those across hosts only what ``hierarchical`` does there."""
+    if len(groups) > 1 and two_levels(hosts) and groups == across_groups(hosts):
+        return [kind for kind in KINDS if kind[:2] == ("all_to_all", "equal")]
+    return KINDS
+
+
 def open_family(groups: Groups, rank: int, world: int) -> Family:
     """Create the process groups; every rank must call it with the same groups."""
     if groups == (tuple(range(world)),):
@@ -112,15 +119,12 @@ class Measured:
 def measure_collectives(
     family: Family, bench: Bench, dtype: torch.dtype, allowance: float, gathered: int = 0
 ) -> list[Measured]:
-    """Every collective over this rank's group, measured; noisy points may be measured again later. Of groups across
-    hosts only what the first level of ``hierarchical`` does.
+    """Every collective over this rank's group, measured; noisy points may be measured again later.
 
     ``dtype`` matters to those that add up: bf16 sums cost a conversion. ``gathered``: bytes that a device contributes
     when a layer's experts are gathered, measured as well where time allows; 0 where this group gathers none.
     """
-    curves = []
-    across = len(family.groups) > 1 and two_levels(bench.hosts) and family.groups == across_groups(bench.hosts)
-    kinds = [kind for kind in KINDS if kind[:2] == ("all_to_all", "equal")] if across else KINDS
+    curves, kinds = [], kinds_over(family.groups, bench.hosts)
     for i, (name, traffic, weight) in enumerate(kinds):
         start, waited = time.perf_counter(), bench.patience.waited
         grid = with_size(SIZES, gathered) if name == "all_gather" else SIZES
