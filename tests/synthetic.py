@@ -146,7 +146,7 @@ Members = tuple[tuple[int, ...], Scope | None]
 
 
 def collective(name: str, shape: Members, local: float, uplink: float) -> CollectiveCurve:
-    """A collective of groups of one shape."""
+    """A collective of groups of one shape; ``uplink`` is a group's part, where several share one at the same time."""
     members, scope = shape
     count = sum(members)
     across, sharing = count - min(members), max(members)
@@ -222,9 +222,12 @@ def cluster(
         for speed, (h, switch), bytes in zip(flat, seats, memories, strict=True)
     )
     groups = [devices[i : i + t] for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    shapes = dict.fromkeys(map(group_shape, groups), 1)
     if two_levels(hosts := [device.host for device in devices]):
-        levels = across_groups(hosts) + inside_groups(hosts)
-        groups += [tuple(devices[i] for i in group) for group in levels if len(group) > 1]
+        for levels, at_once in ((inside_groups(hosts), 1), (across := across_groups(hosts), len(across))):
+            for group in levels:
+                if len(group) > 1:
+                    shapes.setdefault(group_shape([devices[i] for i in group]), at_once)
     rates = {"uplink_out": uplink, "uplink_in": uplink} if len(speeds) > 1 else {}
     classes = link_classes(local, uplink, switches)
     return Cluster(
@@ -234,8 +237,8 @@ def cluster(
         link_classes=classes,
         link_rules=tuple(LinkRule(scope=link.name, link=link.name) for link in classes),
         collectives=tuple(
-            collective(name, shape, local, uplink)
-            for shape in dict.fromkeys(map(group_shape, groups))
+            collective(name, shape, local, uplink / at_once)
+            for shape, at_once in shapes.items()
             for name in COLLECTIVES
         ),
         provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),

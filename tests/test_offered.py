@@ -83,7 +83,7 @@ def test_only_degrees_that_span_hosts_are_searched():
 
 @pytest.mark.parametrize(("top_k", "wins"), [(8, True), (1, False)])
 def test_it_wins_over_a_thin_wire_where_tokens_need_several_devices_of_a_host(top_k, wins):
-    """Each expert on one device. Of top-8 every token needs all of them, of top-1 one: then there is nothing to save."""
+    """Each expert on one device: of top-8 every token needs all devices, of top-1 one, and there is nothing to save."""
     model = tiny_model(layers=2, top_k=top_k)
     costs = Costs(cluster(model, TWO, uplink=2e7), model, "f32")
     step = Step(costs, model, Layout.of(PREFILL, 1, (2, 2, 2, 2)), draw_routing(None, model, PREFILL, 0))
