@@ -36,10 +36,7 @@ LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is l
 MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
-REFINED, NEAR = (
-    2,
-    1.1,
-)  # spaces in which placements are searched for; times the fastest that placed experts may take there
+REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep, or its kin, may take
 SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
