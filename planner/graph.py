@@ -27,12 +27,14 @@ class Graph:
         if others > 0:
             self.others = (len(self.operations),)
             self.operations.append(Operation("others begin", "embed", -1, -1, others))
-        self.pending: list[int] = []
+        self.pending: dict[int, list[int]] = {}  # started transfers, by number
+        self.last: tuple[int, ...] = ()  # those that were started last
 
     def add(self, stages: Sequence[Stage], index: int, layer: int) -> None:
         """All operations of one layer of a batch, counted ``layer`` in the step."""
-        self.layer = layer
+        self.last = ()
         for stage in stages:
+            self.layer = layer - stage.earlier
             match stage.kind:
                 case "compute":
                     seconds = stage.one(index)
@@ -43,20 +45,22 @@ class Graph:
                         self._append(operation)
                 case "start":
                     first = len(self.operations)
-                    self.operations += self._transfers(stage, index)
-                    self.pending = list(range(first, len(self.operations)))
+                    self.operations += self._transfers(stage, index, self.last)
+                    self.last = tuple(range(first, len(self.operations)))
+                    self.pending[stage.number] = list(self.last)
                 case "wait":
-                    for i in self.pending:
+                    for i in self.pending.pop(stage.number):
                         device = self.operations[i].device
                         after = (self.chains[device][-1], i)
-                        self._append(Operation("wait", stage.part, device, layer, 0.0, {}, after))
+                        self._append(Operation("wait", stage.part, device, self.layer, 0.0, {}, after))
 
     def _compute(self, stage: Stage, device: int, seconds: float) -> None:
         after = (self.chains[device][-1],)
         demands = {f"compute {device}": 1.0}
         self._append(Operation(stage.name, stage.part, device, self.layer, seconds, demands, after))
 
-    def _transfers(self, stage: Stage, index: int) -> list[Operation]:
+    def _transfers(self, stage: Stage, index: int, last: tuple[int, ...] = ()) -> list[Operation]:
+        """One operation for each member; ``last``: what must have ended besides."""
         found = []
         for exchange in stage.exchanges:
             place = {device: a for a, device in enumerate(exchange.group)}
@@ -67,7 +71,7 @@ class Graph:
                     continue
                 demands = self.costs.demands(exchange, at, [place[device] for device in inside])
                 arrived = tuple(self.chains[device][-1] for device in inside)
-                arrived += self.others if len(inside) < len(group) else ()
+                arrived += last + (self.others if len(inside) < len(group) else ())
                 for device, wanted in zip(inside, demands, strict=True):
                     seconds = float(exchange.seconds[at, place[device]])
                     latency = min(float(exchange.latency[at]), seconds)

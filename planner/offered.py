@@ -14,11 +14,16 @@ PLACED: tuple[Strategy, ...] = ("ep", "hierarchical")
 MOST_DEVICES = 256  # of hierarchical, whose rows are counted by pairs of devices
 
 
-def asked_for(asked: str | None, placement: Placement | None) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement leaves only one that keeps experts where it says, by default ``ep``."""
+def asked_for(asked: str | None, placement: Placement | None, model: Model) -> tuple[Strategy, ...]:
+    """What layers may choose from; a placement leaves only one that keeps experts where it says, by default ``ep``,
+    experts beside the backbone only ``ep``."""
     found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
+    if any(block.shortcut != "none" for block in model.blocks):
+        if "ep" not in found:
+            raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as ep")
+        return ("ep",)
     if placement is None:
         return found
     if asked is None:

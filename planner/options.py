@@ -147,10 +147,11 @@ class Options:
             method: [self._under(strategy, c, plan) for c, plan in enumerate(plans)] for method, plans in found.items()
         }
 
-    def spans_hosts(self, degree: int) -> bool:
-        """Whether the devices that together hold all experts stand on several hosts."""
+    def has(self, strategy: Strategy, degree: int) -> bool:
+        """Whether a strategy of ``PLACED`` is an option: two levels only where all experts are on several hosts."""
         hosts = self.costs.hosts
-        return any(len(set(hosts[first : first + degree])) > 1 for first in range(0, len(hosts), degree))
+        groups = (hosts[first : first + degree] for first in range(0, len(hosts), degree))
+        return strategy != "hierarchical" or any(len(set(group)) > 1 for group in groups)
 
     def _under(self, strategy: Strategy, c: int, plan: LayerPlan) -> LayerPlan:
         """An ``ep`` plan of class c under another strategy; of one plan always the same one."""

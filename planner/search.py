@@ -26,14 +26,15 @@ from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing,
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .budget import Budget
+from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
 from .offered import asked_for, offered
 from .probes import probe_points
-from .space import BASELINES, ROUNDING, Choice, Search, lacking
+from .space import BASELINES, ROUNDING, Choice, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
-from .units import bytes_text
+from .units import bytes_text, lacking
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
@@ -79,7 +80,7 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = asked_for(strategy, placement)
+    strategies = asked_for(strategy, placement, model)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
@@ -290,14 +291,23 @@ def _space(search: Search) -> str:
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
+    more = _ways(search)
+    within["ep"] += more and f" and the fastest of them in {more}"
     if search.given is not None:
         within = {name: f"{name} as {search.given.name} places its experts" for name in search.placed}
+        within["ep"] = within.get("ep", "") + (more and f", in {more}")
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
+
+
+def _ways(search: Search) -> str:
+    """How tokens may travel besides at once, in words."""
+    slots = " and every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
+    return f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}" if search.chunked else ""
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:

@@ -17,6 +17,7 @@ from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
 from .choices import REMEMBERED, Choices
+from .chunking import ways
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -29,7 +30,7 @@ from .options import Classes, Options
 from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
-from .units import bytes_text
+from .units import lacking
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
@@ -37,7 +38,6 @@ MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep, or its kin, may take
-SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -79,6 +79,7 @@ class Search:
     searched: int = field(init=False, default=0)  # spaces
     spaces: int = field(init=False, default=0)
     cut: bool = field(init=False, default=False)  # by the clock, inside a space
+    chunked: bool = field(init=False, default=False)  # whether tokens that travel in chunks were looked at
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
@@ -106,20 +107,14 @@ class Search:
     @cached_property
     def degrees(self) -> list[int]:
         """Expert degrees; only placed experts know any but all devices, for which a placement is given."""
-        devices = self.costs.devices
-        if self.given is not None or not self.placed:
-            return [devices]
-        degrees = [d for d in range(devices, 0, -1) if devices % d == 0]
-        return [d for d in degrees if any(self._has(strategy, d) for strategy in self.placed)]
+        devices, least = self.costs.devices, 1 if self.given is None and self.placed else self.costs.devices
+        known = (d for d in range(devices, least - 1, -1) if devices % d == 0)
+        return [d for d in known if d == devices or any(self.options.has(s, d) for s in self.placed)]
 
     @cached_property
     def placed(self) -> tuple[Strategy, ...]:
         """Those of the strategies whose experts are placed."""
         return tuple(strategy for strategy in self.strategies if strategy in PLACED)
-
-    def _has(self, strategy: Strategy, degree: int) -> bool:
-        """Whether a strategy differs with this degree from another: none crosses hosts where each holds all experts."""
-        return strategy != "hierarchical" or self.options.spans_hosts(degree)
 
     def run(self) -> None:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
@@ -145,6 +140,7 @@ class Search:
         """What comes after all spaces; Ctrl-C ends it."""
         try:
             self._refine()
+            self._in_chunks()
             self._settle()
         except KeyboardInterrupt:
             self.budget.stop.set()
@@ -173,7 +169,7 @@ class Search:
         if (degree, thorough) not in self._tabled:
             columns: list[Column] = []
             for strategy in self.placed:
-                if self._has(strategy, degree):
+                if self.options.has(strategy, degree):
                     share = self._share(step, self.placed[0], degree)
                     found = self.options.placed(strategy, degree, share, thorough).values()
                     columns += [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
@@ -211,8 +207,7 @@ class Search:
         where = f"{layout}, expert {degree}"
         self._look(where, step, degree, self._tables(step, degree, thorough=self.options.small))
         if self.placed and degree > 1 and not self.options.small:
-            names = {f"all {strategy} ({where})" for strategy in self.placed}
-            own = (c.seconds for c in self.choices if c.candidate.name in names)
+            own = (c.seconds for c in self.choices if c.candidate.name in [f"all {s} ({where})" for s in self.placed])
             self._promising.append((min(own, default=math.inf), floor, layout, degree))
 
     def _refine(self) -> None:
@@ -225,6 +220,31 @@ class Search:
             if len(thorough.columns) > len(usual.columns):
                 self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
 
+    def _in_chunks(self) -> None:
+        """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
+        if self.even:
+            return
+        known = [c for c in self.choices if c.plans and not c.candidate.reason and "ep" in c.candidate.strategies]
+        spaces: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
+        for choice in sorted(known, key=lambda c: c.seconds):
+            key = choice.step.layout, choice.candidate.degrees.expert
+            if key in spaces or len(spaces) < REFINED:
+                plans = tuple(choice.plans[members[0]] for members in self.classes.members)
+                if all(plan.strategy == "ep" for plan in plans):
+                    spaces.setdefault(key, {}).setdefault(plans)
+        for (layout, degree), placed in spaces.items():
+            if self.cut or self.budget.over:
+                return
+            where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
+            blocks = [self.model.moe_block(members[0]) for members in self.classes.members]
+            cut = [more for plans in placed for more in ways(plans, blocks, max(layout.tokens))]
+            if cut:
+                self.chunked = True
+                usual = self._tables(step, degree)
+                columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
+                tables = Tables(step, self.classes, columns, self._room(step))
+                self._look(f"{where}, expert {degree}", step, degree, tables, again=True)
+
     def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
         """Candidates and bound among these options; again: only of what more placements may change."""
         for strategy in self.strategies:
@@ -232,8 +252,8 @@ class Search:
                 self.cut = True
                 break
             # Strategies without placement are the same for every expert degree.
-            placed = strategy in self.placed and self._has(strategy, degree)
-            if placed or (strategy not in self.placed and degree == self.costs.devices and not again):
+            once = degree == self.costs.devices and not again
+            if self.options.has(strategy, degree) if strategy in self.placed else once:
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
@@ -264,8 +284,8 @@ class Search:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
         if not self.placed:
             return 0.0
-        copies = degree == self.costs.devices
-        floors = [placed_floor(step, s, degree, copies) for s in self.placed if self._has(s, degree)]
+        placed = [strategy for strategy in self.placed if self.options.has(strategy, degree)]
+        floors = [placed_floor(step, strategy, degree, degree == self.costs.devices) for strategy in placed]
         least = np.min([*floors, *(column.arrival for column in self._others(step, degree))], axis=0)
         return float(least.sum()) + beside(step)
 
@@ -378,12 +398,3 @@ class Search:
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
         return min(max(LEAST_TIME, SELECT_TIME * self.budget.left), MOST_TIME)
-
-
-def lacking(missing: np.ndarray) -> str:
-    """Which devices lack how much."""
-    short = np.flatnonzero(missing > 0)
-    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
-    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
-    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
-    return f"does not fit: {', '.join(parts)}{more}"
