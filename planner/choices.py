@@ -2,14 +2,15 @@
 
 # B layers that are costed together, T tokens, K top-k, G devices, E experts
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from ..spec.layout import even
+from ..spec.levels import host_numbers, relays
 from ..spec.plan import LayerPlan
 from ..spec.routing import COPY_PHASES, COPY_STEP
 from .layout import Layout
@@ -62,6 +63,44 @@ class Dispatch(NamedTuple):
         return self.rows.sent() + self.kept
 
 
+class Forward(NamedTuple):
+    """What ``hierarchical`` does with the tokens of B layers.
+
+    across: rows from devices to relays (``spec.levels``), one per token and host; inside: rows from relays to devices,
+    one per token and device. across_kept, inside_kept: [B, G] rows that stay in either. experts: as in ``Dispatch``.
+    """
+
+    across: Traffic
+    across_kept: np.ndarray
+    inside: Traffic
+    inside_kept: np.ndarray
+    experts: Rows
+
+    @property
+    def sent(self) -> np.ndarray:
+        """[B, G] rows that each device's tokens become."""
+        return self.across.sent() + self.across_kept
+
+    @property
+    def arrived(self) -> np.ndarray:
+        """[B, G] rows that each device takes as a relay."""
+        return self.across.received() + self.across_kept
+
+    @property
+    def passed(self) -> np.ndarray:
+        """[B, G] rows that these become."""
+        return self.inside.sent() + self.inside_kept
+
+    @property
+    def computed(self) -> np.ndarray:
+        """[B, G] rows that each device computes."""
+        return self.inside.received() + self.inside_kept
+
+
+Flows = tuple[tuple[np.ndarray, ...], np.ndarray]
+"""Flows (layer, source, target, rows) of some layers, and the rows that stay [layers, G]."""
+
+
 @dataclass(frozen=True)
 class Choices:
     """ids: [B, T, K] expert of every choice; hosts: [G]; numbers: [T] of the tokens, by default 0..T-1."""
@@ -71,7 +110,8 @@ class Choices:
     hosts: np.ndarray
     experts: int
     numbers: np.ndarray | None = None
-    _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
+    _known: "Known[Dispatch]" = field(default_factory=dict)
+    _forwarded: "Known[Forward]" = field(default_factory=dict)
     _chunks: dict[int, list["Choices"]] = field(default_factory=dict)
 
     def chunks(self, count: int) -> list["Choices"]:
@@ -102,27 +142,56 @@ class Choices:
         """One plan for each of the B layers; remembered, as long as few devices make it small."""
         return remembered(self._known, self.layout.devices, plans, self._dispatch)
 
+    def forward(self, plans: Sequence[LayerPlan]) -> Forward:
+        """The same in two levels."""
+        return remembered(self._forwarded, self.layout.devices, plans, self._forward)
+
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
-        devices = self.layout.devices
-        rows, kept, counts = [], [], []
+        found, counts = [], []
+        for first, target, rows in self._pieces(plans):
+            found.append(self._rows(target, first))
+            counts.append(rows)
+        traffic, kept = self._traffic(found)
+        return Dispatch(traffic, traffic.back(), kept, self._expert_rows(counts))
+
+    def _forward(self, plans: Sequence[LayerPlan]) -> Forward:
+        via = relays(self.hosts.tolist())[:, host_numbers(self.hosts.tolist())]  # [source, target] the relay between
+        across, inside, counts = [], [], []
+        for first, target, rows in self._pieces(plans):
+            across.append(self._rows(via[self.layout.source[:, None], target], first))
+            inside.append(self._rows(target, first, via))
+            counts.append(rows)
+        return Forward(*self._traffic(across), *self._traffic(inside), self._expert_rows(counts))
+
+    def _pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Some layers after others: the number of the first, [b, T, K] device of each choice, and [b, G * E] rows that
+        each expert computes."""
         step = max(1, PIECE // max(self.ids[0].size, 1))
         for first in range(0, len(plans), step):
-            ids, some = self.ids[first : first + step], plans[first : first + step]
-            target = self._targets(ids, some)
-            counts.append(counted(target * self.experts + ids, devices * self.experts))
-            found, stay = self._rows(target, first)
-            rows.append(found)
-            kept.append(stay)
-        batch, source, target, number = (np.concatenate(part) for part in zip(*rows, strict=True))
-        traffic = Traffic(len(plans), devices, batch, source, target, number)
-        rows_of = Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
-        return Dispatch(traffic, traffic.back(), np.concatenate(kept), rows_of)
+            ids = self.ids[first : first + step]
+            target = self._targets(ids, plans[first : first + step])
+            yield first, target, counted(target * self.experts + ids, self.layout.devices * self.experts)
 
-    def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
+    def _traffic(self, found: Sequence[Flows]) -> tuple[Traffic, np.ndarray]:
+        """That of all layers, and [B, G] rows that stay."""
+        batch, source, target, number = (np.concatenate(part) for part in zip(*(f for f, _ in found), strict=True))
+        kept = np.concatenate([stay for _, stay in found])
+        return Traffic(len(kept), self.layout.devices, batch, source, target, number), kept
+
+    def _expert_rows(self, counts: Sequence[np.ndarray]) -> Rows:
+        devices = self.layout.devices
+        return Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
+
+    def _rows(self, target: np.ndarray, first: int, via: np.ndarray | None = None) -> Flows:
+        """One row for each token and device in ``target`` [b, T, K]; first: number of the first layer.
+
+        via: [source, target] the device that such a row comes from; by default the token's own.
+        """
         count, devices = len(target), self.layout.devices
         target, new = distinct(target)
-        key = ((np.arange(count)[:, None] * devices + self.layout.source)[:, :, None] * devices + target)[new]
+        source = self.layout.source[:, None]
+        source = source if via is None else via[source, target]
+        key = ((np.arange(count)[:, None, None] * devices + source) * devices + target)[new]
         pairs = count * devices * devices
         if pairs <= 4 * key.size:
             every = np.bincount(key, minlength=pairs)
@@ -169,12 +238,13 @@ class Choices:
         return copies.target(self.layout.source[:, None], np.arange(size), self._phase[:, None])
 
 
-Known = dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]]
+Counted = TypeVar("Counted", Dispatch, Forward)
+Known = dict[tuple[int, ...], tuple[Sequence[LayerPlan], Counted]]
 
 
 def remembered(
-    known: Known, devices: int, plans: Sequence[LayerPlan], make: Callable[[Sequence[LayerPlan]], Dispatch]
-) -> Dispatch:
+    known: Known[Counted], devices: int, plans: Sequence[LayerPlan], make: Callable[[Sequence[LayerPlan]], Counted]
+) -> Counted:
     """What these very plans do, made once; of more than ``REMEMBERED`` devices only the last is kept."""
     key = tuple(map(id, plans))
     if key not in known:

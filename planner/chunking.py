@@ -8,10 +8,16 @@ read from the measured curves (``strategies.ep``).
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 from ..spec.model import Block
 from ..spec.plan import CHUNKED, LayerPlan
 from ..spec.shortcut import slots
+from .layout import Layout
+from .options import Classes
+
+if TYPE_CHECKING:
+    from .space import Choice
 
 COUNTS = (1, 2, 4, 8)
 
@@ -35,4 +41,18 @@ def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> li
         way = [known[plan, min(slot, slots(block) - 1)] for plan, block in zip(plans, blocks, strict=True)]
         if any(new != plan for new, plan in zip(way, plans, strict=True)):
             found.append(tuple(way))
+    return found
+
+
+def fastest_placed(
+    choices: "Sequence[Choice]", classes: Classes, most: int
+) -> dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]]:
+    """Plans (one per class) of the fastest choices that are ``ep`` throughout, of ``most`` layouts and expert degrees."""
+    found: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
+    for choice in sorted(choices, key=lambda choice: choice.seconds):
+        space = choice.step.layout, choice.candidate.degrees.expert
+        fits = choice.plans and not choice.candidate.reason and all(plan.strategy == "ep" for plan in choice.plans)
+        if fits and (space in found or len(found) < most):
+            plans = tuple(choice.plans[members[0]] for members in classes.members)
+            found.setdefault(space, {}).setdefault(plans)
     return found

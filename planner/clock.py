@@ -1,8 +1,9 @@
 """When each device ends each stage, in closed form, and how long the longest chain of stages is.
 
 No two operations of a step ask for more than a resource has, but for one case: the members of a collective together
-never exceed a capacity, a device computes one thing at a time, and every collective waits for all its members, which
-lie on one host where they are not all devices. So a step is a recursion on the devices' clocks t [G]:
+never exceed a capacity, nor do those of collectives in groups across hosts, which are costed together; a device
+computes one thing at a time, and every collective waits for all its members. So a step is a recursion on the devices'
+clocks t [G]:
 
     compute    t[g] += seconds[g]
     exchange   t[g] = max over g's group of t + seconds[g]
@@ -29,7 +30,7 @@ import numpy as np
 from .costs import Costs
 from .graph import overlapped
 from .simulator import FULL
-from .stages import Stage
+from .stages import Partition, Stage
 
 BITS = 42  # of the longest stage that a beginning is rounded to
 
@@ -57,7 +58,7 @@ def run(
             beside = stages[first:end]
             if sum(stage.kind == "start" for stage in beside) > 1:
                 clocks = _pipelined(beside, now)
-            elif any(stage.kind == "exchange" and stage.width > 1 for stage in beside):
+            elif any(stage.kind == "exchange" and not stage.groups.alone for stage in beside):
                 clocks = _simulated(costs, beside, now, {} if known is None else known)
             else:
                 clocks = _beside(beside, now)
@@ -84,15 +85,7 @@ def _all_waited(stages: Sequence[Stage], first: int) -> int:
 def _synchronous(stage: Stage, now: np.ndarray) -> np.ndarray:
     if stage.kind == "compute":
         return now + stage.seconds
-    return _latest(now, stage.width) + stage.seconds
-
-
-def _latest(now: np.ndarray, width: int) -> np.ndarray:
-    """[B, G] the largest clock in each device's group of ``width`` consecutive ones."""
-    if width == now.shape[1]:
-        return now.max(1, keepdims=True)
-    groups = now.reshape(len(now), -1, width)
-    return np.broadcast_to(groups.max(2, keepdims=True), groups.shape).reshape(now.shape)
+    return stage.groups.latest(now) + stage.seconds
 
 
 def _beside(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
@@ -117,7 +110,7 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
 
     Devices begin at whole multiples of a time too short to count, so that layers which differ by rounding are alike.
     """
-    width = max(stage.width for stage in stages[1:] if stage.kind == "exchange")
+    width = max(stage.groups.width for stage in stages[1:] if stage.kind == "exchange")
     if len(now) > 1 and (now == now[0]).all() and all(len(stage.seconds) == 1 for stage in stages):
         return [np.broadcast_to(after, now.shape) for after in _simulated(costs, stages, now[:1], known)]
     clocks = np.zeros((len(stages), *now.shape))
@@ -190,7 +183,7 @@ def _slowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
 class Chains(NamedTuple):
     """Longest chains of stages from one device's beginning to another's end, nothing slowed: from a to b
 
-    max(leave[a] + arrive[b], and where both are in one group of ``width``: out[a] + back[b]).
+    max(leave[a] + arrive[b], and where both are in one of ``groups``: out[a] + back[b]).
 
     All [B, G]; -inf where there is no chain.
     """
@@ -199,28 +192,28 @@ class Chains(NamedTuple):
     arrive: np.ndarray
     out: np.ndarray
     back: np.ndarray
-    width: int
+    groups: Partition
 
     def ends(self, begin: np.ndarray) -> np.ndarray:
         """[B, G] the latest end over all chains from devices that begin at ``begin``."""
         through = (begin + self.leave).max(1, keepdims=True) + self.arrive
-        return np.maximum(through, _latest(begin + self.out, self.width) + self.back)
+        return np.maximum(through, self.groups.latest(begin + self.out) + self.back)
 
     def slowest(self) -> np.ndarray:
         """[B] least seconds from the last device's beginning to the last end, whichever device is last."""
         through = self.leave + self.arrive.max(1, keepdims=True)
-        return np.maximum(through, self.out + _latest(self.back, self.width)).min(1)
+        return np.maximum(through, self.out + self.groups.latest(self.back)).min(1)
 
     def one(self, index: int) -> "Chains":
         """Those of one layer of the batch."""
         row = slice(index, index + 1)
-        return Chains(self.leave[row], self.arrive[row], self.out[row], self.back[row], self.width)
+        return Chains(self.leave[row], self.arrive[row], self.out[row], self.back[row], self.groups)
 
 
 def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
     """For ``count`` layers. Nothing runs faster than alone, so that a device ends no earlier than its chains say."""
     none, zero = np.full((count, devices), -np.inf), np.zeros((count, devices))
-    chains, started = Chains(none, none, zero, zero, 1), None
+    chains, started = Chains(none, none, zero, zero, Partition.consecutive(devices, 1)), None
     several = sum(stage.kind == "start" for stage in stages) > 1
     under_way: dict[int, np.ndarray] = {}  # of several: longest chains to each device's end of what was started
     free = none  # and to the end of the last of them
@@ -228,10 +221,10 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
         match stage.kind:
             case "compute":
                 chains = chains._replace(arrive=chains.arrive + stage.seconds, back=chains.back + stage.seconds)
-            case "exchange" if stage.width < devices or started:
+            case "exchange" if started or not stage.groups.everyone:
                 chains = _grouped(chains, stage)
             case "exchange":
-                chains = Chains(_leave(chains), zero + stage.seconds, none, none, chains.width)
+                chains = Chains(_leave(chains), zero + stage.seconds, none, none, chains.groups)
             case "start" if several:
                 # Where several are started, an exchange of all came before: what counts is from there.
                 assert np.isneginf(chains.out).all()
@@ -251,11 +244,13 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
 def _leave(chains: Chains) -> np.ndarray:
     """[B, G] longest chain from each device's beginning to when the last device has come here."""
     through = chains.leave + chains.arrive.max(1, keepdims=True)
-    return np.maximum(through, chains.out + _latest(chains.back, chains.width))
+    return np.maximum(through, chains.out + chains.groups.latest(chains.back))
 
 
 def _grouped(chains: Chains, stage: Stage) -> Chains:
     """After a collective inside groups: every chain goes through the last member to come."""
-    arrive = _latest(chains.arrive, stage.width) + stage.seconds
-    out = chains.out + _latest(chains.back, chains.width)
-    return Chains(chains.leave, arrive, out, np.broadcast_to(stage.seconds, out.shape), stage.width)
+    arrive = stage.groups.latest(chains.arrive) + stage.seconds
+    if not np.isfinite(chains.out).any():  # every chain has gone through all devices
+        return chains._replace(arrive=arrive)
+    out = chains.out + chains.groups.latest(chains.back)
+    return Chains(chains.leave, arrive, out, np.broadcast_to(stage.seconds, out.shape), stage.groups)

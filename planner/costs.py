@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from ..spec.cluster import SCOPES, Cluster
 from ..spec.executed import ELSE, not_executed
+from ..spec.levels import Groups
 from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
@@ -33,13 +34,22 @@ RESOURCES = ("compute", "out", "in", "uplink out", "uplink in")
 
 @dataclass(frozen=True)
 class Exchange:
-    """One collective over ``group`` for each of B layers: [B, n] seconds alone, [B] of which are latency."""
+    """One collective over ``group`` for each of B layers: [B, n] seconds alone, [B] of which are latency.
+
+    parts: where ``group`` is all devices and each of these groups has a collective of its own, all at the same time.
+    """
 
     collective: Collective
     group: tuple[int, ...]
     traffic: Traffic | Spread
     seconds: np.ndarray
     latency: np.ndarray
+    parts: Groups = ()
+
+    @property
+    def waiting(self) -> Groups:
+        """Devices that wait for each other."""
+        return self.parts or (self.group,)
 
     def only(self, index: int) -> "Exchange":
         """That of one layer."""
@@ -128,6 +138,24 @@ class Costs:
     def all_to_all(self, group: tuple[int, ...], traffic: Traffic | Spread) -> Exchange:
         return self._collective("all_to_all", group, traffic)
 
+    def all_to_all_in(self, parts: Groups, traffic: Traffic) -> Exchange:
+        """One in each of these groups, which together are all devices: at the same time, so that they share links and
+        uplinks, while each waits for its own members only. traffic: among all devices, but inside the groups."""
+        if len(parts) == 1:
+            return self.all_to_all(parts[0], traffic)
+        flow = self._flow_in(parts)
+        flows, seconds = flow.seconds(traffic), np.zeros((traffic.count, self.devices))
+        for number, part in enumerate(parts):
+            if len(part) > 1:
+                members, curve = list(part), self._measured("all_to_all", part)[1]
+                size = flow.equal_size(flows[:, members].max(1), number)
+                seconds[:, members] = self._read(
+                    curve, flows[:, members], size, f"all_to_all over devices {_named(part)}"
+                )
+        apart = [device for part in parts if len(part) > 1 for device in part]
+        latency = np.minimum(flow.worst_latency, seconds[:, apart].min(1, initial=np.inf))
+        return Exchange("all_to_all", tuple(range(self.devices)), traffic, seconds, latency, parts)
+
     def all_gather(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
         """own: [B, n] bytes of each member, all of which go to every other member, each copy by itself."""
         return self._known("all_gather", group, own, "outward")
@@ -192,27 +220,33 @@ class Costs:
             return Exchange(collective, group, traffic, np.zeros((traffic.count, 1)), np.zeros(traffic.count))
         flow, curve, _ = self._measured(collective, group)
         flows = flow.seconds(traffic)
-        longest = flows.max(1)
-        size = flow.equal_size(longest) if equal is None else np.full(traffic.count, max(equal, 1.0))
-        whole, beyond = curve.read(bytes=size)
-        if beyond.any():
-            self._note(f"{collective} over devices {_named(group)}", {"bytes": round(size.max())})
-        share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
-        share[longest <= 0] = 1.0
-        least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
-        seconds = np.maximum(whole[:, None] * share, least[:, None])
+        size = flow.equal_size(flows.max(1)) if equal is None else np.full(traffic.count, max(equal, 1.0))
+        seconds = self._read(curve, flows, size, f"{collective} over devices {_named(group)}")
         latency = np.minimum(flow.worst_latency, seconds.min(1))
         return Exchange(collective, group, traffic, seconds, latency)
 
+    def _read(self, curve: Table, flows: np.ndarray, size: np.ndarray, what: str) -> np.ndarray:
+        """[B, n] seconds of a collective at [B] ``size`` of its curve; flows: [B, n] what the flow model says of it."""
+        longest = flows.max(1)
+        whole, beyond = curve.read(bytes=size)
+        if beyond.any():
+            self._note(what, {"bytes": round(size.max())})
+        share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
+        share[longest <= 0] = 1.0
+        least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
+        return np.maximum(whole[:, None] * share, least[:, None])
+
     def busy(self, exchange: Exchange) -> np.ndarray:
         """[B, n] fraction of its compute that each member spends on the collective, over the longest member's time."""
-        if len(exchange.group) == 1:
-            return np.zeros(exchange.seconds.shape)
-        curve = self._measured(exchange.collective, exchange.group)[2]
-        duration = self._duration(exchange)
-        mean = (exchange.traffic.sent() + exchange.traffic.received()) / (2 * (len(exchange.group) - 1))
+        used = np.zeros(exchange.seconds.shape)
+        moved = (exchange.traffic.sent() + exchange.traffic.received()) / 2
+        for part in exchange.waiting:
+            if len(part) > 1:
+                members = list(part) if exchange.parts else slice(None)
+                mean = np.maximum(moved[:, members] / (len(part) - 1), 1)
+                used[:, members] = self._measured(exchange.collective, part)[2].read(bytes=mean)[0]
         cores = self._cores[self.kinds[list(exchange.group)]]
-        return np.minimum(curve.read(bytes=np.maximum(mean, 1))[0] / cores / duration, 1.0)
+        return np.minimum(used / cores / self._duration(exchange), 1.0)
 
     def fractions(self, exchange: Exchange, index: int) -> np.ndarray:
         """[RESOURCES, n] fractions of compute, links and uplinks that each member of two or more uses over the whole
@@ -222,7 +256,7 @@ class Costs:
         runs alone is slowed by nothing.
         """
         group = exchange.group
-        flow, _, _ = self._measured(exchange.collective, group)
+        flow = self._flow_of(exchange)
         duration, traffic = float(self._duration(exchange)[index, 0]), exchange.traffic
         sent, received = traffic.across(flow.host)
         used = (
@@ -239,7 +273,7 @@ class Costs:
         group = exchange.group
         if len(group) == 1:
             return [{} for _ in members]
-        host, used = self._measured(exchange.collective, group)[0].host, self.fractions(exchange, index)
+        host, used = self._flow_of(exchange).host, self.fractions(exchange, index)
         return [
             {
                 f"{resource} {host[a] if resource.startswith('uplink') else group[a]}": float(fraction)
@@ -271,6 +305,17 @@ class Costs:
             )
             self._collectives[key] = (self._flow(group), *tables[1:])
         return self._collectives[key]
+
+    def _flow_of(self, exchange: Exchange) -> FlowModel:
+        if exchange.parts:
+            return self._flow_in(exchange.parts)
+        return self._measured(exchange.collective, exchange.group)[0]
+
+    def _flow_in(self, parts: Groups) -> FlowModel:
+        """That of all devices, of which only those in one part exchange."""
+        if parts not in self._flows:
+            self._flows[parts] = FlowModel(self.cluster, tuple(range(self.devices)), parts)
+        return self._flows[parts]
 
     def _flow(self, group: tuple[int, ...]) -> FlowModel:
         """Groups with links of the same classes, each inside a host, share a flow model."""

@@ -17,7 +17,7 @@ import numpy as np
 from ..solvers.placement.fan_out import expert_sets
 from ..spec.errors import MoeplanError
 from ..spec.plan import LayerPlan
-from .choices import Dispatch, Rows, counted, owner_of, period, remembered
+from .choices import Dispatch, Forward, Known, Rows, counted, owner_of, period, remembered
 from .layout import Layout
 from .spread import Factors, Spread, blocks
 from .traffic import Traffic
@@ -34,7 +34,7 @@ class Expected:
     layout: Layout
     hosts: np.ndarray
     experts: int
-    _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
+    _known: Known[Dispatch] = field(default_factory=dict)
 
     def chunks(self, count: int) -> list["Expected"]:
         """Those of each chunk of every device's tokens."""
@@ -64,6 +64,10 @@ class Expected:
     def dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         """One plan for each of the B layers; remembered, as long as few devices make it small."""
         return remembered(self._known, self.layout.devices, plans, self._dispatch)
+
+    def forward(self, plans: Sequence[LayerPlan]) -> Forward:
+        """Not foreseen: raises MoeplanError."""
+        raise MoeplanError("strategy hierarchical is predicted token by token: give a step of fewer tokens")
 
     def _dispatch(self, plans: Sequence[LayerPlan]) -> Dispatch:
         sizes = {period(plan, self.experts) for plan in plans}

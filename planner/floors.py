@@ -1,4 +1,4 @@
-"""What no placement of experts can beat: a lower bound on layers under ``ep``, before any placement is looked for."""
+"""What no placement of experts can beat: a lower bound on layers, before any placement is looked for."""
 
 # L mixture-of-experts layers, G devices
 
@@ -6,10 +6,11 @@ import numpy as np
 
 from ..spec.model import Block
 from ..spec.operators import expert_shape
+from ..spec.plan import Strategy
 from .clock import longest_chains
 from .costs import Costs
 from .step import Step
-from .strategies import ep
+from .strategies import ep, hierarchical
 from .strategies.layer import Layer
 
 FAR = 1e3  # times the largest measured number of rows: where the last slope of a curve is all that counts
@@ -32,8 +33,9 @@ def row_rates(costs: Costs, block: Block) -> np.ndarray:
     return np.array(rates)
 
 
-def ep_floor(step: Step, degree: int, copies: bool) -> np.ndarray:
-    """[L] seconds: no placement with this expert degree has a ``Chains.slowest`` of a layer below it.
+def placed_floor(step: Step, strategy: Strategy, degree: int, copies: bool) -> np.ndarray:
+    """[L] seconds: no placement with this expert degree has a ``Chains.slowest`` of a layer below it; strategy: one of
+    ``offered.PLACED``.
 
     Outside the experts all placements do the same but for what they move, which takes at least what the smallest
     message does. The experts take at least the time of all rows at the devices' best rates together, and, without
@@ -46,15 +48,15 @@ def ep_floor(step: Step, degree: int, copies: bool) -> np.ndarray:
         total = layer.choices.total
         together = total.sum(1) / (1 / np.maximum(step.costs.of_devices(rates), 1e-300)).sum()
         largest = total.max(1) * degree / step.layout.devices * rates.min()
-        before, after = _around(layer)
+        before, after = _around(layer, strategy)
         floor[ordinals] = before + (together if copies else np.maximum(together, largest)) + after
     return floor
 
 
-def _around(layer: Layer) -> tuple[float, float]:
+def _around(layer: Layer, strategy: Strategy) -> tuple[float, float]:
     """Least seconds before the last device has come to the exchange of rows, and after its experts."""
-    devices = layer.layout.devices
-    arrival = longest_chains(ep.before(layer), 1, devices).slowest()
-    exchange = layer.costs.least("all_to_all", layer.devices)
-    rest = sum((stage.seconds for stage in ep.after(layer)), np.zeros((1, devices)))
+    devices, stages = layer.layout.devices, hierarchical if strategy == "hierarchical" else ep
+    arrival = longest_chains(stages.before(layer), 1, devices).slowest()
+    exchange = stages.least(layer)
+    rest = sum((stage.seconds for stage in stages.after(layer)), np.zeros((1, devices)))
     return float(arrival[0]) + exchange, exchange + float(rest.min())

@@ -12,6 +12,7 @@ flow's time.
 import numpy as np
 
 from ..spec.cluster import Cluster
+from ..spec.levels import Groups
 from .curves import Table
 from .spread import Spread, beside, blocks, elsewhere
 from .traffic import Traffic
@@ -23,12 +24,16 @@ ROWS = 256  # sources whose links are looked at together: no n x n table is kept
 class FlowModel:
     """The flows among ``group``; members are indexed by position in it.
 
+    parts: of positions; where they are given, only members of one part exchange, in all parts at the same time.
     within, between: the class of the links inside hosts, and of those between them; where there are several, one that
     is as slow as any of them at every size.
     """
 
-    def __init__(self, cluster: Cluster, group: tuple[int, ...]) -> None:
+    def __init__(self, cluster: Cluster, group: tuple[int, ...], parts: Groups = ()) -> None:
         self.cluster, self.members, n = cluster, np.array(group), len(group)
+        self.part = np.zeros(n, int)
+        for number, part in enumerate(parts):
+            self.part[list(part)] = number
         self.host = cluster.host_index[self.members]
         hosts = cluster.hosts
         self.uplink_out = np.array([h.uplink_out or np.inf for h in hosts])
@@ -51,10 +56,12 @@ class FlowModel:
             rate[c] = largest / max(whole - latency, 1e-3 * whole, largest / FASTEST)
             self.latency[c] = latency
         self.worst_latency = float(self.latency.max(initial=0.0))
-        self.out_rate = np.where(present[0], rate[:, None], 0.0).max(0, initial=0.0)
-        self.in_rate = np.where(present[1], rate[:, None], 0.0).max(0, initial=0.0)
-        self.components = self._components(present) if n > 1 else np.zeros((1, len(self.knots)))
-        self.equal = self.components.max(0)
+        self.out_rate, self.in_rate = (
+            np.where(seen.any(0), np.where(seen, rate[:, None], 0.0).max(0, initial=0.0), np.inf)  # inf: has no peers
+            for seen in present[:2]
+        )
+        self.components = self._components(present)
+        self.equal = [component.max(0) for component in self.components]
         self.within, self.between = self._slowest(self._within), self._slowest(self._between)
 
     def _slowest(self, classes: set[int]) -> int | None:
@@ -85,6 +92,7 @@ class FlowModel:
         for first in range(0, n, ROWS):
             some = self.members[first : first + ROWS, None]
             kind = self.cluster.link_class_index(some, self.members[None, :])
+            kind = np.where(self.part[first : first + ROWS, None] == self.part, kind, -1)
             source, target = np.nonzero(kind >= 0)
             kind = kind[source, target]
             source += first
@@ -98,27 +106,33 @@ class FlowModel:
         self._between = set(apart.tolist())
         return present
 
-    def _components(self, present: list[np.ndarray]) -> np.ndarray:
-        """[distinct flows, knots] seconds that each rule demands of an equal exchange.
+    def _components(self, present: list[np.ndarray]) -> list[np.ndarray]:
+        """For each part [distinct flows, knots] seconds that each rule demands of an equal exchange in all parts.
 
         Flows of one class differ in their members' rates and uplinks only, of which the slowest demand the most at
         every size: one row for each class and rule says all.
         """
-        n = len(self.members)
-        each = np.bincount(self.host, minlength=len(self.uplink_out))
-        crossing = each * (n - each)
+        hosts, parts = len(self.uplink_out), int(self.part.max()) + 1
+        each = np.bincount(self.part * hosts + self.host, minlength=parts * hosts).reshape(parts, hosts)
+        size = each.sum(1)
+        crossing = (each * (size[:, None] - each)).sum(0)
+        peers = size[self.part] - 1
         loads = (  # seconds per byte of an equal exchange, by member
-            (n - 1) / self.out_rate,
-            (n - 1) / self.in_rate,
+            peers / self.out_rate,
+            peers / self.in_rate,
             (crossing / self.uplink_out)[self.host],
             (crossing / self.uplink_in)[self.host],
         )
-        rows = [self.times[present[0].any(1)]]
-        for seen, load in zip(present, loads, strict=True):
-            found = seen.any(1)
-            worst = np.where(seen, load, 0.0).max(1, initial=0.0)[found]
-            rows.append(worst[:, None] * self.knots + self.latency[found, None])
-        return np.concatenate(rows)
+        found = []
+        for part in range(parts):
+            rows = [self.times[(present[0] & (self.part == part)).any(1)]]
+            for everyone, load in zip(present, loads, strict=True):
+                seen = everyone & (self.part == part)
+                classes = seen.any(1)
+                worst = np.where(seen, load, 0.0).max(1, initial=0.0)[classes]
+                rows.append(worst[:, None] * self.knots + self.latency[classes, None])
+            found.append(np.concatenate(rows) if size[part] > 1 else np.zeros((1, len(self.knots))))
+        return found
 
     def _link(self, kind: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Seconds of messages over links of these classes."""
@@ -187,13 +201,15 @@ class FlowModel:
             return self._listed(traffic, loads)
         return self._products(traffic, loads)
 
-    def equal_size(self, seconds: np.ndarray) -> np.ndarray:
-        """[B] bytes per pair whose equal exchange takes ``seconds`` [B]; at least the smallest measured message."""
+    def equal_size(self, seconds: np.ndarray, part: int = 0) -> np.ndarray:
+        """[B] bytes per pair whose equal exchange takes ``seconds`` [B] in a part; at least the smallest measured
+        message."""
+        components, equal = self.components[part], self.equal[part]
         if len(self.knots) == 1:
-            return self.knots[0] * np.maximum(seconds / self.equal[0], 1.0)
-        k = np.clip(np.searchsorted(self.equal, seconds, side="right") - 1, 0, len(self.knots) - 2)
-        start = self.components[:, k]
-        slope = (self.components[:, k + 1] - start) / (self.knots[k + 1] - self.knots[k])
+            return self.knots[0] * np.maximum(seconds / equal[0], 1.0)
+        k = np.clip(np.searchsorted(equal, seconds, side="right") - 1, 0, len(self.knots) - 2)
+        start = components[:, k]
+        slope = (components[:, k + 1] - start) / (self.knots[k + 1] - self.knots[k])
         rising = slope > 0
         reach = np.where(rising, (seconds - start) / np.where(rising, slope, 1.0), np.inf).min(0)
-        return np.where(seconds <= self.equal[0], self.knots[0], self.knots[k] + reach)
+        return np.where(seconds <= equal[0], self.knots[0], self.knots[k] + reach)

@@ -31,7 +31,7 @@ class Given:
         """Raises ``MoeplanError`` where it is for another model or for other devices; name: of its file, for errors."""
         _check_model(placement, model, name)
         _check_devices(placement, cluster, name)
-        note = f"the placement was given ({name}): every layer runs ep with its slots and shares"
+        note = f"the placement was given ({name}): every layer keeps its slots and shares"
         if placement.model not in ("", model.name):
             note += f"; it was made for {placement.model}"
         return cls(placement, name, tuple(layer_plan(layer) for layer in placement.layers), note)

@@ -63,27 +63,31 @@ class Graph:
         """One operation for each member; ``last``: what must have ended besides."""
         found = []
         for exchange in stage.exchanges:
-            inside = [a for a, device in enumerate(exchange.group) if device in self.chains]
-            if not inside:
-                continue
+            place = {device: a for a, device in enumerate(exchange.group)}
             at = min(index, len(exchange.seconds) - 1)
-            demands, latency = self.costs.demands(exchange, at, inside), float(exchange.latency[at])
-            arrived = tuple(self.chains[exchange.group[a]][-1] for a in inside)
-            arrived += last + (self.others if len(inside) < len(exchange.group) else ())
-            for a, wanted in zip(inside, demands, strict=True):
-                found.append(
-                    Operation(
-                        stage.name,
-                        stage.part,
-                        exchange.group[a],
-                        self.layer,
-                        float(exchange.seconds[at, a]),
-                        wanted,
-                        arrived,
-                        latency,
-                        transfer=True,
+            for group in exchange.waiting:
+                inside = [device for device in group if device in self.chains]
+                if not inside:
+                    continue
+                demands = self.costs.demands(exchange, at, [place[device] for device in inside])
+                arrived = tuple(self.chains[device][-1] for device in inside)
+                arrived += last + (self.others if len(inside) < len(group) else ())
+                for device, wanted in zip(inside, demands, strict=True):
+                    seconds = float(exchange.seconds[at, place[device]])
+                    latency = min(float(exchange.latency[at]), seconds)
+                    found.append(
+                        Operation(
+                            stage.name,
+                            stage.part,
+                            device,
+                            self.layer,
+                            seconds,
+                            wanted,
+                            arrived,
+                            latency,
+                            transfer=True,
+                        )
                     )
-                )
         return found
 
     def _append(self, operation: Operation) -> None:

@@ -18,9 +18,6 @@ from ..spec.plan import DeviceMemory, LayerPlan
 from .choices import held
 from .layout import Layout
 from .strategies.layer import Layer
-from .units import bytes_text
-
-SHOWN = 4  # devices that lack memory
 
 
 def replicated_weights(blocks: Sequence[Block], vocabulary: int, tied: bool, tensor: int, element_bytes: int) -> int:
@@ -78,8 +75,8 @@ def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout
 
 
 def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
-    """[B, devices] buffers of the experts of B layers under plans of one strategy: rows sent and received, f32 sums,
-    the largest expert's intermediate.
+    """[B, devices] buffers of the experts of B layers under plans of one strategy: rows sent and received (by
+    ``hierarchical`` in both levels), f32 sums, the largest expert's intermediate.
 
     The f32 sum is replaced, not changed, by each expert, so that two of it are alive.
     """
@@ -91,16 +88,25 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
         sent = layer.choices.dispatch(plans)
         largest, computed = sent.experts.largest, sent.computed
         buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
+        summed = np.maximum(computed, own)
+    elif plans[0].strategy == "hierarchical":
+        forward = layer.choices.forward(plans)
+        arrived, passed = forward.arrived, forward.passed
+        largest, computed = forward.experts.largest, forward.computed
+        buffers = (forward.sent + arrived + passed + 2 * computed) * row
+        buffers = buffers + (computed + passed + arrived + forward.sent) * D * element
+        summed = np.maximum(np.maximum(computed, arrived), own)
     elif plans[0].strategy == "sharded":
         largest, computed = layer.choices.total.max(1, keepdims=True), own.sum()
         columns = np.array([plan.split for plan in plans])
         buffers = own * row + 2 * computed * row + (computed + n * own) * D * element
+        summed = np.maximum(computed, own)
     else:
-        largest, computed = layer.choices.own.largest, own
+        largest, summed = layer.choices.own.largest, own
         buffers = own * D * element
     intermediate = largest * (2 * D + (matrices + 1) * columns) * element
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
-    sums = 2 * 4 * D * np.maximum(computed, own)
+    sums = 2 * 4 * D * summed
     resident = 2 * own * D * element  # the residual stream and the normalised tokens
     beside = np.zeros(layer.layout.devices, np.int64)
     if layer.block.shortcut != "none":  # while tokens travel, the backbone has its own buffers
@@ -124,12 +130,3 @@ def total(
         DeviceMemory(weights=int(w), gathered=int(region), cache=int(c), activations=int(a), limit=limit)
         for w, region, c, a, limit in zip(weights, *regions[:1], kept, regions[1], limits, strict=True)
     )
-
-
-def lacking(missing: np.ndarray) -> str:
-    """Which devices lack how much."""
-    short = np.flatnonzero(missing > 0)
-    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
-    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
-    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
-    return f"does not fit: {', '.join(parts)}{more}"

@@ -20,6 +20,7 @@ from ..spec.routing import Routing
 from . import splits
 from .budget import Budget
 from .costs import Costs
+from .offered import PLACED
 from .place.fleet import Fleet
 from .place.inside import ALL, ONE, placements_for, usual
 from .place.layers import plan_layers
@@ -116,11 +117,11 @@ class Options:
         return self.routing.counts(self.moe.num_experts)
 
     def plain(self, strategy: Strategy, degree: int) -> LayerPlan:
-        """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all experts (``ep``)."""
+        """The even plan: experts by number, columns in equal parts; ``degree`` devices hold all placed experts."""
         devices, experts = self.costs.devices, self.moe.num_experts
         if strategy == "sharded":
             return self._split(even(self.moe.ffn_size, devices))
-        parts = degree if strategy == "ep" else devices
+        parts = degree if strategy in PLACED else devices
         if ("plain", strategy, parts) not in self._memo:
             plan = _placed(balance.linear(experts, parts), strategy, parts, devices // parts)
             self._memo["plain", strategy, parts] = plan
@@ -135,6 +136,33 @@ class Options:
         if self.given is not None:
             return {"given": [self.given[members[0]] for members in self.classes.members]}
         return self.usual(degree, room) | (self._searched(degree, room) if thorough and not self.even else {})
+
+    def placed(
+        self, strategy: Strategy, degree: int, room: np.ndarray, thorough: bool = True
+    ) -> dict[str, list[LayerPlan]]:
+        """The same placements under any strategy of ``PLACED``."""
+        found = self.ep(degree, room, thorough)
+        if strategy == "ep":
+            return found
+        return {
+            method: [self._under(strategy, c, plan) for c, plan in enumerate(plans)] for method, plans in found.items()
+        }
+
+    def has(self, strategy: Strategy, degree: int) -> bool:
+        """Whether a strategy of ``PLACED`` is an option: two levels only where all experts are on several hosts."""
+        hosts = self.costs.hosts
+        groups = (hosts[first : first + degree] for first in range(0, len(hosts), degree))
+        return strategy != "hierarchical" or any(len(set(group)) > 1 for group in groups)
+
+    def _under(self, strategy: Strategy, c: int, plan: LayerPlan) -> LayerPlan:
+        """An ``ep`` plan of class c under another strategy; of one plan always the same one."""
+        key = "under", strategy, id(plan)
+        if key not in self._memo:
+            self._memo[key] = plan, plan.model_copy(update={"strategy": strategy})  # kept, so that its id is its own
+        other = self._memo[key][1]
+        if (c, plan) in self._origins:
+            self._origins.setdefault((c, other), self._origins[c, plan])
+        return other
 
     def usual(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
         """Experts by number, greedy balance by load, and the same by measured speed.
@@ -155,7 +183,7 @@ class Options:
         return self._memo[key]
 
     def placement_records(self, chosen: Sequence[LayerPlan]) -> tuple[PlacementRecord, ...]:
-        """Who placed the ``ep`` layers of a plan, one record per method; chosen: one per mixture-of-experts layer."""
+        """Who placed a plan's experts, one record per method; chosen: one plan per mixture-of-experts layer."""
         found: dict[int, tuple[Origin, list[int], list[int]]] = {}
         for c, members in enumerate(self.classes.members):
             for ordinal in members:
@@ -185,7 +213,7 @@ class Options:
 
     @property
     def placed_by(self) -> str:
-        """The placements that were offered for ``ep``, in words."""
+        """The placements that were offered, in words."""
         named = {"weighted": "speed-weighted", ALL: "every single-copy"}
         methods = {name: None for plans in self._memo.values() if isinstance(plans, dict) for name in plans}
         words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]

@@ -21,7 +21,7 @@ from ..spec.cluster import Cluster
 from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.placement import Placement
-from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
+from ..spec.plan import Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
@@ -29,12 +29,12 @@ from .budget import Budget
 from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
-from .memory import lacking
+from .offered import asked_for, offered
 from .probes import probe_points
 from .space import BASELINES, ROUNDING, Choice, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
-from .units import bytes_text
+from .units import bytes_text, lacking
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
@@ -65,7 +65,8 @@ def solve(
 ) -> Plan:
     """The plan for one step of ``workload``.
 
-    placement: the experts are where it says, in every layer, under ``ep``; only layouts are searched. strategy: force
+    placement: the experts are where it says, in every layer, under ``ep`` unless ``strategy`` says hierarchical; only
+    layouts are searched. strategy: force
     this one for every layer. even: divide tokens, FFN columns and experts as if all devices were equal, which shows
     what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device; without it, layers
     share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first layout is always
@@ -79,18 +80,20 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = _strategies(strategy, placement, model)
+    strategies = asked_for(strategy, placement, model)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
     given = None if placement is None else Given.of(placement, model, cluster, placement_path or "placement")
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
+    costs, routing = Costs(cluster, model, dtype, asked), _routing(trace, model, workload, seed)
+    strategies, unsearched = offered(strategies, costs, model, routing)
     search = Search(
-        costs=Costs(cluster, model, dtype, asked),
+        costs=costs,
         model=model,
         workload=workload,
-        routing=_routing(trace, model, workload, seed),
+        routing=routing,
         limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
         strategies=strategies,
         stored=len(model.layers),
@@ -103,7 +106,7 @@ def solve(
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
     digests = {name: document.digest() for name, document in inputs.items() if document is not None}
-    return _plan(search, cluster, source, _notes(search, trace), digests, started)
+    return _plan(search, cluster, source, [*_notes(search, trace), *unsearched], digests, started)
 
 
 def _plan(
@@ -172,22 +175,6 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     if choices <= MOST_CHOICES:
         return draw_routing(trace, model, workload, seed)
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
-
-
-def _strategies(asked: str | None, placement: Placement | None, model: Model) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement, and experts beside the backbone, leave only ``ep``."""
-    found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
-    if not found:
-        raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
-    if any(block.shortcut != "none" for block in model.blocks):
-        if "ep" not in found:
-            raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as ep")
-        return ("ep",)
-    if placement is None:
-        return found
-    if "ep" not in found:
-        raise MoeplanError(f"--placement does not go with --strategy {asked}: only ep keeps experts where it says")
-    return ("ep",)
 
 
 def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) -> None:
@@ -295,9 +282,10 @@ def _routing_source(trace: Trace | None, path: str, seed: int) -> RoutingSource:
 def _space(search: Search) -> str:
     """What was searched, in words; the bound claims no more than this."""
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
-    degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
+    degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if search.placed else ""
     within = {
         "ep": f"ep ({search.options.placed_by} placement)",
+        "hierarchical": f"hierarchical ({search.options.placed_by} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
@@ -306,7 +294,8 @@ def _space(search: Search) -> str:
     more = _ways(search)
     within["ep"] += more and f" and the fastest of them in {more}"
     if search.given is not None:
-        within = {"ep": f"ep as {search.given.name} places its experts{more and f', in {more}'}"}
+        within = {name: f"{name} as {search.given.name} places its experts" for name in search.placed}
+        within["ep"] = within.get("ep", "") + (more and f", in {more}")
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"

@@ -17,25 +17,27 @@ from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
 from .choices import REMEMBERED, Choices
-from .chunking import ways
+from .chunking import fastest_placed, ways
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
 from .few import Open
-from .floors import ep_floor
+from .floors import placed_floor
 from .given import Given
 from .layout import Layout
+from .offered import PLACED
 from .options import Classes, Options
 from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
+from .units import lacking
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
 MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
-REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
+REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep, or its kin, may take
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -68,7 +70,7 @@ class Search:
     even: bool
     seed: int
     budget: Budget
-    given: Given | None = None  # a user's own placement: ``ep`` with nothing else
+    given: Given | None = None  # a user's own placement, with nothing else
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
     bound: float = field(init=False, default=math.inf)
@@ -85,7 +87,7 @@ class Search:
     _equal: dict[LayerPlan, LayerPlan] = field(init=False, default_factory=dict)
     _tokens: tuple[int, ...] = field(init=False, default=())  # of the layouts that share ``_counted``
     _counted: dict[tuple[int, ...], Choices | Expected] = field(init=False, default_factory=dict)
-    # Seconds of ep, floor, space:
+    # Seconds of placed experts, floor, space:
     _promising: list[tuple[float, float, str, int]] = field(init=False, default_factory=list)
 
     @cached_property
@@ -104,11 +106,15 @@ class Search:
 
     @cached_property
     def degrees(self) -> list[int]:
-        """Expert degrees; only ``ep`` knows any but all devices, for which a placement is given."""
-        devices = self.costs.devices
-        if self.given is not None:
-            return [devices]
-        return [d for d in range(devices, 0, -1) if devices % d == 0] if "ep" in self.strategies else [devices]
+        """Expert degrees; only placed experts know any but all devices, for which a placement is given."""
+        devices, least = self.costs.devices, 1 if self.given is None and self.placed else self.costs.devices
+        known = (d for d in range(devices, least - 1, -1) if devices % d == 0)
+        return [d for d in known if d == devices or any(self.options.has(s, d) for s in self.placed)]
+
+    @cached_property
+    def placed(self) -> tuple[Strategy, ...]:
+        """Those of the strategies whose experts are placed."""
+        return tuple(strategy for strategy in self.strategies if strategy in PLACED)
 
     def run(self) -> None:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
@@ -165,18 +171,20 @@ class Search:
         """The options of one layout and expert degree."""
         if (degree, thorough) not in self._tabled:
             columns: list[Column] = []
-            if "ep" in self.strategies:
-                found = self.options.ep(degree, self._share(step, "ep", degree), thorough).values()
-                columns = [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
+            for strategy in self.placed:
+                if self.options.has(strategy, degree):
+                    share = self._share(step, self.placed[0], degree)
+                    found = self.options.placed(strategy, degree, share, thorough).values()
+                    columns += [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
             columns += self._others(step, degree)
             self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
         return self._tabled[degree, thorough]
 
     def _others(self, step: Step, degree: int) -> list[Column]:
-        """The options of the strategies but ``ep``."""
+        """The options of the strategies whose experts are not placed."""
         found: list[tuple[LayerPlan, ...]] = []
         for strategy in self.strategies:
-            if strategy != "ep":
+            if strategy not in self.placed:
                 share = self._share(step, strategy, degree)
                 options = self.options.sharded(share) if strategy == "sharded" else self.options.gathered(share)
                 # Classes with fewer options than others repeat their last.
@@ -200,12 +208,12 @@ class Search:
             return
         where = f"{layout}, expert {degree}"
         self._look(where, step, degree, self._tables(step, degree, thorough=self.options.small))
-        if "ep" in self.strategies and degree > 1 and not self.options.small:
-            own = (c.seconds for c in self.choices if c.candidate.name == f"all ep ({where})")
+        if self.placed and degree > 1 and not self.options.small:
+            own = (c.seconds for c in self.choices if c.candidate.name in [f"all {s} ({where})" for s in self.placed])
             self._promising.append((min(own, default=math.inf), floor, layout, degree))
 
     def _refine(self) -> None:
-        """Search for placements in the few spaces where ``ep`` is fastest and may gain ``WORTH`` in all."""
+        """Search for placements in the few spaces where placed experts are fastest and may gain ``WORTH`` in all."""
         for seconds, floor, layout, degree in sorted(self._promising)[:REFINED]:
             if self.cut or self.budget.over or floor >= (1 - WORTH) * self._fastest or seconds > NEAR * self._fastest:
                 continue
@@ -218,14 +226,7 @@ class Search:
         """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
         if self.even:
             return
-        known = [c for c in self.choices if c.plans and not c.candidate.reason and "ep" in c.candidate.strategies]
-        spaces: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
-        for choice in sorted(known, key=lambda c: c.seconds):
-            key = choice.step.layout, choice.candidate.degrees.expert
-            if key in spaces or len(spaces) < REFINED:
-                plans = tuple(choice.plans[members[0]] for members in self.classes.members)
-                if all(plan.strategy == "ep" for plan in plans):
-                    spaces.setdefault(key, {}).setdefault(plans)
+        spaces = fastest_placed(self.choices, self.classes, REFINED)
         for (layout, degree), placed in spaces.items():
             if self.cut or self.budget.over:
                 return
@@ -245,8 +246,9 @@ class Search:
             if self.choices and any(c.plans for c in self.choices) and self.budget.over:
                 self.cut = True
                 break
-            # Strategies but ep are the same for every expert degree.
-            if strategy == "ep" or (degree == self.costs.devices and not again):
+            # Strategies without placement are the same for every expert degree.
+            once = degree == self.costs.devices and not again
+            if self.options.has(strategy, degree) if strategy in self.placed else once:
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)
@@ -275,12 +277,13 @@ class Search:
 
     def _floor(self, step: Step, degree: int) -> float:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
-        if "ep" not in self.strategies:
+        if not self.placed:
             return 0.0
-        others = [column.arrival for column in self._others(step, degree)]
         # By expectation only single copies are predicted, but for a placement that is given.
         copies = degree == self.costs.devices and (self.routing.scale == 1 or self.given is not None)
-        least = np.min([ep_floor(step, degree, copies), *others], axis=0)
+        placed = [strategy for strategy in self.placed if self.options.has(strategy, degree)]
+        floors = [placed_floor(step, strategy, degree, copies) for strategy in placed]
+        least = np.min([*floors, *(column.arrival for column in self._others(step, degree))], axis=0)
         return float(least.sum()) + beside(step)
 
     @property
@@ -298,7 +301,7 @@ class Search:
             solution = tables.select(tables.seconds, strategy, self._left(), self.seed, CHOICE_GAP, target)
         except Infeasible as error:
             self.missing.append(tables.missing(error))
-            self._record(name, step, degree, [], math.inf, memory.lacking(self.missing[-1]))
+            self._record(name, step, degree, [], math.inf, lacking(self.missing[-1]))
         except NotFound:
             self._record(name, step, degree, [], math.inf, "nothing that fits was found in the time allowed")
         else:
@@ -345,7 +348,7 @@ class Search:
             column, room = self._column(step, own), self._room(step)
             seconds = Tables(step, self.classes, [column], room).step_seconds([0] * len(own))
             missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - room, 0)
-            reason = memory.lacking(missing) if missing.any() else ""
+            reason = lacking(missing) if missing.any() else ""
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:

@@ -1,15 +1,16 @@
 """What the devices do in a layer, stage by stage: written once by a strategy, read by the clock and by the graph.
 
 Every device goes through the stages in order. ``compute``: a call that has the device's processors to itself.
-``exchange``: a collective that its members wait for; it starts when the last has come to it. ``start``: a collective of
-all devices that runs beside the stages up to the ``wait`` of its number. Of several that were started, each begins when
-the one before has ended everywhere: messages between two devices are sent in their order.
+``exchange``: collectives in groups of devices; each starts when the last of its own has come to it. ``start``: a
+collective of all devices that runs beside the stages up to the ``wait`` of its number. Of several that were started,
+each begins when the one before has ended everywhere: messages between two devices are sent in their order.
 """
 
 # B layers that are costed together, G devices
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,57 @@ from .costs import Exchange
 
 
 @dataclass(frozen=True)
+class Partition:
+    """Who waits for whom. of: [G] number of each device's group; width: members of each, where they are equally many
+    consecutive devices, else 0."""
+
+    of: np.ndarray
+    width: int
+
+    @classmethod
+    def consecutive(cls, devices: int, width: int) -> "Partition":
+        return cls(np.arange(devices) // width, width)
+
+    @classmethod
+    def apart(cls, groups: Sequence[Sequence[int]]) -> "Partition":
+        """From their members, which together are all devices."""
+        widths, order = {len(group) for group in groups}, np.concatenate(groups)
+        if len(widths) == 1 and (order == np.arange(len(order))).all():
+            return cls.consecutive(len(order), widths.pop())
+        of = np.empty(len(order), int)
+        for number, group in enumerate(groups):
+            of[list(group)] = number
+        return cls(of, 0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody waits for another."""
+        return self.width == 1
+
+    @property
+    def everyone(self) -> bool:
+        return self.width == len(self.of)
+
+    @cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Devices by group, and where each group begins among them."""
+        order = np.argsort(self.of, kind="stable")
+        return order, np.flatnonzero(np.diff(self.of[order], prepend=-1))
+
+    def latest(self, now: np.ndarray) -> np.ndarray:
+        """[B, G] the largest of [B, G] clocks in each device's group."""
+        if self.everyone:
+            return now.max(1, keepdims=True)
+        if not self.width:
+            order, first = self._order
+            return np.maximum.reduceat(now[:, order], first, axis=1)[:, self.of]
+        groups = now.reshape(len(now), -1, self.width)
+        return np.broadcast_to(groups.max(2, keepdims=True), groups.shape).reshape(now.shape)
+
+
+@dataclass(frozen=True)
 class Stage:
-    """seconds: [B or 1, G] of each device alone; exchanges: one for each group, the groups in order, all of one size.
+    """seconds: [B or 1, G] of each device alone; exchanges: their groups together are all devices.
 
     busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one.
     earlier: whether it is of the layer before the one that it is listed with.
@@ -35,10 +85,10 @@ class Stage:
     number: int = 0
     earlier: bool = False
 
-    @property
-    def width(self) -> int:
-        """Members of each group."""
-        return len(self.exchanges[0].group)
+    @cached_property
+    def groups(self) -> Partition:
+        """Those of its exchanges."""
+        return Partition.apart([group for exchange in self.exchanges for group in exchange.waiting])
 
     @property
     def latency(self) -> np.ndarray:
@@ -65,7 +115,7 @@ def compute(part: Part, name: str, seconds: np.ndarray) -> Stage:
 
 
 def exchange(part: Part, name: str, exchanges: Sequence[Exchange]) -> Stage:
-    """A collective in each of the groups, which together are all devices in order."""
+    """A collective in each of the groups, which together are all devices, in order."""
     return Stage("exchange", part, name, np.concatenate([e.seconds for e in exchanges], axis=1), tuple(exchanges))
 
 

@@ -62,6 +62,8 @@ class Tables:
 
     def fits(self, strategy: Strategy | None, time_limit: float) -> bool:
         """Whether any choice (of this strategy) keeps to memory, as far as can be told in so many seconds."""
+        if all(strategy not in (None, column.strategy) for column in self.columns):
+            return False
         try:
             self.select(np.zeros(self.seconds.shape), strategy, min(FIT_SECONDS, time_limit), 0)
         except (Infeasible, NotFound):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from ..runtime.collectives import all_gather_start, all_reduce, all_to_all, reduce_scatter
 from ..runtime.groups import open_group
 from ..spec.curve import Curve
+from ..spec.levels import across_groups, two_levels
 from .grids import SIZES, Coordinates, Grid, Growth, Point, measured, steps
 from .measure import Bench, StepTimer, measure, measure_exchange, summary, timer
 
@@ -37,12 +38,22 @@ class Family(NamedTuple):
 
 
 def group_families(hosts: Sequence[str], degrees: Sequence[int]) -> list[Groups]:
-    """All devices; each host's devices; consecutive devices for each degree of tensor parallelism."""
+    """All devices; each host's devices; groups across hosts where there are two levels (``spec.levels``); consecutive
+    devices for each degree of tensor parallelism."""
     world = len(hosts)
     by_host = tuple(tuple(r for r, h in enumerate(hosts) if h == name) for name in dict.fromkeys(hosts))
     families: list[Groups] = [(tuple(range(world)),), tuple(g for g in by_host if len(g) > 1)]
+    if two_levels(hosts):
+        families.append(across_groups(hosts))
     families += [tuple(tuple(range(i, i + t)) for i in range(0, world, t)) for t in degrees if t > 1]
     return [groups for groups in dict.fromkeys(families) if groups and len(groups[0]) > 1]
+
+
+def kinds_over(groups: Groups, hosts: Sequence[str]) -> Sequence[tuple[str, str, float]]:
+    """What is measured over groups of a family: over those across hosts only what ``hierarchical`` does there."""
+    if len(groups) > 1 and two_levels(hosts) and groups == across_groups(hosts):
+        return [kind for kind in KINDS if kind[:2] == ("all_to_all", "equal")]
+    return KINDS
 
 
 def open_family(groups: Groups, rank: int, world: int) -> Family:
@@ -113,11 +124,11 @@ def measure_collectives(
     ``dtype`` matters to those that add up: bf16 sums cost a conversion. ``gathered``: bytes that a device contributes
     when a layer's experts are gathered, measured as well where time allows; 0 where this group gathers none.
     """
-    curves = []
-    for i, (name, traffic, weight) in enumerate(KINDS):
+    curves, kinds = [], kinds_over(family.groups, bench.hosts)
+    for i, (name, traffic, weight) in enumerate(kinds):
         start, waited = time.perf_counter(), bench.patience.waited
         grid = with_size(SIZES, gathered) if name == "all_gather" else SIZES
-        part = weight / sum(w for *_, w in KINDS[i:])
+        part = weight / sum(w for *_, w in kinds[i:])
         curve = Measured(family, bench, name, traffic, dtype, grid)
         curve.growth.start()
         curve.growth.refine(allowance * part - curve.growth.spent)

@@ -15,6 +15,7 @@ import torch
 from ..runtime.calls import COLD_BYTES, operator_call
 from ..spec.cluster import OperatorCurve
 from ..spec.errors import MoeplanError
+from ..spec.levels import two_levels
 from ..spec.model import DTYPE_BYTES, Block, DType, Model
 from ..spec.operators import (
     OPERATORS,
@@ -23,6 +24,7 @@ from ..spec.operators import (
     dense_shape,
     exchange_shape,
     expert_shape,
+    levels_shape,
     route_shape,
     vocabulary_shape,
 )
@@ -89,8 +91,9 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
 
 
 EXCHANGES = tuple(name for name in OPERATORS if name.startswith(("ep_", "sharded_", "gathered_")))
+LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
-    EXCHANGES, 0.5
+    EXCHANGES + LEVELS, 0.5
 )
 """Weights of the operators in dividing the time for finer grids; others have 1."""
 
@@ -104,6 +107,7 @@ class Task(NamedTuple):
     dtype: DType
     devices: int
     tensor: int = 1
+    hosts: int = 1
 
     @property
     def shape(self) -> Shape:
@@ -121,6 +125,8 @@ class Task(NamedTuple):
                 return dense_shape(self.block, dense.ffn_size, dense.gated)
             assert moe is not None
             return dense_shape(self.block, moe.shared_ffn_size, True)
+        if self.operator in LEVELS:
+            return levels_shape(self.block, self.devices, self.hosts)
         return exchange_shape(self.block, self.devices)
 
     @property
@@ -161,7 +167,7 @@ class Task(NamedTuple):
         if self.operator.startswith("attention"):
             assert self.block.attention is not None
             width += 2 * self.block.attention.cache_values() * at.get("context", 1)
-        elif self.operator.startswith(("ep", "sharded")):
+        elif self.operator.startswith(("ep", "hierarchical", "sharded")):
             width *= self.devices
         elif self.operator == "head":
             width += self.model.vocab_size
@@ -258,6 +264,8 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str]) -> Iterator[Task]:
                 yield Task("dense_ffn", model, block, dtype, world)
             for operator in ("route", "expert_ffn", *EXCHANGES):
                 yield Task(operator, model, block, dtype, world)
+            for operator in LEVELS if two_levels(hosts) else ():
+                yield Task(operator, model, block, dtype, world, hosts=len(set(hosts)))
     if model.vocab_size:
         yield Task("embed", model, model.layers[0], dtype, world)
         yield Task("head", model, model.layers[-1], dtype, world)
@@ -275,6 +283,7 @@ def growth(task: Task, bench: Bench) -> Growth:
             bench.device,
             devices=task.devices,
             tensor=task.tensor,
+            hosts=task.hosts,
             **at,
         )
 

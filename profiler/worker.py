@@ -15,7 +15,7 @@ from ..runtime.load import LoadMeter
 from ..runtime.memory import keep_freed_memory
 from ..spec.cluster.measurement import MeasuredDevice
 from ..spec.model import Model
-from .collectives import Measured, group_families, measure_collectives, open_family
+from .collectives import Measured, group_families, kinds_over, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
 from .links import measure_links, measure_uplinks
 from .measure import Agree, Bench, Pace, processor_clock
@@ -99,10 +99,11 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     next_step("uplinks")
     uplinks = measure_uplinks(bench)
     collectives = []
-    for groups in families:
+    weights = [sum(weight for *_, weight in kinds_over(groups, hosts)) for groups in families]
+    for groups, weight in zip(families, weights, strict=True):
         next_step(f"collectives over {len(groups[0])} devices")
         family = open_family(groups, rank.rank, bench.world)
-        allowance = COLLECTIVES_SHARE * job["seconds"] / len(families)
+        allowance = COLLECTIVES_SHARE * job["seconds"] * weight / sum(weights)
         gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
         collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered)
 

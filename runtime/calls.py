@@ -21,7 +21,7 @@ from .dense import dense
 from .kernels import expert_ffn
 from .random_weights import RandomWeights, random_tensor
 from .router import Choice, route
-from .strategies import ep, gathered, sharded
+from .strategies import ep, gathered, hierarchical, sharded
 from .vocabulary import embed, head
 from .weights import AttentionWeights, DenseWeights, RouterWeights
 
@@ -76,10 +76,18 @@ class _Calls:
     """One method per operator; its keyword arguments are the operator's axes."""
 
     def __init__(
-        self, model: Model, block: Block, dtype: torch.dtype, device: torch.device, devices: int, tensor: int
+        self,
+        model: Model,
+        block: Block,
+        dtype: torch.dtype,
+        device: torch.device,
+        devices: int,
+        tensor: int,
+        hosts: int,
     ) -> None:
         self.model, self.block, self.dtype, self.device = model, block, dtype, device
         self.devices, self.tensor, self.hidden = devices, tensor, block.hidden_size
+        self.hosts = [g * hosts // devices for g in range(devices)]
         single = block.model_copy(update={"count": 1})
         if single not in model.layers:
             raise MoeplanError(f"operator_call: block: must be one of {model.name}'s")
@@ -160,11 +168,14 @@ class _Calls:
 
     # exchange -------------------------------------------------------------------------------------------------------
 
-    def _packed(self, tokens: int) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Tensor]:
-        """Packing of rank 0's tokens, whose experts are divided over the devices in order; and the residual."""
+    def _plan(self) -> LayerPlan:
+        """Experts divided over the devices in order."""
         experts = torch.arange(self.moe.num_experts).tensor_split(self.devices)
-        plan = LayerPlan(strategy="ep", slots=tuple(tuple(part.tolist()) for part in experts))
-        table = ep.serving(plan, [0] * self.devices, self.moe.num_experts, 0, self.device)
+        return LayerPlan(strategy="ep", slots=tuple(tuple(part.tolist()) for part in experts))
+
+    def _packed(self, tokens: int) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """Packing of rank 0's tokens; and the residual."""
+        table = ep.serving(self._plan(), self.hosts, self.moe.num_experts, 0, self.device)
         x, choice, phase = self.rows(tokens), self.choice(tokens), ep.phases(0, tokens, self.device)
         return lambda: ep.pack(x, *choice, table, phase), x
 
@@ -180,6 +191,38 @@ class _Calls:
         token = pack()[1]
         returned = self.rows(len(token))
         return lambda: ep.combine(returned, token, residual)
+
+    def _way(self) -> hierarchical.Way:
+        """The tables of rank 0."""
+        return hierarchical.way(self._plan(), self.hosts, self.moe.num_experts, 0, self.device)
+
+    def hierarchical_pack(self, tokens: int) -> Call:
+        x, choice, phase, to = self.rows(tokens), self.choice(tokens), ep.phases(0, tokens, self.device), self._way()
+        return lambda: hierarchical.pack(x, *choice, to, phase)
+
+    def _arrived(self, tokens: int) -> tuple[Tensor, hierarchical.Way]:
+        """Rows that reached rank 0 as a relay: of tokens with at least one expert on its host."""
+        to, (ids, gates) = self._way(), self.choice(tokens)
+        ids[:, 0] %= len(to.local) - 1
+        phase = ep.phases(0, tokens, self.device)
+        rows, _, counts = hierarchical.pack(self.rows(tokens), ids, gates, to, phase)
+        return rows[: int(counts[0, 0])], to
+
+    def hierarchical_relay(self, tokens: int) -> Call:
+        rows, to = self._arrived(tokens)
+        return lambda: hierarchical.relay(rows, self.hidden, self.dtype, self.moe.top_k, to)
+
+    def hierarchical_add(self, tokens: int) -> Call:
+        rows, to = self._arrived(tokens)
+        row = hierarchical.relay(rows, self.hidden, self.dtype, self.moe.top_k, to)[1]
+        returned = self.rows(len(row))
+        return lambda: hierarchical.add_up(returned, row, tokens)
+
+    def hierarchical_combine(self, tokens: int) -> Call:
+        residual, phase = self.rows(tokens), ep.phases(0, tokens, self.device)
+        token = hierarchical.pack(residual, *self.choice(tokens), self._way(), phase)[1]
+        returned = self.rows(len(token))
+        return lambda: hierarchical.combine(returned, token, residual)
 
     def sharded_pack(self, tokens: int) -> Call:
         x, choice = self.rows(tokens), self.choice(tokens)
@@ -242,12 +285,13 @@ def operator_call(
     *,
     devices: int,
     tensor: int,
+    hosts: int = 1,
     **coordinates: int,
 ) -> Callable[[], None]:
     """Build inputs once; the result runs exactly one call of ``operator`` on them, as the executor does.
 
-    ``block``: one of the model's; ``devices``: G of the exchange operators; ``tensor``: devices that divide the
-    attention heads; ``coordinates``: a positive value for each axis in ``OPERATORS[operator].axes``.
+    ``block``: one of the model's; ``devices``: G of the exchange operators, on ``hosts`` in order; ``tensor``: devices
+    that divide the attention heads; ``coordinates``: a positive value for each axis in ``OPERATORS[operator].axes``.
     Raises MoeplanError for an unknown operator, other axes, or a block that lacks what the operator runs.
     """
     if operator not in OPERATORS:
@@ -256,7 +300,7 @@ def operator_call(
     if set(coordinates) != set(axes) or min(coordinates.values()) < 1:
         raise MoeplanError(f"operator_call: {operator}: expected positive values for {axes}, got {coordinates}")
     with torch.inference_mode():
-        call: Call = getattr(_Calls(model, block, dtype, device, devices, tensor), operator)(**coordinates)
+        call: Call = getattr(_Calls(model, block, dtype, device, devices, tensor, hosts), operator)(**coordinates)
 
     @torch.inference_mode()
     def run() -> None:

@@ -16,7 +16,7 @@ from .attention import RotaryEmbedding, attention
 from .cache import KVCache
 from .collectives import all_gather, all_reduce, reduce_scatter
 from .dense import dense
-from .groups import consecutive_group
+from .groups import consecutive_group, open_levels
 from .layout import Layout
 from .norms import rms_norm
 from .reference import forced_choice
@@ -63,11 +63,13 @@ class Executor:
         names = list(dict.fromkeys(device.host for device in plan.devices))
         hosts = [names.index(device.host) for device in plan.devices]
         region = Region(dtype, self.device)
+        hierarchical = any(layer.strategy == "hierarchical" for layer in plan.layers)
+        levels = open_levels(hosts) if hierarchical else None
         strategies: dict[int, Strategy] = {}
         for i, layer_plan in zip(self.model.moe_layers, plan.layers, strict=True):
             block = self.model.layers[i]
             assert block.moe is not None
-            context = LayerContext(rank, hosts, block.moe, block.hidden_size, self.device, region)
+            context = LayerContext(rank, hosts, block.moe, block.hidden_size, self.device, region, levels)
             strategies[i] = strategy_of(layer_plan, context)
         return strategies
 

@@ -15,8 +15,11 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch.distributed as dist
+
+from ..spec import levels
 
 Group = dist.ProcessGroup | None
 
@@ -57,3 +60,21 @@ def consecutive_group(size: int) -> Group:
     world, rank = dist.get_world_size(), dist.get_rank()
     groups = [open_group(range(first, first + size)) for first in range(0, world, size)]
     return groups[rank // size]
+
+
+class Levels(NamedTuple):
+    """The groups of both levels that this rank belongs to (``spec.levels``); None where it is alone in one."""
+
+    across: Group
+    inside: Group
+
+
+def open_levels(hosts: Sequence[int]) -> Levels:
+    """hosts: number of each rank's host. Every rank must call it."""
+    return Levels(*(_own_group(groups) for groups in (levels.across_groups(hosts), levels.inside_groups(hosts))))
+
+
+def _own_group(groups: levels.Groups) -> Group:
+    rank = dist.get_rank()
+    opened = {group: open_group(group) for group in groups if len(group) > 1}
+    return next((handle for group, handle in opened.items() if rank in group), None)

@@ -91,8 +91,8 @@ def solve(
     """Degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.
 
     trace: recorded routing; without one a power law is assumed, and the plan says so. strategy: only this one for every
-    layer. placement: experts where it says, under ``ep``. even: as if all devices were equal. memory_bytes: limit of
-    every device.
+    layer. placement: experts where it says, under ``ep`` or as ``strategy`` says. even: as if all devices were equal.
+    memory_bytes: limit of every device.
 
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP

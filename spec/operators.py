@@ -50,6 +50,14 @@ OPERATORS: dict[str, Operator] = {
     "ep_pack": Operator(("tokens",), "ep: de-duplicated send buffer and its counts from the routing"),
     "ep_unpack": Operator(("tokens",), "ep: received rows split into activations, expert ids and gate weights"),
     "ep_combine": Operator(("tokens",), "ep: returned partial rows added up at their tokens, residual"),
+    "hierarchical_pack": Operator(("tokens",), "hierarchical: send buffer, one row per token and host, and the counts"),
+    "hierarchical_relay": Operator(
+        ("tokens",), "hierarchical: of `tokens` rows that arrived a copy for each device of the host with their experts"
+    ),
+    "hierarchical_add": Operator(
+        ("tokens",), "hierarchical: partial rows of a host's devices added up for the `tokens` rows that arrived"
+    ),
+    "hierarchical_combine": Operator(("tokens",), "hierarchical: the hosts' rows added up at their tokens, residual"),
     "sharded_pack": Operator(("tokens",), "sharded: rows with their expert ids and gate weights in one buffer"),
     "sharded_unpack": Operator(("tokens",), "sharded: all devices' rows split again (`tokens` counts all of them)"),
     "sharded_combine": Operator(("tokens",), "sharded: the devices' partial rows summed, residual"),
@@ -100,6 +108,11 @@ def exchange_shape(block: Block, devices: int) -> Shape:
     m = block.moe
     assert m is not None
     return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}
+
+
+def levels_shape(block: Block, devices: int, hosts: int) -> Shape:
+    """Shape of every ``hierarchical_*`` operator."""
+    return exchange_shape(block, devices) | {"hosts": hosts}
 
 
 def vocabulary_shape(model: Model) -> Shape:

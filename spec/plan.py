@@ -23,7 +23,7 @@ from .workload import Workload
 if TYPE_CHECKING:
     import pandas
 
-Strategy = Literal["ep", "sharded", "gathered"]
+Strategy = Literal["ep", "hierarchical", "sharded", "gathered"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
 CHUNKED: tuple[Strategy, ...] = ("ep",)
 """Strategies whose tokens may travel in several chunks."""
@@ -47,11 +47,12 @@ class PlanDevice(Part):
 class LayerPlan(Part):
     """One mixture-of-experts layer.
 
-    ``slots`` holds, per device, the experts that it stores (``ep`` computes them there; ``gathered`` keeps them there
-    at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that a copy takes. ``split``
-    (``sharded`` only) holds the FFN columns of every expert that each device stores. ``chunks``: every device's tokens
-    in so many parts (``spec.layout.even``), of which one travels while another is computed. ``slot`` (layers with a
-    shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed before.
+    ``slots`` holds, per device, the experts that it stores (``ep`` and ``hierarchical`` compute them there;
+    ``gathered`` keeps them there at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that
+    a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
+    ``chunks``: every device's tokens in so many parts (``spec.layout.even``), of which one travels while another is
+    computed. ``slot`` (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed
+    before.
     """
 
     strategy: Strategy

@@ -22,6 +22,7 @@ from moeplan.spec.cluster import (
     Scope,
 )
 from moeplan.spec.curve import Axis, Curve
+from moeplan.spec.levels import across_groups, inside_groups, two_levels
 from moeplan.spec.model import DTYPE_BYTES, Attention, Block, Dense, Moe
 from moeplan.spec.operators import (
     COLLECTIVES,
@@ -30,6 +31,7 @@ from moeplan.spec.operators import (
     dense_shape,
     exchange_shape,
     expert_shape,
+    levels_shape,
     route_shape,
     vocabulary_shape,
 )
@@ -81,7 +83,7 @@ def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear
 
 
 def operators(
-    model: Model, speed: float, devices: int, tensors: Sequence[int], dtype: str
+    model: Model, speed: float, devices: int, hosts: int, tensors: Sequence[int], dtype: str
 ) -> tuple[OperatorCurve, ...]:
     """Every curve that a plan for ``model`` reads on one device."""
     element = DTYPE_BYTES[dtype]
@@ -128,9 +130,14 @@ def operators(
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
-                if operator.startswith(("ep_", "sharded_", "gathered_")):
+                if operator.startswith(("ep_", "sharded_", "gathered_", "hierarchical_")):
                     moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
-                    add(operator, exchange_shape(block, devices), moving)
+                    levels = operator.startswith("hierarchical_")
+                    add(
+                        operator,
+                        levels_shape(block, devices, hosts) if levels else exchange_shape(block, devices),
+                        moving,
+                    )
         for size, gated in ffns:
             weights = 3 * D * size
             curve = grid({"tokens": TOKENS}, lambda tokens, w=weights: time(2 * tokens * w, element * w))
@@ -147,7 +154,8 @@ Members = tuple[tuple[int, ...], Scope | None]
 
 
 def collective(name: str, shape: Members, local: float, uplink: float, busy: float = 1.0) -> CollectiveCurve:
-    """A collective of groups of one shape; busy: times as much of the processors as usual."""
+    """A collective of groups of one shape; ``uplink``: a group's part, where several share one at the same time; busy:
+    times as much of the processors as usual."""
     members, scope = shape
     count = sum(members)
     across, sharing = count - min(members), max(members)
@@ -210,7 +218,7 @@ def cluster(
             type="cpu",
             product="synthetic",
             stream_bandwidth=BYTES * speed,
-            operators=operators(model, speed, n, tensors, dtype),
+            operators=operators(model, speed, n, len(speeds), tensors, dtype),
         )
         for speed in dict.fromkeys(flat)
     )
@@ -225,6 +233,12 @@ def cluster(
         for speed, (h, switch), bytes in zip(flat, seats, memories, strict=True)
     )
     groups = [devices[i : i + t] for t in dict.fromkeys((*tensors, n)) for i in range(0, n, t) if t > 1]
+    shapes = dict.fromkeys(map(group_shape, groups), 1)
+    if two_levels(hosts := [device.host for device in devices]):
+        for levels, at_once in ((inside_groups(hosts), 1), (across := across_groups(hosts), len(across))):
+            for group in levels:
+                if len(group) > 1:
+                    shapes.setdefault(group_shape([devices[i] for i in group]), at_once)
     rates = {"uplink_out": uplink, "uplink_in": uplink} if len(speeds) > 1 else {}
     classes = link_classes(local, uplink, switches)
     return Cluster(
@@ -234,8 +248,8 @@ def cluster(
         link_classes=classes,
         link_rules=tuple(LinkRule(scope=link.name, link=link.name) for link in classes),
         collectives=tuple(
-            collective(name, shape, local, uplink, busy)
-            for shape in dict.fromkeys(map(group_shape, groups))
+            collective(name, shape, local, uplink / at_once, busy)
+            for shape, at_once in shapes.items()
             for name in COLLECTIVES
         ),
         provenance=Provenance(created="", command="synthetic", versions={}, seconds=0.0, models=(model.name,)),

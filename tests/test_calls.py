@@ -22,9 +22,9 @@ MODEL = Model(name="test", family="test", vocab_size=64, blocks=(DENSE, MOE))
 AT = {"sequences": 2, "length": 5, "context": 7, "tokens": 9, "ffn": 10, "experts": 3}
 
 
-def call(operator, block=MOE, dtype=torch.float32, devices=4, tensor=1, **at):
+def call(operator, block=MOE, dtype=torch.float32, devices=4, tensor=1, hosts=1, **at):
     at = at or {axis: AT[axis] for axis in OPERATORS[operator].axes}
-    return operator_call(operator, MODEL, block, dtype, CPU, devices=devices, tensor=tensor, **at)
+    return operator_call(operator, MODEL, block, dtype, CPU, devices=devices, tensor=tensor, hosts=hosts, **at)
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(("devices", "hosts"), [(1, 1), (4, 1), (4, 2), (3, 2)])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_operator_runs_again_and_again(operator, devices, dtype):
-    run = call(operator, dtype=dtype, devices=devices)
+def test_every_operator_runs_again_and_again(operator, devices, hosts, dtype):
+    run = call(operator, dtype=dtype, devices=devices, hosts=hosts)
     assert run() is None
     run()
 
@@ -121,6 +121,18 @@ def test_packing_serves_all_devices(recorded):
     assert counts.sum() == len(rows) == len(token)
     assert len(counts) == 4
     assert (counts > 0).all()
+
+
+def test_a_relay_takes_as_many_rows_as_it_says_and_serves_its_whole_host(recorded):
+    log, added = recorded("relay", calls.hierarchical), recorded("add_up", calls.hierarchical)
+    call("hierarchical_relay", hosts=2, tokens=50)()
+    call("hierarchical_add", hosts=2, tokens=50)()
+    (rows, *_), (copies, row, counts) = log[-1]
+    assert len(rows) == 50
+    assert len(counts) == 2
+    assert (counts > 0).all()
+    assert 50 < len(copies) == len(row) == counts.sum()
+    assert added[-1][1].shape == (50, 32)
 
 
 def test_what_cannot_run_is_named():

@@ -149,7 +149,7 @@ def test_bad_input_is_one_line_and_exit_2(
             ([*tiny, "--cluster", cluster, "--workload", "train:5"], "workload"),
             ([*tiny, "--cluster", cluster, "--memory", "2MiB"], "memory|MiB|GiB"),
             ([*tiny, "--cluster", cluster, "--memory", "lots"], "size"),
-            ([*tiny, "--cluster", cluster, "--strategy", "magic"], "ep, sharded"),
+            ([*tiny, "--cluster", cluster, "--strategy", "magic"], "ep, hierarchical, sharded"),
             (["solve", "-m", "olmoe", "--cluster", cluster, "-o", "new.json"], "moeplan profile --model olmoe"),
             (["run", tmp_path / "broken.json"], "tokens"),
             (["run", tmp_path / "foreign.json", "--trace", TRACE], "elsewhere"),

@@ -48,20 +48,25 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
     parts = [{e: 0.3 + 0.1 * e + g for e in held} for g, held in enumerate(COPIES[world])]
     shares = tuple(tuple(part / sum(p.get(e, 0) for p in parts) for e, part in held.items()) for held in parts)
     ep_shares = LayerPlan(strategy="ep", slots=COPIES[world], shares=shares)
+    hierarchical = LayerPlan(strategy="hierarchical", slots=COPIES[world])
+    hierarchical_shares = LayerPlan(strategy="hierarchical", slots=COPIES[world], shares=shares)
     # Three sequences in all; with four groups, one device has none.
     alone = {1: (3,), 2: (2, 1), 4: (1, 0, 1, 1)}[world]
     tokens = tuple(PROMPT * n for n in alone)
     found = {
         "ep": (1, tokens, (ep,)),
         "ep copies": (1, tokens, (ep_copies, ep_shares)),
+        "hierarchical": (1, tokens, (hierarchical, hierarchical_shares)),
         "sharded": (1, tokens, (sharded,)),
         "gathered": (1, tokens, (gathered,)),
         "mixed": (1, tokens, (gathered, sharded, ep)),
+        "gathered, then hierarchical": (1, tokens, (gathered, hierarchical)),
     }
     if world > 1:
         pairs = {2: (4, 11), 4: (9, 1, 0, 5)}[world]
         found |= {
             "ep, tensor 2": (2, pairs, (ep_copies,)),
+            "hierarchical, tensor 2": (2, pairs, (hierarchical,)),
             "sharded, tensor 2": (2, pairs, (sharded,)),
             "gathered, tensor 2": (2, pairs, (gathered,)),
         }
@@ -71,7 +76,8 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
 def case_plan(model: Model, world: int, name: str) -> Plan:
     tensor, tokens, layers = cases(world)[name]
     workload = Workload(phase="prefill", tokens=3 * PROMPT, sequences=3)
-    return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor)
+    hosts = ["a", "a", "b", "b"][:world]
+    return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts)
 
 
 def logits_of(plan: Plan, rank: int, folder: Path, tokens: torch.Tensor, forced: Routing | None = None) -> torch.Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moeplan.planner.memory import lacking
 from moeplan.planner.search import solve
+from moeplan.planner.units import lacking
 from moeplan.service.pages.plan import candidates_table, memory_table, verdict
 from moeplan.service.pages.tables import WholeTable
 from moeplan.spec import Plan, Workload

@@ -29,6 +29,8 @@ FLEETS = {
     ((1.0, 0.5),): (1, 2),
     ((1.0, 0.5), (0.3, 1.0)): (1, 2),
     ((1.0, 1.0, 0.5, 0.2), (0.05, 1.0, 1.0, 1.0)): (1, 2, 4),
+    ((1.0, 0.5, 0.1), (0.3, 1.0)): (1,),
+    ((1.0,), (0.3, 0.1), (1.0, 0.7)): (1,),
 }
 
 
@@ -58,13 +60,15 @@ def steps(draw):
 
 @st.composite
 def plans(draw, devices, block):
-    strategy = draw(st.sampled_from(["ep", "sharded", "gathered"])) if block.shortcut == "none" else "ep"
+    strategy = "ep"
+    if block.shortcut == "none":
+        strategy = draw(st.sampled_from(["ep", "hierarchical", "sharded", "gathered"]))
     if strategy == "sharded":
         cuts = sorted(draw(st.lists(st.integers(0, 128), min_size=devices - 1, max_size=devices - 1)))
         return LayerPlan(strategy="sharded", slots=((),) * devices, split=tuple(np.diff([0, *cuts, 128]).tolist()))
     held = [set() for _ in range(devices)]
     for expert in range(8):
-        copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=3 if strategy == "ep" else 1))
+        copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=1 if strategy == "gathered" else 3))
         for device in copies:
             held[device].add(expert)
     chunks = draw(st.integers(1, 4)) if strategy == "ep" else 1

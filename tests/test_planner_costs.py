@@ -157,5 +157,5 @@ def test_a_group_of_one_communicates_for_free(costs):
 def test_a_missing_curve_says_how_to_measure_it():
     with pytest.raises(MissingCurveError, match=r"moeplan profile --model tiny --dtype bf16"):
         Costs(CLUSTER, MODEL, "bf16").operator("route", {"hidden": 64, "experts": 8, "top_k": 2}, tokens=1)
-    with pytest.raises(MissingCurveError, match=r"no all_to_all curve for devices \[0, 3\]"):
-        Costs(CLUSTER, MODEL, "f32").all_to_all((0, 3), traffic(np.ones((2, 2))))
+    with pytest.raises(MissingCurveError, match=r"no all_to_all curve for devices \[0, 1, 3\]"):
+        Costs(CLUSTER, MODEL, "f32").all_to_all((0, 1, 3), traffic(np.ones((3, 3))))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from moeplan.planner.columns import Column
 from moeplan.planner.costs import Costs
-from moeplan.planner.floors import ep_floor
+from moeplan.planner.floors import placed_floor
 from moeplan.planner.layout import Layout
 from moeplan.planner.options import Classes
 from moeplan.planner.search import solve
@@ -36,17 +36,18 @@ def bent(machines: Cluster, factors: np.ndarray) -> Cluster:
 
 @given(
     st.lists(st.floats(0.1, 8.0), min_size=8, max_size=8),
-    st.sampled_from([1, 2, 4]),
+    st.sampled_from([("ep", 1), ("ep", 2), ("ep", 4), ("hierarchical", 4)]),
     st.integers(0, 2**20),
     st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_placement_is_below_the_floor(factors, degree, seed, copies):
+def test_no_placement_is_below_the_floor(factors, kind, seed, copies):
+    strategy, degree = kind
     rng = np.random.default_rng(seed)
     step = Step(
         Costs(bent(MACHINES, np.array(factors)), MODEL, "f32"), MODEL, Layout.of(WORKLOAD, 1, (1, 1, 1, 1)), ROUTING
     )
-    floor = ep_floor(step, degree, copies=degree == 4)
+    floor = placed_floor(step, strategy, degree, copies=degree == 4)
     device_of = rng.integers(0, degree, (2, 8))
     plans = []
     for row in device_of:
@@ -54,7 +55,7 @@ def test_no_placement_is_below_the_floor(factors, degree, seed, copies):
         if copies and degree == 4:
             for d in range(4):
                 slots[d] = slots[d] | set(rng.integers(0, 8, 2).tolist())
-        plans.append(LayerPlan(strategy="ep", slots=tuple(tuple(sorted(held)) for held in slots)))
+        plans.append(LayerPlan(strategy=strategy, slots=tuple(tuple(sorted(held)) for held in slots)))
     column = Column.of(step, Classes.of(MODEL.moe_layers, len(MODEL.layers)), plans)
     assert (floor <= column.arrival * (1 + 1e-9)).all()
 

@@ -27,6 +27,7 @@ LINEAR = ((0, 1), (2, 3), (4, 5), (6, 7))
 EP = LayerPlan(strategy="ep", slots=LINEAR)
 SHARDED = LayerPlan(strategy="sharded", slots=((),) * 4, split=(48, 16, 64, 0))
 GATHERED = LayerPlan(strategy="gathered", slots=LINEAR)
+HIERARCHICAL = LayerPlan(strategy="hierarchical", slots=LINEAR)
 
 
 def make_step(
@@ -172,7 +173,7 @@ def test_what_attention_does_not_hide_is_waited_for():
     assert parts["gather"] + parts["attention"] + parts["route"] == pytest.approx(alone, rel=1e-3)
 
 
-@pytest.mark.parametrize("plan", [EP, SHARDED, GATHERED], ids=lambda p: p.strategy)
+@pytest.mark.parametrize("plan", [EP, SHARDED, GATHERED, HIERARCHICAL], ids=lambda p: p.strategy)
 @pytest.mark.parametrize("sequences", [(2, 2, 2, 2), (5, 1, 0, 2)], ids=str)
 def test_every_moment_of_a_step_belongs_to_a_part(plan, sequences):
     step = make_step(tiny_model(layers=3, dense=1, shared=32), ((1.0, 0.5), (0.3, 1.0)), sequences=sequences)
@@ -233,13 +234,13 @@ def test_layout_is_the_runtimes(tensor, sequences):
 
 
 @given(
-    st.lists(st.sampled_from([EP, SHARDED, GATHERED]), min_size=3, max_size=3),
+    st.lists(st.sampled_from([EP, SHARDED, GATHERED, HIERARCHICAL]), min_size=3, max_size=3),
     st.sampled_from([(2, 2, 2, 2), (5, 1, 0, 2)]),
 )
 @settings(deadline=None, max_examples=15)
 def test_the_bounds_hold_for_every_choice(plans, sequences):
     step = make_step(speeds=((1.0, 0.5), (0.3, 1.0)), sequences=sequences)
-    options = [EP, SHARDED, GATHERED]
+    options = [EP, SHARDED, GATHERED, HIERARCHICAL]
     space = tables(step, options)
     seconds, bound = step.seconds(plans), space.lower_bound()
     additive = beside(step) + space.arrival.min(1).sum()
@@ -252,7 +253,7 @@ def test_the_bounds_hold_for_every_choice(plans, sequences):
 
 def test_without_overlap_the_bound_of_one_choice_is_its_time():
     step = make_step(speeds=((1.0, 0.5), (0.3, 1.0)))
-    for plans in itertools.product([EP, SHARDED], repeat=3):
+    for plans in itertools.product([EP, SHARDED, HIERARCHICAL], repeat=3):
         classes = Classes.of(step.model.moe_layers, 3)
         single = Tables(step, classes, [Column.of(step, classes, plans)], np.full(4, 1 << 50))
         assert single.lower_bound() == pytest.approx(step.seconds(list(plans)))
@@ -266,6 +267,7 @@ def test_memory_of_one_layer_by_hand():
     outside = (2 * 256 * 64 + 64) * 4
     for plan, per_layer, region in (
         (EP, [2 * expert] * 4, 0),
+        (HIERARCHICAL, [2 * expert] * 4, 0),
         (GATHERED, [2 * expert] * 4, 8 * expert),
         (SHARDED, [8 * expert * n // 128 for n in SHARDED.split], 0),
     ):

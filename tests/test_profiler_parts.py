@@ -13,7 +13,7 @@ from moeplan.profiler import merge, profile
 from moeplan.profiler.collectives import group_families, hot_counts
 from moeplan.profiler.devices import device_name, host_memory, memory_available, nvml_details
 from moeplan.profiler.links import uplink_flows
-from moeplan.profiler.operators import EXCHANGES, tasks, tensor_degrees
+from moeplan.profiler.operators import EXCHANGES, LEVELS, tasks, tensor_degrees
 from moeplan.spec import Cluster, Model, MoeplanError
 from moeplan.spec.cluster import Device, DeviceKind, Host, OperatorCurve, Provenance
 from moeplan.spec.curve import Axis, Curve
@@ -125,9 +125,11 @@ def test_skewed_traffic_moves_as_many_rows_most_of_them_to_the_first(rows, membe
 
 
 def test_groups_are_the_world_the_hosts_and_the_tensor_groups_each_once():
-    assert group_families("aabb", [1, 2]) == [((0, 1, 2, 3),), ((0, 1), (2, 3))]
+    assert group_families("aabb", [1, 2]) == [((0, 1, 2, 3),), ((0, 1), (2, 3)), ((0, 2), (1, 3))]
     assert group_families("aaaa", [1, 2, 4]) == [((0, 1, 2, 3),), ((0, 1), (2, 3))]
-    assert group_families("aaab", [1]) == [((0, 1, 2, 3),), ((0, 1, 2),)]
+    assert group_families("aaab", [1]) == [((0, 1, 2, 3),), ((0, 1, 2),)]  # all relay through b's only device
+    assert group_families("aaabb", [1]) == [((0, 1, 2, 3, 4),), ((0, 1, 2), (3, 4)), ((0, 2, 3), (1, 4))]
+    assert group_families("ab", [1]) == [((0, 1),)]
     assert group_families("a", [1]) == []
 
 
@@ -142,13 +144,17 @@ def test_tensor_degrees_divide_the_heads_and_stay_inside_a_host():
 
 def test_a_model_needs_every_operator_and_each_curve_is_measured_once():
     needed = tasks([model(), model("twin")], ["f32", "f32"], "aa")
-    assert {task.operator for task in needed} == set(OPERATORS)
+    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS)
+    levels = [task for task in tasks([model()], ["f32"], "aabb") if task.operator in LEVELS]
+    assert sorted(task.operator for task in levels) == sorted(LEVELS)
+    assert all(task.shape == {"hidden": 128, "top_k": 2, "devices": 4, "hosts": 2} for task in levels)
+    assert not any(task.operator in LEVELS for task in tasks([model()], ["f32"], "ab"))
     assert len(needed) == len({task.key for task in needed})
     attentions = [task for task in needed if task.operator == "attention_decode"]
     assert sorted(task.tensor for task in attentions) == [1, 2]
     assert sum(task.operator == "dense_ffn" for task in needed) == 2  # the dense layer and the shared expert
     assert len(tasks([model(), model()], ["f32", "bf16"], "aa")) == 2 * len(needed)
-    assert set(EXCHANGES) < set(OPERATORS)
+    assert set(EXCHANGES + LEVELS) < set(OPERATORS)
 
 
 def test_calls_rotate_over_the_layers_weights_but_not_over_big_ones():

@@ -55,6 +55,15 @@ def test_every_layer_keeps_to_the_placement():
     assert Plan.parse(plan.to_json(), "plan") == plan
 
 
+def test_it_runs_hierarchical_where_that_is_asked_for():
+    plan = solved(strategy="hierarchical")
+    assert [(layer.strategy, layer.slots, layer.shares) for layer in plan.layers] == [
+        ("hierarchical", COPIES.slots, COPIES.shares),
+        ("hierarchical", PLAIN.slots, None),
+    ]
+    assert "hierarchical as p.json places its experts" in plan.solver.space
+
+
 def test_the_plan_says_that_it_was_given():
     plan = solved()
     (record,) = plan.placements

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moeplan.planner.layout import Layout as PlannedLayout
 from moeplan.planner.strategies.layer import Layer
+from moeplan.runtime.groups import open_levels
 from moeplan.runtime.kernels import expert_ffn
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.layout import Layout
@@ -38,11 +39,22 @@ PLANS = {
     "ep 2 chunks": LayerPlan(strategy="ep", slots=EVEN, chunks=2),
     "ep shares, 5 chunks": LayerPlan(strategy="ep", slots=COPIES, shares=SHARES, chunks=5),
     "ep uneven, 8 chunks": LayerPlan(strategy="ep", slots=UNEVEN, chunks=8),
+    "hierarchical": LayerPlan(strategy="hierarchical", slots=EVEN),
+    "hierarchical uneven": LayerPlan(strategy="hierarchical", slots=UNEVEN),
+    "hierarchical copies": LayerPlan(strategy="hierarchical", slots=COPIES),
+    "hierarchical shares": LayerPlan(strategy="hierarchical", slots=COPIES, shares=SHARES),
     "sharded": LayerPlan(strategy="sharded", slots=((),) * 4, split=(3, 3, 3, 3)),
     "sharded uneven": LayerPlan(strategy="sharded", slots=((),) * 4, split=(1, 7, 0, 4)),
     "gathered": LayerPlan(strategy="gathered", slots=EVEN),
     "gathered uneven": LayerPlan(strategy="gathered", slots=UNEVEN),
     "gathered copies": LayerPlan(strategy="gathered", slots=COPIES),
+}
+HOSTS = [0, 0, 1, 1]
+OTHER_HOSTS = {"one host": [0] * 4, "a host each": [0, 1, 2, 3], "three and one": [0, 0, 0, 1], "apart": [0, 1, 1, 0]}
+PLACED = {name: (plan, HOSTS) for name, plan in PLANS.items()}
+PLACED |= {
+    f"hierarchical, {where}": (PLANS["hierarchical shares" if "one" in where else "hierarchical copies"], hosts)
+    for where, hosts in OTHER_HOSTS.items()
 }
 TOKENS = {
     "even": (5, 5, 5, 5),
@@ -79,8 +91,10 @@ def routed(routing: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor,
 def on_rank(rank, job) -> dict[str, float]:
     """Largest error of each case on this rank, relative to the largest wanted value."""
     found = {}
-    for dtype, (name, plan) in itertools.product(TOLERANCE, PLANS.items()):
-        context = LayerContext(rank.rank, [0, 0, 1, 1], MOE, HIDDEN, rank.device, Region(dtype, rank.device))
+    levels = {tuple(hosts): open_levels(hosts) for hosts in (HOSTS, *OTHER_HOSTS.values())}
+    for dtype, (name, (plan, hosts)) in itertools.product(TOLERANCE, PLACED.items()):
+        region = Region(dtype, rank.device)
+        context = LayerContext(rank.rank, hosts, MOE, HIDDEN, rank.device, region, levels[tuple(hosts)])
         layers = [strategy_of(plan, context) for _ in range(2)]
         for i, strategy in enumerate(layers):
             experts, (first, last) = strategy.stored
@@ -120,7 +134,7 @@ def found() -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("name", list(PLANS))
+@pytest.mark.parametrize("name", list(PLACED))
 def test_equals_single_process(found, name, dtype):
     cases = {f"{name} / {split} / {routing} / {dtype}" for split, routing in CASES}
     worst = {case: max(f[case] for f in found) for case in cases}

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 
 from ...spec.plan import LayerPlan
 from ..stages import Stage
-from . import ep, gathered, sharded
+from . import ep, gathered, hierarchical, sharded
 from .layer import Layer
 
 BUILDERS: dict[str, Callable[[Layer, Sequence[LayerPlan]], list[Stage]]] = {
     "ep": ep.build,
+    "hierarchical": hierarchical.build,
     "sharded": sharded.build,
     "gathered": gathered.build,
 }

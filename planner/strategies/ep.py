@@ -92,3 +92,8 @@ def after(layer: Layer) -> list[Stage]:
     """What no placement changes, from when the rows are back."""
     combine = layer.each("combine", "ep_combine", layer.tokens)
     return [combine, *shared(layer)] if layer.block.shortcut == "none" else [combine]
+
+
+def least(layer: Layer) -> float:
+    """Seconds that the exchange of rows takes at least, one way: what whoever takes part spends."""
+    return layer.costs.least("all_to_all", layer.devices)

@@ -9,6 +9,7 @@ from ...spec.plan import LayerPlan
 from ..layout import Layout
 from .ep import ExpertParallel
 from .gathered import Gathered
+from .hierarchical import Hierarchical
 from .layer import Lap, LayerContext, Region, Stored
 from .sharded import Sharded
 
@@ -41,6 +42,7 @@ class Strategy(Protocol):
 
 STRATEGIES: dict[str, Callable[[LayerPlan, LayerContext], Strategy]] = {
     "ep": ExpertParallel,
+    "hierarchical": Hierarchical,
     "sharded": Sharded,
     "gathered": Gathered,
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...spec.model import Moe
 from ...spec.operators import Part
+from ..groups import Levels
 
 Lap = Callable[[Part], None]
 
@@ -41,6 +42,7 @@ class LayerContext(NamedTuple):
     hidden: int
     device: torch.device
     region: Region
+    levels: Levels | None = None  # where a layer is hierarchical
 
 
 class Stored(NamedTuple):
