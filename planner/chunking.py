@@ -3,7 +3,7 @@ the experts are computed.
 
 A chunk costs a message and a call more for every device, and hides at most the shorter of what travels and what is
 computed; an expert's slot divides the backbone between the way there and the way back. Which of all these is fastest is
-read from the measured curves (``strategies.ep``).
+read from the measured curves (``strategies.ep``), in a few layers first.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ from ..spec.plan import CHUNKED, LayerPlan
 from ..spec.shortcut import slots
 from .layout import Layout
 from .options import Classes
+from .step import Step
 
 if TYPE_CHECKING:
     from .space import Choice
 
 COUNTS = (1, 2, 4, 8)
+KEPT = 2
 
 
 def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> list[tuple[LayerPlan, ...]]:
@@ -47,7 +49,7 @@ def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> li
 def fastest_placed(
     choices: "Sequence[Choice]", classes: Classes, most: int
 ) -> dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]]:
-    """Plans (one per class) of the fastest choices that are ``ep`` throughout, of ``most`` layouts and expert degrees."""
+    """Plans (one per class) of the fastest choices that are ``ep`` throughout; ``most`` layouts and expert degrees."""
     found: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
     for choice in sorted(choices, key=lambda choice: choice.seconds):
         space = choice.step.layout, choice.candidate.degrees.expert
@@ -56,3 +58,21 @@ def fastest_placed(
             plans = tuple(choice.plans[members[0]] for members in classes.members)
             found.setdefault(space, {}).setdefault(plans)
     return found
+
+
+def promising(
+    step: Step, classes: Classes, plans: Sequence[LayerPlan], found: Sequence[tuple[LayerPlan, ...]]
+) -> list[tuple[LayerPlan, ...]]:
+    """Those of the ways that are faster than ``plans`` in a few layers, the fastest ``KEPT`` of them first.
+
+    In all layers every way would cost as much to predict as the search so far.
+    """
+    members = [classes.members[c][0] for c in sorted({0, len(classes.members) // 2, len(classes.members) - 1})]
+    layers = [(step.layer([step.model.moe_layers[j]]), int(classes.of_ordinal[j])) for j in members]
+
+    def seconds(way: Sequence[LayerPlan]) -> float:
+        return sum(float(step.cost(layer, [way[c]]).seconds[0]) for layer, c in layers)
+
+    now = seconds(plans)
+    ranked = sorted(((seconds(way), i) for i, way in enumerate(found)), key=lambda pair: pair[0])
+    return [found[i] for taken, i in ranked[:KEPT] if taken < now]

@@ -307,7 +307,8 @@ def _space(search: Search) -> str:
 def _ways(search: Search) -> str:
     """How tokens may travel besides at once, in words."""
     slots = " and every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
-    return f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}" if search.chunked else ""
+    counts = f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}"
+    return f"{counts}, as a few layers let expect" if search.chunked else ""
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:

@@ -17,7 +17,7 @@ from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
 from .choices import REMEMBERED, Choices
-from .chunking import fastest_placed, ways
+from .chunking import fastest_placed, promising, ways
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -232,9 +232,10 @@ class Search:
                 return
             where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
             blocks = [self.model.moe_block(members[0]) for members in self.classes.members]
-            cut = [more for plans in placed for more in ways(plans, blocks, max(layout.tokens))]
+            tried = {plans: ways(plans, blocks, max(layout.tokens)) for plans in placed}
+            cut = [way for plans, found in tried.items() for way in promising(step, self.classes, plans, found)]
+            self.chunked |= any(tried.values())
             if cut:
-                self.chunked = True
                 usual = self._tables(step, degree)
                 columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
                 tables = Tables(step, self.classes, columns, self._room(step))
