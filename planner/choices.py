@@ -91,9 +91,9 @@ class Choices:
         step = max(1, PIECE // max(self.ids[0].size, 1))
         for first in range(0, len(plans), step):
             ids, some = self.ids[first : first + step], plans[first : first + step]
-            target = self._targets(ids, some)
+            target = self.targets(ids, some)
             counts.append(counted(target * self.experts + ids, devices * self.experts))
-            found, stay = self._rows(target, first)
+            found, stay = flows(self.layout.source, target, devices, first)
             rows.append(found)
             kept.append(stay)
         batch, source, target, number = (np.concatenate(part) for part in zip(*rows, strict=True))
@@ -101,28 +101,8 @@ class Choices:
         rows_of = Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
         return Dispatch(traffic, traffic.back(), np.concatenate(kept), rows_of)
 
-    def _rows(self, target: np.ndarray, first: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """Flows (layer, source, target, rows) of these layers, the first of which is ``first``, and what stays."""
-        count, devices = len(target), self.layout.devices
-        target, new = distinct(target)
-        key = ((np.arange(count)[:, None] * devices + self.layout.source)[:, :, None] * devices + target)[new]
-        pairs = count * devices * devices
-        if pairs <= 4 * key.size:
-            every = np.bincount(key, minlength=pairs)
-            key = np.flatnonzero(every)
-            number = every[key]
-        else:
-            key, number = np.unique(key, return_counts=True)
-        batch, pair = np.divmod(key, devices * devices)
-        source, to = np.divmod(pair, devices)
-        home = source == to
-        stay = np.zeros((count, devices))
-        stay[batch[home], source[home]] = number[home]
-        away = ~home
-        return (batch[away] + first, source[away], to[away], number[away].astype(float)), stay
-
-    def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
-        """[b, T, K] device that serves each choice."""
+    def targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
+        """[b, T, K] device that serves each choice of b of the layers; ids: [b, T, K]."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
         if not groups and size and ids.shape[1] * size <= PIECE:
@@ -165,6 +145,30 @@ def remembered(
             known.clear()
         known[key] = plans, make(plans)  # the plans are kept, so that their ids are theirs
     return known[key][1]
+
+
+def flows(
+    source: np.ndarray, target: np.ndarray, devices: int, first: int = 0
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Rows between devices, one per token and distinct target: flows (layer, source, target, rows), and [B, G] rows
+    that stay. source: [T]; target: [B, T, K] of layers the first of which is ``first``."""
+    count = len(target)
+    target, new = distinct(target)
+    key = ((np.arange(count)[:, None] * devices + source)[:, :, None] * devices + target)[new]
+    pairs = count * devices * devices
+    if pairs <= 4 * key.size:
+        every = np.bincount(key, minlength=pairs)
+        key = np.flatnonzero(every)
+        number = every[key]
+    else:
+        key, number = np.unique(key, return_counts=True)
+    batch, pair = np.divmod(key, devices * devices)
+    start, to = np.divmod(pair, devices)
+    home = start == to
+    stay = np.zeros((count, devices))
+    stay[batch[home], start[home]] = number[home]
+    away = ~home
+    return (batch[away] + first, start[away], to[away], number[away].astype(float)), stay
 
 
 def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

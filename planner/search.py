@@ -18,7 +18,7 @@ import numpy as np
 
 from ..solvers.result import Status
 from ..spec.cluster import Cluster
-from ..spec.errors import InfeasibleError, MoeplanError
+from ..spec.errors import InfeasibleError, MissingCurveError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.placement import Placement
 from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
@@ -29,10 +29,11 @@ from .budget import Budget
 from .costs import Costs
 from .given import Given
 from .probes import probe_points
-from .space import BASELINES, ROUNDING, Choice, Search, lacking
+from .space import BASELINES, ROUNDING, Choice, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
-from .units import bytes_text
+from .units import bytes_text, lacking
+from .whole import check_measured
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
@@ -77,20 +78,24 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = _strategies(strategy, placement)
+    strategies = _strategies(strategy, placement, workload)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
     given = None if placement is None else Given.of(placement, model, cluster, placement_path or "placement")
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
+    costs, routing = Costs(cluster, model, dtype, asked), _routing(trace, model, workload, seed)
+    without = "" if "coherent" not in strategies else _without_coherent(costs, model, routing, strategy)
     search = Search(
-        costs=Costs(cluster, model, dtype, asked),
+        costs=costs,
         model=model,
         workload=workload,
-        routing=_routing(trace, model, workload, seed),
+        routing=routing,
         limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
-        strategies=strategies,
+        strategies=tuple(known for known in strategies if known != "coherent"),
+        coherent="coherent" in strategies and not without,
+        trace=trace,
         stored=len(model.layers),
         even=even,
         seed=seed,
@@ -101,7 +106,8 @@ def solve(
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
     digests = {name: document.digest() for name, document in inputs.items() if document is not None}
-    return _plan(search, cluster, source, _notes(search, trace), digests, started)
+    notes = [*_notes(search, trace), *filter(None, [without])]
+    return _plan(search, cluster, source, notes, digests, started)
 
 
 def _plan(
@@ -172,16 +178,39 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
 
 
-def _strategies(asked: str | None, placement: Placement | None) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement leaves only ``ep``."""
+def _strategies(asked: str | None, placement: Placement | None, workload: Workload) -> tuple[Strategy, ...]:
+    """What is looked at; a placement leaves only ``ep``, and prompts leave out ``coherent``."""
     found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
+    if placement is None and workload.phase != "decode":
+        if asked == "coherent":
+            raise MoeplanError(
+                "--strategy coherent only decodes: a prompt's tokens would lack the keys and values of others that are "
+                f"elsewhere; give --workload decode:SEQUENCES[@CONTEXT], or another strategy for {workload}"
+            )
+        return tuple(known for known in found if known != "coherent")
     if placement is None:
         return found
     if "ep" not in found:
         raise MoeplanError(f"--placement does not go with --strategy {asked}: only ep keeps experts where it says")
     return ("ep",)
+
+
+def _without_coherent(costs: Costs, model: Model, routing: Routing, asked: str | None) -> str:
+    """Why ``coherent`` is not looked at, as a note; "" if it is. Raises MoeplanError where it was ``asked`` for."""
+    try:
+        check_measured(costs, model)
+    except MissingCurveError:
+        if asked is not None:
+            raise
+        return "not searched, for want of curves: coherent: measure the model again with `moeplan profile`"
+    if routing.scale == 1:
+        return ""
+    why = f"coherent steps are followed token by token, at most {MOST_CHOICES:,} choices"
+    if asked is not None:
+        raise MoeplanError(f"--strategy coherent: {why}: give a step of fewer sequences")
+    return f"not searched: {why}"
 
 
 def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) -> None:
@@ -203,7 +232,7 @@ def _searched_with_storage(search: Search, shared: bool) -> Search:
     if not search.fits(None) and shared:
         counts = [s for s in range(search.stored, 0, -1) if _repeats(search.model, s)]
         search = (
-            _most_stored(search, counts[1:], search.strategies)
+            _most_stored(search, counts[1:], search.strategies or ["coherent"])
             or _most_stored(search, counts[1:], [None])
             or replace(search, stored=counts[-1])
         )
@@ -291,7 +320,7 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if "ep" in search.strategies else ""
     within = {
-        "ep": f"ep ({search.options.placed_by} placement)",
+        "ep": f"ep ({search.options.placed_by()} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
@@ -302,6 +331,9 @@ def _space(search: Search) -> str:
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
+    if search.coherent:
+        coherent = f"coherent in every layer ({search.options.placed_by(coherent=True)} placement)"
+        text = f"{text}; or {coherent}" if search.strategies else f"{coherent} in layouts of tensor 1"
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text

@@ -13,6 +13,7 @@ from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
 from ..spec.routing import Routing
+from ..spec.trace import Trace
 from ..spec.workload import Workload
 from . import memory
 from .budget import Budget
@@ -28,7 +29,9 @@ from .options import Classes, Options
 from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
-from .units import bytes_text
+from .units import lacking
+from .whole import coherent_plans
+from .whole import fits as coherent_fits
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
@@ -36,7 +39,6 @@ MOST_TIME = 1e6  # seconds of one where there is no limit: solvers want a number
 CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
-SHOWN = 4  # devices that lack memory
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
 
 
@@ -70,6 +72,8 @@ class Search:
     seed: int
     budget: Budget
     given: Given | None = None  # a user's own placement: ``ep`` with nothing else
+    coherent: bool = False  # whether ``coherent`` plans are looked at, beside what ``strategies`` layers choose from
+    trace: Trace | None = None  # that the routing was drawn from
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
     bound: float = field(init=False, default=math.inf)
@@ -95,7 +99,8 @@ class Search:
     @cached_property
     def options(self) -> Options:
         given = None if self.given is None else self.given.layers
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget, given)
+        usual = self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget
+        return Options(*usual, given, self.trace)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -112,9 +117,9 @@ class Search:
 
     def run(self) -> None:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
-        self.spaces = len(self.layouts) * len(self.degrees)
+        self.spaces = len(self.layouts) * len(self.degrees) if self.strategies else 0
         try:
-            for name, step in self._steps():
+            for name, step in self._steps() if self.strategies else ():
                 for degree in self.degrees:
                     if self.searched and self.budget.over:
                         continue
@@ -135,13 +140,23 @@ class Search:
         try:
             self._refine()
             self._settle()
+            if self.coherent:
+                self._look_at_coherent()
         except KeyboardInterrupt:
+            if not any(choice.plans for choice in self.choices):
+                raise
             self.budget.stop.set()
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
+        by_layer, coherent = (
+            strategy != "coherent" and self.strategies,
+            strategy in (None, "coherent") and self.coherent,
+        )
         for _, step in self._steps():
-            if any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
+            if by_layer and any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
+                return True
+            if coherent and step.layout.tensor == 1 and coherent_fits(step, self.options, self.stored, self.limits):
                 return True
         return False
 
@@ -244,6 +259,23 @@ class Search:
                     self._record(f"{kind} ({left.where})", left.tables.step, left.degree, plans, bound, "")
             del self.open[left.where]
             self.bound = min(self.bound, bound)
+
+    def _look_at_coherent(self) -> None:
+        """Every coherent plan, each timed as it is; of every layout the fastest is kept."""
+        for layout, step in self._steps():
+            if step.layout.tensor > 1:
+                continue
+            name = f"all coherent ({layout}, expert {self.costs.devices})"
+            for plans, seconds, missing in coherent_plans(step, self.options, self.stored, self.limits):
+                if missing.any():
+                    self.missing.append(missing)
+                    self._record(name, step, self.costs.devices, [], math.inf, lacking(missing))
+                else:
+                    self.bound = min(self.bound, seconds)
+                    self._record(name, step, self.costs.devices, plans, seconds, "")
+                    if self.budget.over:
+                        self.cut = True
+                        return
 
     def _floor(self, step: Step, degree: int) -> float:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
@@ -362,12 +394,3 @@ class Search:
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""
         return min(max(LEAST_TIME, SELECT_TIME * self.budget.left), MOST_TIME)
-
-
-def lacking(missing: np.ndarray) -> str:
-    """Which devices lack how much."""
-    short = np.flatnonzero(missing > 0)
-    worst = sorted(short, key=lambda device: -missing[device])[:SHOWN] if len(short) > SHOWN else short
-    parts = [f"device {d} lacks {bytes_text(int(missing[d]))}" for d in worst]
-    more = f" and {len(short) - SHOWN} more devices lack memory" if len(short) > SHOWN else ""
-    return f"does not fit: {', '.join(parts)}{more}"

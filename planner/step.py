@@ -26,6 +26,7 @@ from .links import Links
 from .simulator import Timeline, simulate
 from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
+from .strategies.coherent import Walk
 from .strategies.layer import attention, dense
 
 
@@ -135,9 +136,16 @@ class Step:
     def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
         """The stages of the whole step, layer by layer; -1 is what stands outside the layers."""
         yield -1, [compute("embed", "embed", self.outside("embed"))]
-        for i, plan in enumerate(self.by_layer(plans)):
-            yield i, build(self.layer([i]), None if plan is None else [plan])
+        if plans[0].strategy == "coherent":
+            yield from self._walk(plans).stages()
+        else:
+            for i, plan in enumerate(self.by_layer(plans)):
+                yield i, build(self.layer([i]), None if plan is None else [plan])
         yield -1, [compute("head", "head", self.outside("head"))]
+
+    def _walk(self, plans: Sequence[LayerPlan]) -> Walk:
+        """The whole step under a coherent plan."""
+        return Walk.of(self.costs, self.blocks, self.layout, self.routing.by_layer, plans)
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
         """Predicted step time."""
@@ -163,12 +171,17 @@ class Step:
         weights = np.full(layout.devices, replicated)
         regions = np.zeros((2, layout.devices), np.int64)
         regions[1] = memory.outside_activations(blocks, model.vocab_size, layout, element)
+        coherent = plans[0].strategy == "coherent"
         for i, plan in enumerate(self.by_layer(plans)):
             if plan is not None:
                 weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
-                regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
-                regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer([i]), [plan])[0])
-        return memory.total(blocks, layout, weights, regions, element, limits)
+                if not coherent:
+                    regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
+                    regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer([i]), [plan])[0])
+        if coherent:
+            regions[1] = np.maximum(regions[1], self._walk(plans).activations())
+        kept = memory.cache(blocks, layout, element, replicated=coherent)
+        return memory.total(kept, weights, regions, limits)
 
     def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> Prediction:
         """The prediction of the whole step, part by part."""

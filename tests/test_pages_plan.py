@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from moeplan.planner.search import solve
-from moeplan.planner.space import lacking
+from moeplan.planner.units import lacking
 from moeplan.service.pages.plan import candidates_table, memory_table, verdict
 from moeplan.spec import Plan, Workload
 from moeplan.tests.synthetic import cluster, tiny_model

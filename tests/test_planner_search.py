@@ -47,7 +47,8 @@ def test_a_plan_is_complete_and_never_worse_than_any_candidate(speeds, workload)
     assert 0 < found.solver.bound <= found.solver.objective
     assert found.solver.status in ("optimal", "feasible")
     kinds = {c.name.split(" (")[0] for c in found.candidates}
-    assert kinds == {"all ep", "all sharded", "all gathered", "mixed", "linear ep", "greedy ep"}
+    decodes = {"all coherent"} if workload.phase == "decode" else set()
+    assert kinds == {"all ep", "all sharded", "all gathered", "mixed", "linear ep", "greedy ep"} | decodes
     assert found.baselines.keys() == {"linear ep", "greedy ep"}
     assert Plan.parse(found.to_json(), "plan") == found
     assert all(m.total <= m.limit for m in found.predicted.memory)
