@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from moeplan.runtime import attention as attention_module
+from moeplan.runtime.attention import Batch, RotaryEmbedding, attention
+from moeplan.runtime.cache import LayerCache
 from moeplan.runtime.check import gather_rows
 from moeplan.runtime.coherent import executor_of
 from moeplan.runtime.launch import LocalLauncher, Rank
 from moeplan.runtime.random_weights import RandomWeights
 from moeplan.runtime.reference import ReferenceModel
+from moeplan.runtime.vocabulary import head
 from moeplan.spec import Model, MoeplanError, Plan
 from moeplan.spec.model import Attention, Block, Dense, Gate, Moe
 from moeplan.spec.plan import LayerPlan
@@ -108,8 +114,6 @@ def worst_errors(plan: Plan, kind: str, rank: int) -> tuple[float, float]:
 
 
 def hidden_logits(reference: ReferenceModel, hidden: torch.Tensor) -> torch.Tensor:
-    from moeplan.runtime.vocabulary import head
-
     return head(hidden, reference.weights.final_norm(), reference.model.norm_eps, reference.weights.head())
 
 
@@ -159,3 +163,29 @@ def test_prompts_are_refused():
     longer = type(executor.layout)(0, 1, (14,), (7,), 2)
     with pytest.raises(MoeplanError, match="decode one new token of each sequence at a time, got 2"):
         executor.step(torch.zeros(14, dtype=torch.int64), longer, 0)
+
+
+@pytest.mark.beside
+@pytest.mark.parametrize("copied", [0, 1 << 30], ids=["stretch by stretch", "copied"])
+@pytest.mark.parametrize("context", [0, 1, 6])
+@pytest.mark.parametrize("spec", [NARROW, WIDE], ids=["narrow", "wide"])
+@given(rows=st.sets(st.integers(0, 8)))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_attention_of_some_sequences_is_that_of_all(monkeypatch, spec, context, copied, rows):
+    """Their outputs, their keys and values, and nobody else's cache touched."""
+    monkeypatch.setattr(attention_module, "COPIED_BYTES", {"cpu": copied})
+    made = model(1).model_copy(update={"blocks": (Block(hidden_size=32, attention=spec),)})
+    weights = RandomWeights(made, torch.float32, 7).layer(0).attention
+    g = torch.Generator().manual_seed(context)
+    x, rows = torch.randn(9, 32, generator=g), torch.tensor(sorted(rows), dtype=torch.int64)
+    shape, rope = (9, spec.kv_heads, 8, 8), RotaryEmbedding(1e4)
+    whole = LayerCache(torch.randn(shape, generator=g), torch.randn(shape, generator=g))
+    some = LayerCache(whole.keys.clone(), whole.values.clone())
+    before = whole.keys.clone()
+    wanted = attention(x, weights, whole, rope, Batch(9, 1, context))
+    got = attention(x[rows], weights, some, rope, Batch(len(rows), 1, context), rows=rows)
+    torch.testing.assert_close(got, wanted[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some.keys[rows], whole.keys[rows], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(some.values[rows], whole.values[rows], rtol=1e-5, atol=1e-6)
+    others = [row for row in range(9) if row not in rows.tolist()]
+    assert torch.equal(some.keys[others], before[others])
