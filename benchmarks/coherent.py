@@ -1,6 +1,6 @@
 """Coherent decoding beside plain ep over a slow link, on a recorded trace with real affinity between layers.
 
-    python -m moeplan.benchmarks.coherent [--trace FILE] [--top-k 1] [--kv-heads 2] [--gbit 0.1] [--output FILE.md]
+    python -m moeplan.benchmarks.coherent [--trace FILE] [--top-k 1] [--kv-heads 2] [--gbit 0.02] [--output FILE.md]
 
 Two hosts of one device each, emulated (Linux, root). The model has the trace's layers and experts, of which a token
 uses its first ``--top-k``. Both plans are solved for the first half of the trace, placements included, within a tenth
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--trace", type=Path, default=HERE.parent / "examples/tiny_moe/trace.npz")
     parser.add_argument("--top-k", type=int, default=1)
     parser.add_argument("--kv-heads", type=int, default=2)
-    parser.add_argument("--gbit", type=float, default=0.1)
+    parser.add_argument("--gbit", type=float, default=0.02)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workloads", default="decode:16@128,decode:64@128")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "coherent.md")
@@ -124,8 +124,8 @@ def main() -> None:
         f"hosts of one device, {args.gbit:g} Gbit/s; `python -m moeplan.benchmarks.coherent {options}`. Hidden "
         f"{HIDDEN}, keys and values {2 * args.kv_heads * HEAD_DIM}, {rest.layers} layers of {rest.num_experts} "
         f"experts, top-{args.top_k}, f32. Plans and placements are from the first half of `{args.trace.name}`, steps "
-        "from the second, memory for a tenth more than single copies. Times are medians over rounds, the spread is the largest "
-        "of a round. Every output equals the reference.\n\n"
+        "from the second, memory for a tenth more than single copies. Times are medians over rounds, the spread is the "
+        "largest of a round. Every output equals the reference.\n\n"
     )
     head = (
         "| workload | p* | ep: predicted ms | measured ms | KiB sent | coherent: predicted ms | measured ms | KiB sent "

@@ -378,7 +378,7 @@ def _early_notes(search: Search) -> list[str]:
     if search.budget.skipped:
         notes.append(f"no time for {', '.join(search.budget.skipped)}: raise --time-limit")
     if search.cut:
-        notes.append(f"{why}: mixtures of strategies were left out in some layouts{advice}")
+        notes.append(f"{why}: mixtures of strategies, or coherent plans, were left out in some layouts{advice}")
     if search.searched < search.spaces:
         notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")
     return notes

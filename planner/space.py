@@ -149,10 +149,8 @@ class Search:
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
-        by_layer, coherent = (
-            strategy != "coherent" and self.strategies,
-            strategy in (None, "coherent") and self.coherent,
-        )
+        by_layer = strategy != "coherent" and self.strategies
+        coherent = strategy in (None, "coherent") and self.coherent
         for _, step in self._steps():
             if by_layer and any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
                 return True
