@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..spec.layout import even
 from ..spec.plan import LayerPlan
 from ..spec.routing import COPY_PHASES, COPY_STEP
 from .layout import Layout
@@ -61,13 +62,27 @@ class Dispatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Choices:
-    """ids: [B, T, K] expert of every choice; hosts: [G]."""
+    """ids: [B, T, K] expert of every choice; hosts: [G]; numbers: [T] of the tokens, by default 0..T-1."""
 
     ids: np.ndarray
     layout: Layout
     hosts: np.ndarray
     experts: int
+    numbers: np.ndarray | None = None
     _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
+    _chunks: dict[int, list["Choices"]] = field(default_factory=dict)
+
+    def chunks(self, count: int) -> list["Choices"]:
+        """Those of each chunk of every device's tokens."""
+        if count not in self._chunks:
+            sizes = np.array([even(tokens, count) for tokens in self.layout.tokens])  # [G, chunks]
+            chunk = np.repeat(np.tile(np.arange(count), len(sizes)), sizes.ravel())  # [T]
+            self._chunks[count] = [
+                Choices(self.ids[:, number], layout, self.hosts, self.experts, number)
+                for c, layout in enumerate(self.layout.chunks(count))
+                for number in (np.flatnonzero(chunk == c),)
+            ]
+        return self._chunks[count]
 
     @cached_property
     def own(self) -> Rows:
@@ -110,7 +125,7 @@ class Choices:
             # depends on the expert's place in its group alone.
             place = np.stack([owner_of(plan.slots[:size], self.experts) for plan in plans])
             where = place[np.arange(len(plans))[:, None, None], ids]
-            return where if size == self.layout.devices else self._served(size)[self._tokens[:, None], where]
+            return where if size == self.layout.devices else self._served(size)[np.arange(ids.shape[1])[:, None], where]
         found = np.empty(ids.shape, np.int64)
         for b, plan in enumerate(plans):
             copies = Copies.of(plan.slots, plan.shares, self.experts, self.hosts)
@@ -119,7 +134,7 @@ class Choices:
 
     @cached_property
     def _tokens(self) -> np.ndarray:
-        return np.arange(self.ids.shape[1])
+        return np.arange(self.ids.shape[1]) if self.numbers is None else self.numbers
 
     @property
     def _phase(self) -> np.ndarray:

@@ -15,12 +15,13 @@ M when the transfers begin to work, W[g] their work alone and x what g's calls a
     x + b[g] min(x - M, W[g])                after it
     M + max(R, W[g]) + b[g] min(R, W[g])     what waits for both, with R = max(x - M, 0) left at M
 
-Where tensor groups exchange beside it, transfers share links too, and these stages are simulated.
+Where tensor groups exchange beside it, transfers share links too, and these stages are simulated. Where several
+collectives are started before the first is waited for, their ends follow from event to event (``solvers.pipeline``).
 """
 
 # B layers that are costed together, G devices
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,10 +53,14 @@ def run(
     while first < len(stages):
         end = first + 1
         if stages[first].kind == "start":
-            end += next(i for i, stage in enumerate(stages[first:]) if stage.kind == "wait")
+            end = _all_waited(stages, first)
             beside = stages[first:end]
-            shares = any(stage.kind == "exchange" and stage.width > 1 for stage in beside)
-            clocks = _simulated(costs, beside, now, {} if known is None else known) if shares else _beside(beside, now)
+            if sum(stage.kind == "start" for stage in beside) > 1:
+                clocks = _pipelined(beside, now)
+            elif any(stage.kind == "exchange" and stage.width > 1 for stage in beside):
+                clocks = _simulated(costs, beside, now, {} if known is None else known)
+            else:
+                clocks = _beside(beside, now)
         else:
             clocks = [_synchronous(stages[first], now)]
         for stage, after in zip(stages[first:end], clocks, strict=True):
@@ -64,6 +69,16 @@ def run(
             now = after
         first = end
     return now
+
+
+def _all_waited(stages: Sequence[Stage], first: int) -> int:
+    """Behind the stage by which everything that was started from ``first`` on has been waited for."""
+    under_way = 0
+    for i, stage in enumerate(stages[first:], first):
+        under_way += (stage.kind == "start") - (stage.kind == "wait")
+        if not under_way:
+            return i + 1
+    raise AssertionError("a started collective is waited for in its layer")
 
 
 def _synchronous(stage: Stage, now: np.ndarray) -> np.ndarray:
@@ -123,6 +138,55 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
     return list(clocks)
 
 
+def _pipelined(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
+    """Clocks after calls, starts and waits of several collectives of all devices."""
+    assert all(stage.kind != "exchange" for stage in stages)
+    slowed = any(stage.busy is not None and (stage.busy > FULL - 1).any() for stage in stages)
+    return _slowed(stages, now) if slowed else _unslowed(stages, now)
+
+
+def _unslowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
+    """The same where collectives take nothing from what is computed beside them."""
+    free, under_way, clocks = now.min(1, keepdims=True), dict[int, np.ndarray](), []
+    for stage in stages:
+        if stage.kind == "compute":
+            now = now + stage.seconds
+        elif stage.kind == "start":
+            ends = np.maximum(now.max(1, keepdims=True), free) + stage.seconds
+            free = ends.max(1, keepdims=True)
+            under_way[stage.number] = ends
+        else:
+            now = np.maximum(now, under_way.pop(stage.number))
+        clocks.append(now)
+    return clocks
+
+
+def _slowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
+    """The same where both slow each other, from event to event."""
+    from ..solvers import pipeline  # compiled loops, which take a moment to load
+
+    steps = {"compute": pipeline.CALL, "start": pipeline.START, "wait": pipeline.WAIT}
+    started = [stage for stage in stages if stage.kind == "start"]
+    order = {stage.number: k for k, stage in enumerate(started)}
+
+    def table(values: Iterable[np.ndarray | None]) -> np.ndarray:
+        """[B, n, G]"""
+        return np.stack([np.broadcast_to(0.0 if v is None else v, now.shape) for v in values], axis=1)
+
+    latency, busy = table(stage.latency for stage in started), table(stage.busy for stage in started)
+    least = now.min(1)
+    ends = pipeline.clocks(
+        np.array([steps[stage.kind] for stage in stages]),
+        np.array([order.get(stage.number, 0) for stage in stages]),
+        table(stage.seconds for stage in stages),
+        np.ascontiguousarray(latency[:, :, 0]),
+        table(stage.seconds for stage in started) - latency,
+        np.where(busy > FULL - 1, busy, 0.0),
+        now - least[:, None],
+    )
+    return list(np.moveaxis(ends, 1, 0) + least[:, None])
+
+
 class Chains(NamedTuple):
     """Longest chains of stages from one device's beginning to another's end, nothing slowed: from a to b
 
@@ -157,6 +221,9 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
     """For ``count`` layers. Nothing runs faster than alone, so that a device ends no earlier than its chains say."""
     none, zero = np.full((count, devices), -np.inf), np.zeros((count, devices))
     chains, started = Chains(none, none, zero, zero, 1), None
+    several = sum(stage.kind == "start" for stage in stages) > 1
+    under_way: dict[int, np.ndarray] = {}  # of several: longest chains to each device's end of what was started
+    free = none  # and to the end of the last of them
     for stage in stages:
         match stage.kind:
             case "compute":
@@ -165,6 +232,13 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
                 chains = _grouped(chains, stage)
             case "exchange":
                 chains = Chains(_leave(chains), zero + stage.seconds, none, none, chains.width)
+            case "start" if several:
+                # Where several are started, an exchange of all came before: what counts is from there.
+                assert np.isneginf(chains.out).all()
+                ready = np.maximum(chains.arrive, free).max(1, keepdims=True)
+                free = under_way[stage.number] = ready + stage.seconds
+            case "wait" if several:
+                chains = chains._replace(arrive=np.maximum(chains.arrive, under_way.pop(stage.number)))
             case "start":
                 started = _leave(chains), zero + stage.seconds
             case "wait":

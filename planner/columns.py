@@ -89,12 +89,17 @@ class Column:
         return run(step.costs, [stage.only(index) for stage in cost.stages], begin, known=cost.known)
 
 
+def _form(plan: LayerPlan) -> tuple[Strategy, int, int]:
+    """What layers that are costed together have in common."""
+    return plan.strategy, plan.chunks, plan.slot
+
+
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:
-    """Ordinals of layers that are costed together: of one block and strategy, and not too many."""
+    """Ordinals of layers that are costed together: of one block and form of plan, and not too many."""
     batches = [
-        [j for j in ordinals if plans[j].strategy == strategy]
+        [j for j in ordinals if _form(plans[j]) == form]
         for ordinals in step.alike()
-        for strategy in dict.fromkeys(plan.strategy for plan in plans)
+        for form in dict.fromkeys(map(_form, plans))
     ]
     moe = step.model.moe_block().moe
     assert moe is not None

@@ -36,6 +36,10 @@ class Expected:
     experts: int
     _known: dict[tuple[int, ...], tuple[Sequence[LayerPlan], Dispatch]] = field(default_factory=dict)
 
+    def chunks(self, count: int) -> list["Expected"]:
+        """Those of each chunk of every device's tokens."""
+        return [Expected(self.ids, layout, self.hosts, self.experts) for layout in self.layout.chunks(count)]
+
     @cached_property
     def _tokens(self) -> np.ndarray:
         """[G]"""

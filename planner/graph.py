@@ -27,12 +27,14 @@ class Graph:
         if others > 0:
             self.others = (len(self.operations),)
             self.operations.append(Operation("others begin", "embed", -1, -1, others))
-        self.pending: list[int] = []
+        self.pending: dict[int, list[int]] = {}  # started transfers, by number
+        self.last: tuple[int, ...] = ()  # those that were started last
 
     def add(self, stages: Sequence[Stage], index: int, layer: int) -> None:
         """All operations of one layer of a batch, counted ``layer`` in the step."""
-        self.layer = layer
+        self.last = ()
         for stage in stages:
+            self.layer = layer - stage.earlier
             match stage.kind:
                 case "compute":
                     seconds = stage.one(index)
@@ -43,20 +45,22 @@ class Graph:
                         self._append(operation)
                 case "start":
                     first = len(self.operations)
-                    self.operations += self._transfers(stage, index)
-                    self.pending = list(range(first, len(self.operations)))
+                    self.operations += self._transfers(stage, index, self.last)
+                    self.last = tuple(range(first, len(self.operations)))
+                    self.pending[stage.number] = list(self.last)
                 case "wait":
-                    for i in self.pending:
+                    for i in self.pending.pop(stage.number):
                         device = self.operations[i].device
                         after = (self.chains[device][-1], i)
-                        self._append(Operation("wait", stage.part, device, layer, 0.0, {}, after))
+                        self._append(Operation("wait", stage.part, device, self.layer, 0.0, {}, after))
 
     def _compute(self, stage: Stage, device: int, seconds: float) -> None:
         after = (self.chains[device][-1],)
         demands = {f"compute {device}": 1.0}
         self._append(Operation(stage.name, stage.part, device, self.layer, seconds, demands, after))
 
-    def _transfers(self, stage: Stage, index: int) -> list[Operation]:
+    def _transfers(self, stage: Stage, index: int, last: tuple[int, ...] = ()) -> list[Operation]:
+        """One operation for each member; ``last``: what must have ended besides."""
         found = []
         for exchange in stage.exchanges:
             inside = [a for a, device in enumerate(exchange.group) if device in self.chains]
@@ -65,7 +69,7 @@ class Graph:
             at = min(index, len(exchange.seconds) - 1)
             demands, latency = self.costs.demands(exchange, at, inside), float(exchange.latency[at])
             arrived = tuple(self.chains[exchange.group[a]][-1] for a in inside)
-            arrived += self.others if len(inside) < len(exchange.group) else ()
+            arrived += last + (self.others if len(inside) < len(exchange.group) else ())
             for a, wanted in zip(inside, demands, strict=True):
                 found.append(
                     Operation(

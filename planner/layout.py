@@ -1,11 +1,11 @@
 """Who holds which tokens and sequences of a step, for all devices; the rule is ``spec.layout``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from ..spec.layout import last_counts, tokens_of
+from ..spec.layout import even, last_counts, tokens_of
 from ..spec.workload import Workload
 
 
@@ -25,6 +25,11 @@ class Layout:
     def of(cls, workload: Workload, tensor: int, sequences: tuple[int, ...]) -> "Layout":
         """Tokens of a group divided evenly over its devices, the remainder to the first."""
         return cls(workload, tensor, tuple(sequences), tokens_of(sequences, workload.length, tensor))
+
+    def chunks(self, count: int) -> list["Layout"]:
+        """Every device's tokens in so many parts."""
+        parts = zip(*(even(tokens, count) for tokens in self.tokens), strict=True)
+        return [replace(self, tokens=tokens) for tokens in parts]
 
     @property
     def devices(self) -> int:

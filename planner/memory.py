@@ -102,7 +102,11 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
     sums = 2 * 4 * D * np.maximum(computed, own)
     resident = 2 * own * D * element  # the residual stream and the normalised tokens
-    return np.ceil(resident + buffers + sums + np.maximum(intermediate, shared)).astype(np.int64)
+    beside = np.zeros(layer.layout.devices, np.int64)
+    if layer.block.shortcut != "none":  # while tokens travel, the backbone has its own buffers
+        backbone = [layer.block, *([layer.before.block] if layer.before else [])]
+        beside = outside_activations(backbone, 0, layer.layout, element)
+    return np.ceil(resident + buffers + sums + np.maximum(intermediate, shared)).astype(np.int64) + beside
 
 
 def total(

@@ -18,22 +18,24 @@ import numpy as np
 
 from ..solvers.result import Status
 from ..spec.cluster import Cluster
-from ..spec.errors import InfeasibleError, MissingCurveError, MoeplanError
+from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.placement import Placement
-from ..spec.plan import STRATEGIES, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
+from ..spec.plan import Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
+from .alternatives import Choice
+from .asked import strategies_of, without_coherent
 from .budget import Budget
+from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
 from .probes import probe_points
-from .space import BASELINES, ROUNDING, Choice, Search
+from .space import BASELINES, ROUNDING, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
 from .units import bytes_text, lacking
-from .whole import check_measured
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
@@ -78,7 +80,7 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = _strategies(strategy, placement, workload)
+    strategies = strategies_of(strategy, placement, model, workload)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
@@ -86,7 +88,7 @@ def solve(
     if trace is not None:
         check_shape(trace, model, trace_path or "trace")
     costs, routing = Costs(cluster, model, dtype, asked), _routing(trace, model, workload, seed)
-    without = "" if "coherent" not in strategies else _without_coherent(costs, model, routing, strategy)
+    without = "" if "coherent" not in strategies else without_coherent(costs, model, routing, strategy)
     search = Search(
         costs=costs,
         model=model,
@@ -176,41 +178,6 @@ def _routing(trace: Trace | None, model: Model, workload: Workload, seed: int) -
     if choices <= MOST_CHOICES:
         return draw_routing(trace, model, workload, seed)
     return sample_routing(trace, model, workload, seed, SAMPLED_CHOICES)
-
-
-def _strategies(asked: str | None, placement: Placement | None, workload: Workload) -> tuple[Strategy, ...]:
-    """What is looked at; a placement leaves only ``ep``, and prompts leave out ``coherent``."""
-    found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
-    if not found:
-        raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
-    if placement is None and workload.phase != "decode":
-        if asked == "coherent":
-            raise MoeplanError(
-                "--strategy coherent only decodes: a prompt's tokens would lack the keys and values of others that are "
-                f"elsewhere; give --workload decode:SEQUENCES[@CONTEXT], or another strategy for {workload}"
-            )
-        return tuple(known for known in found if known != "coherent")
-    if placement is None:
-        return found
-    if "ep" not in found:
-        raise MoeplanError(f"--placement does not go with --strategy {asked}: only ep keeps experts where it says")
-    return ("ep",)
-
-
-def _without_coherent(costs: Costs, model: Model, routing: Routing, asked: str | None) -> str:
-    """Why ``coherent`` is not looked at, as a note; "" if it is. Raises MoeplanError where it was ``asked`` for."""
-    try:
-        check_measured(costs, model)
-    except MissingCurveError:
-        if asked is not None:
-            raise
-        return "not searched, for want of curves: coherent: measure the model again with `moeplan profile`"
-    if routing.scale == 1:
-        return ""
-    why = f"coherent steps are followed token by token, at most {MOST_CHOICES:,} choices"
-    if asked is not None:
-        raise MoeplanError(f"--strategy coherent: {why}: give a step of fewer sequences")
-    return f"not searched: {why}"
 
 
 def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) -> None:
@@ -326,8 +293,10 @@ def _space(search: Search) -> str:
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
+    more = _ways(search)
+    within["ep"] += more and f" and the fastest of them in {more}"
     if search.given is not None:
-        within = {"ep": f"ep as {search.given.name} places its experts"}
+        within = {"ep": f"ep as {search.given.name} places its experts{more and f', in {more}'}"}
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
@@ -337,6 +306,12 @@ def _space(search: Search) -> str:
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
+
+
+def _ways(search: Search) -> str:
+    """How tokens may travel besides at once, in words."""
+    slots = " and every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
+    return f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}" if search.chunked else ""
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:

@@ -4,20 +4,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from ..solvers.result import Infeasible, NotFound
 from ..spec.layout import even
 from ..spec.model import Model
-from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
+from ..spec.plan import LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from . import memory
+from .alternatives import Choice
 from .budget import Budget
 from .choices import REMEMBERED, Choices
+from .chunking import ways
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -40,15 +41,6 @@ CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep may take there
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
-
-
-class Choice(NamedTuple):
-    """One alternative and its predicted seconds, whether it fits or not; no plans where nothing fits."""
-
-    candidate: Candidate
-    step: Step
-    plans: list[LayerPlan]
-    seconds: float
 
 
 @dataclass
@@ -82,6 +74,7 @@ class Search:
     searched: int = field(init=False, default=0)  # spaces
     spaces: int = field(init=False, default=0)
     cut: bool = field(init=False, default=False)  # by the clock, inside a space
+    chunked: bool = field(init=False, default=False)  # whether tokens that travel in chunks were looked at
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
@@ -139,6 +132,7 @@ class Search:
         """What comes after all spaces; Ctrl-C ends it."""
         try:
             self._refine()
+            self._in_chunks()
             self._settle()
             if self.coherent:
                 self._look_at_coherent()
@@ -224,6 +218,31 @@ class Search:
             if len(thorough.columns) > len(usual.columns):
                 self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
 
+    def _in_chunks(self) -> None:
+        """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
+        if self.even:
+            return
+        known = [c for c in self.choices if c.plans and not c.candidate.reason and "ep" in c.candidate.strategies]
+        spaces: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
+        for choice in sorted(known, key=lambda c: c.seconds):
+            key = choice.step.layout, choice.candidate.degrees.expert
+            if key in spaces or len(spaces) < REFINED:
+                plans = tuple(choice.plans[members[0]] for members in self.classes.members)
+                if all(plan.strategy == "ep" for plan in plans):
+                    spaces.setdefault(key, {}).setdefault(plans)
+        for (layout, degree), placed in spaces.items():
+            if self.cut or self.budget.over:
+                return
+            where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
+            blocks = [self.model.moe_block(members[0]) for members in self.classes.members]
+            cut = [more for plans in placed for more in ways(plans, blocks, max(layout.tokens))]
+            if cut:
+                self.chunked = True
+                usual = self._tables(step, degree)
+                columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
+                tables = Tables(step, self.classes, columns, self._room(step))
+                self._look(f"{where}, expert {degree}", step, degree, tables, again=True)
+
     def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
         """Candidates and bound among these options; again: only of what more placements may change."""
         for strategy in self.strategies:
@@ -260,20 +279,16 @@ class Search:
 
     def _look_at_coherent(self) -> None:
         """Every coherent plan, each timed as it is; of every layout the fastest is kept."""
-        for layout, step in self._steps():
-            if step.layout.tensor > 1:
-                continue
-            name = f"all coherent ({layout}, expert {self.costs.devices})"
-            for plans, seconds, missing in coherent_plans(step, self.options, self.stored, self.limits):
-                if missing.any():
-                    self.missing.append(missing)
-                    self._record(name, step, self.costs.devices, [], math.inf, lacking(missing))
-                else:
-                    self.bound = min(self.bound, seconds)
-                    self._record(name, step, self.costs.devices, plans, seconds, "")
-                    if self.budget.over:
-                        self.cut = True
-                        return
+        devices = self.costs.devices
+        for layout, step, whole in coherent_plans(self._steps(), self.options, self.stored, self.limits):
+            reason = lacking(whole.missing) if whole.missing.any() else ""
+            plans, seconds = ([], math.inf) if reason else (whole.plans, whole.seconds)
+            self._record(f"all coherent ({layout}, expert {devices})", step, devices, plans, seconds, reason)
+            self.missing += [whole.missing] if reason else []
+            self.bound = min(self.bound, seconds)
+            if self.budget.over and any(choice.plans for choice in self.choices):
+                self.cut = True
+                break
 
     def _floor(self, step: Step, degree: int) -> float:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
@@ -348,16 +363,7 @@ class Search:
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
-        used = [plan.strategy for plan in plans]
-        candidate = Candidate(
-            name=name,
-            degrees=Degrees(tensor=step.layout.tensor, data=step.layout.devices // step.layout.tensor, expert=degree),
-            strategies={strategy: used.count(strategy) for strategy in STRATEGIES if strategy in used},
-            tokens=step.layout.tokens,
-            step_seconds=None if reason else seconds,
-            reason=reason,
-        )
-        choice = Choice(candidate, step, plans, seconds)
+        choice = Choice.of(name, step, degree, plans, seconds, reason)
         known = next((i for i, other in enumerate(self.choices) if other.candidate.name == name), None)
         if known is None:
             self.choices.append(choice)

@@ -39,6 +39,8 @@ def unmeasured_degrees(costs: Costs, model: Model) -> list[int]:
 
 
 def _possible_degrees(costs: Costs, model: Model) -> list[int]:
+    if any(block.shortcut != "none" for block in model.blocks):
+        return [1]  # what a group exchanges beside other collectives is not predicted there
     attentions = [block.attention for block in model.blocks if block.attention]
 
     def possible(t: int) -> bool:

@@ -2,13 +2,14 @@
 
 Every device goes through the stages in order. ``compute``: a call that has the device's processors to itself.
 ``exchange``: a collective that its members wait for; it starts when the last has come to it. ``start``: a collective of
-all devices that runs beside the stages up to ``wait``.
+all devices that runs beside the stages up to the ``wait`` of its number. Of several that were started, each begins when
+the one before has ended everywhere: messages between two devices are sent in their order.
 """
 
 # B layers that are costed together, G devices
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,7 +22,8 @@ from .costs import Exchange
 class Stage:
     """seconds: [B or 1, G] of each device alone; exchanges: one for each group, the groups in order, all of one size.
 
-    busy: [B, G] fraction of its compute that a device loses to a started collective.
+    busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one.
+    earlier: whether it is of the layer before the one that it is listed with.
     """
 
     kind: Literal["compute", "exchange", "start", "wait"]
@@ -30,6 +32,8 @@ class Stage:
     seconds: np.ndarray
     exchanges: tuple[Exchange, ...] = ()
     busy: np.ndarray | None = None
+    number: int = 0
+    earlier: bool = False
 
     @property
     def width(self) -> int:
@@ -49,7 +53,7 @@ class Stage:
 
         exchanges = tuple(e.only(index) for e in self.exchanges)
         busy = None if self.busy is None else row(self.busy)
-        return Stage(self.kind, self.part, self.name, row(self.seconds), exchanges, busy)
+        return replace(self, seconds=row(self.seconds), exchanges=exchanges, busy=busy)
 
     def one(self, index: int) -> np.ndarray:
         """[G] seconds of one layer of the batch."""
@@ -65,9 +69,9 @@ def exchange(part: Part, name: str, exchanges: Sequence[Exchange]) -> Stage:
     return Stage("exchange", part, name, np.concatenate([e.seconds for e in exchanges], axis=1), tuple(exchanges))
 
 
-def start(part: Part, name: str, exchange: Exchange, busy: np.ndarray) -> Stage:
-    return Stage("start", part, name, exchange.seconds, (exchange,), busy)
+def start(part: Part, name: str, exchange: Exchange, busy: np.ndarray, number: int = 0) -> Stage:
+    return Stage("start", part, name, exchange.seconds, (exchange,), busy, number)
 
 
-def wait(part: Part, devices: int) -> Stage:
-    return Stage("wait", part, "wait", np.zeros((1, devices)))
+def wait(part: Part, devices: int, number: int = 0) -> Stage:
+    return Stage("wait", part, "wait", np.zeros((1, devices)), number=number)

@@ -14,6 +14,7 @@ from ..spec.model import Block, Model
 from ..spec.operators import vocabulary_shape
 from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, Plan, Prediction
 from ..spec.routing import Routing, draw_routing
+from ..spec.shortcut import reads_before
 from ..spec.trace import Trace
 from . import memory
 from .choices import Choices
@@ -53,7 +54,7 @@ class Step:
     layout: Layout
     routing: Routing
     _memos: dict[Block, dict[str, list[Stage]]] = field(default_factory=dict)
-    _dense: dict[Block, LayerCost] = field(default_factory=dict)
+    _dense: dict[tuple[Block, bool], LayerCost] = field(default_factory=dict)
     counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)  # by layers; see ``_choices``
 
     @classmethod
@@ -74,12 +75,22 @@ class Step:
         return [known.setdefault(block, block) for block in self.model.layers]
 
     def layer(self, indices: Sequence[int]) -> Layer:
-        """Layers of one block, costed together."""
-        block = self.blocks[indices[0]]
+        """Layers of one block, costed together; what lies before them is of one block, too."""
+        index = indices[0]
+        block = self.blocks[index]
         memo = self._memos.setdefault(block, {})
         if block.moe is None:
-            return Layer(self.costs, block, self.layout, None, memo)
-        return Layer(self.costs, block, self.layout, self._choices(tuple(indices), block.moe.num_experts), memo)
+            return Layer(self.costs, block, self.layout, None, memo, joined=self._joined(index))
+        before = None
+        if reads_before(block):
+            other = self.blocks[index - 1]
+            before = Layer(self.costs, other, self.layout, None, self._memos.setdefault(other, {}), joined=True)
+        choices = self._choices(tuple(indices), block.moe.num_experts)
+        return Layer(self.costs, block, self.layout, choices, memo, before)
+
+    def _joined(self, index: int) -> bool:
+        """Whether a layer's operators are stages of the next one, whose experts run beside them."""
+        return index + 1 < len(self.blocks) and reads_before(self.blocks[index + 1])
 
     def _choices(self, indices: tuple[int, ...], experts: int) -> Choices | Expected:
         """Remembered where layers are costed together: they are asked for with every option. Steps of layouts with the
@@ -94,10 +105,11 @@ class Step:
         return choices
 
     def alike(self) -> list[list[int]]:
-        """Ordinals of the mixture-of-experts layers of each block."""
-        found: dict[int, list[int]] = {}
+        """Ordinals of the mixture-of-experts layers of each block, behind the same block where that counts."""
+        found: dict[tuple[int, ...], list[int]] = {}
         for j, i in enumerate(self.model.moe_layers):
-            found.setdefault(id(self.blocks[i]), []).append(j)
+            before = (id(self.blocks[i - 1]),) if reads_before(self.blocks[i]) else ()
+            found.setdefault((id(self.blocks[i]), *before), []).append(j)
         return list(found.values())
 
     @property
@@ -121,10 +133,10 @@ class Step:
 
     def dense(self, index: int) -> LayerCost:
         """The cost of a layer without experts."""
-        block = self.blocks[index]
-        if block not in self._dense:
-            self._dense[block] = self.cost(self.layer([index]), None)
-        return self._dense[block]
+        key = self.blocks[index], self._joined(index)
+        if key not in self._dense:
+            self._dense[key] = self.cost(self.layer([index]), None)
+        return self._dense[key]
 
     def outside(self, operator: str) -> np.ndarray:
         """[devices] seconds of the embedding of all tokens, or of the head for the last token of each sequence."""
@@ -189,10 +201,10 @@ class Step:
         links = Links(self.costs)
         now = np.zeros((1, self.layout.devices))
         for layer, stages in self.pieces(plans):
-            entry = parts[layer]
 
-            def watch(stage: Stage, before: np.ndarray, after: np.ndarray, entry=entry) -> None:
+            def watch(stage: Stage, before: np.ndarray, after: np.ndarray, layer: int = layer) -> None:
                 # Waiting counts in the part that waits.
+                entry = parts[layer - stage.earlier]
                 entry[stage.part] = entry.get(stage.part, 0.0) + float((after - before).mean())
 
             now = run(self.costs, stages, now, watch)
@@ -211,6 +223,8 @@ class Step:
 def build(layer: Layer, plans: Sequence[LayerPlan] | None) -> list[Stage]:
     """The stages of layers under plans of one strategy, or of a dense layer."""
     if plans is None:
+        if layer.joined:
+            return []
         return [*attention(layer), *dense(layer)]
     return BUILDERS[plans[0].strategy](layer, plans)
 

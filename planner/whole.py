@@ -1,6 +1,6 @@
 """Plans that are timed as a whole: ``coherent`` in every layer, since a layer's time depends on the layer before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,13 +35,18 @@ def check_measured(costs: Costs, model: Model) -> None:
                 costs.table(device, operator, exchange_shape(block, costs.devices))
 
 
-def coherent_plans(step: Step, options: Options, stored: int, limits: list[int]) -> Iterator[Whole]:
-    """One for each placement that ``options`` has; the first ``stored`` layers have storage."""
-    plain = _plain(options)
-    room = _room(step, plain, stored, limits) // len(options.classes.members)
-    for layers in options.coherent(np.tile(room, (len(options.classes.members), 1))).values():
-        plans = options.classes.spread(layers)
-        yield Whole(plans, step.seconds(plans), missing(step, plans, stored, limits))
+def coherent_plans(
+    steps: Iterable[tuple[str, Step]], options: Options, stored: int, limits: list[int]
+) -> Iterator[tuple[str, Step, Whole]]:
+    """In each named layout without tensor groups, one for each placement that ``options`` has; the first ``stored``
+    layers have storage."""
+    for layout, step in steps:
+        if step.layout.tensor > 1:
+            continue
+        room = _room(step, _plain(options), stored, limits) // len(options.classes.members)
+        for layers in options.coherent(np.tile(room, (len(options.classes.members), 1))).values():
+            plans = options.classes.spread(layers)
+            yield layout, step, Whole(plans, step.seconds(plans), missing(step, plans, stored, limits))
 
 
 def fits(step: Step, options: Options, stored: int, limits: list[int]) -> bool:

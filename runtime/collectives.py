@@ -40,8 +40,20 @@ def all_to_all(send: Tensor, send_counts: Sequence[int], recv_counts: Sequence[i
     return received
 
 
+def all_to_all_start(
+    send: Tensor, send_counts: Sequence[int], recv_counts: Sequence[int], group: Group = None
+) -> tuple[Tensor, Pending]:
+    """The same, begun: go on computing, and ``wait`` before the result is read."""
+    if len(send_counts) == 1:
+        return send, Pending([], ())
+    send = send.contiguous()
+    received = send.new_empty((sum(recv_counts), *send.shape[1:]))
+    work = dist.all_to_all_single(received, send, list(recv_counts), list(send_counts), group=group, async_op=True)
+    return received, Pending([work], (send, received))
+
+
 def exchange_counts(send_counts: Tensor, group: Group = None) -> Tensor:
-    """send_counts: [members] int64, rows for each member; result: [members] rows from each."""
+    """send_counts: [members, ...] int64, rows for each member; result: [members, ...] rows from each."""
     if len(send_counts) == 1:
         return send_counts
     received = torch.empty_like(send_counts)

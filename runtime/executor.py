@@ -20,8 +20,10 @@ from .collectives import all_gather, all_reduce, reduce_scatter
 from .dense import dense
 from .groups import consecutive_group
 from .layout import Layout
+from .norms import rms_norm
 from .reference import forced_choice
 from .router import Choice, route
+from .shortcut import Beside
 from .strategies import LayerContext, Region, Stored, Strategy, strategy_of
 from .timers import OUTSIDE, Timers
 from .vocabulary import embed, head
@@ -129,21 +131,29 @@ class Executor:
         ``forced``) replaces the routers' choices. ``layers``: stop after so many.
         """
         lap = timers.lap if timers is not None else no_lap
-        x, ordinal = self._begin(inputs, lap), 0
+        x = self._begin(inputs, lap)
+        ordinals = {layer: ordinal for ordinal, layer in enumerate(self._strategies)}
+
+        def choice(layer: int) -> Choice | None:
+            return forced[ordinals[layer]] if forced is not None else None
+
+        beside = Beside(self.model, self._layers[:layers], self._strategies, layout, choice, lap)
         for i, weights in enumerate(self._layers[:layers]):
+            beside.read(i, x, "output")
+            beside.read(i + 1, x, "input")
             strategy = self._strategies.get(i)
             if strategy is not None and strategy.start():
                 lap(i, "gather")
+            beside.turn()
             if weights.attention is not None:
                 x = x + self._attention(x, i, layout, context)
                 lap(i, "attention")
-            if strategy is not None:
-                choice = forced[ordinal] if forced is not None else None
-                x = self._experts(x, i, strategy, layout, choice, partial(lap, i))
-                ordinal += 1
-            if weights.dense is not None:
-                x = x + dense(x, weights.dense)
-                lap(i, "dense")
+            beside.read(i + 1, x, "mid")
+            beside.turn()
+            if strategy is not None and self.model.layers[i].shortcut == "none":
+                x = self._experts(x, i, strategy, layout, choice(i), partial(lap, i))
+            x = self._ffn(x, i, partial(lap, i))
+            x = beside.join(i, x)
         return self._finish(x, layout, lap)
 
     def _begin(self, inputs: Tensor, lap: StepLap) -> Tensor:
@@ -161,6 +171,18 @@ class Executor:
         logits = head(x[layout.last_rows], self._norm, self.model.norm_eps, self._head)
         lap(OUTSIDE, "head")
         return Output(x, logits)
+
+    def _ffn(self, x: Tensor, index: int, lap: partial[None]) -> Tensor:
+        """The dense FFN of a layer, and the shared experts of one whose routed experts read elsewhere."""
+        weights = self._layers[index]
+        if weights.dense is not None:
+            x = x + dense(x, weights.dense)
+            lap("dense")
+        if weights.shared is not None and self.model.layers[index].shortcut != "none":
+            assert weights.router is not None
+            x = x + dense(rms_norm(x, weights.router.norm, weights.router.eps), weights.shared)
+            lap("shared")
+        return x
 
     def _attention(self, x: Tensor, index: int, layout: Layout, context: int) -> Tensor:
         """Attention output for this device's tokens; with divided heads the group's tokens are brought together."""

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from ..spec import Model, MoeplanError
+from ..spec.model import Block
 from ..spec.routing import Routing
 from .attention import Batch, RotaryEmbedding, attention
 from .cache import KVCache
 from .dense import dense
 from .kernels import expert_ffn
+from .norms import rms_norm
 from .router import Choice, route
 from .vocabulary import embed, head
-from .weights import WeightSource, check_supported
+from .weights import LayerWeights, WeightSource, check_supported
 
 
 class ReferenceModel:
@@ -93,31 +95,42 @@ class ReferenceModel:
                 f"most {self.cache.capacity} tokens"
             )
         ordinal = 0
+        before = middle = x  # of the preceding layer: its input, and its state after attention
         for i, block in enumerate(self.model.layers):
-            layer = self.weights.layer(i)
+            layer, start, y = self.weights.layer(i), x, None
+            if block.shortcut != "none":
+                read = {"output": x, "mid": middle, "input": before}[block.shortcut]
+                y = self._experts(read, layer, block, routing, ordinal)[1]
             if layer.attention is not None:
                 x = x + attention(x, layer.attention, self.cache.layers[i], self.rope, batch, kernel=self.kernel)
+            middle = x
             if layer.dense is not None:
                 x = x + dense(x, layer.dense, kernel=self.kernel)
             if block.moe is not None:
-                assert layer.router is not None
-                assert layer.gate_up is not None
-                assert layer.down is not None
-                forced = None if routing is None else forced_choice(routing, ordinal, x.device)
-                normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel)
-                y = expert_ffn(
-                    normed,
-                    layer.gate_up,
-                    layer.down,
-                    ids,
-                    gates,
-                    activation=block.moe.activation,
-                    implementation=self.kernel,
-                )
+                if y is None:
+                    normed, y = self._experts(x, layer, block, routing, ordinal)
+                else:
+                    assert layer.router is not None
+                    normed = rms_norm(x, layer.router.norm, layer.router.eps)
                 x = x + y if layer.shared is None else x + y + dense(normed, layer.shared, kernel=self.kernel)
                 ordinal += 1
+            before = start
         self.context += batch.length
         return x
+
+    def _experts(
+        self, x: Tensor, layer: LayerWeights, block: Block, routing: Routing | None, ordinal: int
+    ) -> tuple[Tensor, Tensor]:
+        """The normalised tokens and their routed experts' output; both [T, D]."""
+        assert block.moe is not None
+        assert layer.router is not None
+        assert layer.gate_up is not None
+        assert layer.down is not None
+        forced = None if routing is None else forced_choice(routing, ordinal, x.device)
+        normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel)
+        experts, activation = (layer.gate_up, layer.down), block.moe.activation
+        y = expert_ffn(normed, *experts, ids, gates, activation=activation, implementation=self.kernel)
+        return normed, y
 
 
 def forced_choice(routing: Routing, ordinal: int, device: torch.device, tokens: slice = slice(None)) -> Choice:

@@ -6,6 +6,7 @@ A model outside the list is still described, and everything that needs no curves
 
 from .errors import MoeplanError
 from .model import Block, Model
+from .shortcut import missing_before
 
 ELSE = "`moeplan place` (without --cluster), `explain` and `compare` work, and `export` to engines that take it"
 
@@ -25,7 +26,7 @@ def check_executed(model: Model, asked: str = "") -> None:
 def not_executed(model: Model) -> str:
     """The same as words, "layer 0: the runtime does not execute attention sinks"; "" where there is nothing."""
     for i, block in enumerate(model.layers):
-        missing = _missing(model, block)
+        missing = _missing(model, block) or missing_before(model, i)
         if missing:
             return f"layer {i}: the runtime does not execute {missing}"
     return ""
@@ -37,9 +38,7 @@ def _missing(model: Model, block: Block) -> str:
         return "non-causal models"
     if block.hidden_size != model.layers[0].hidden_size:
         return "hidden sizes that change between layers"
-    if block.shortcut != "none":
-        return "shortcut-connected experts"
-    if block.dense and block.moe:
+    if block.dense and block.moe and block.shortcut == "none":
         return "a dense FFN beside the experts of one layer"
     if a is not None:
         if a.kind != "gqa":

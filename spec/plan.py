@@ -16,6 +16,7 @@ from .document import Document, Part
 from .load import Load
 from .model import MAX_LAYERS, DType, Model
 from .placement import check_copies
+from .shortcut import slots
 from .workload import Workload
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 Strategy = Literal["ep", "sharded", "gathered", "coherent"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
-
+CHUNKED: tuple[Strategy, ...] = ("ep",)
+"""Strategies whose tokens may travel in several chunks."""
+MAX_CHUNKS = 64
 
 SPELLED_OUT = 64
 """Devices up to which a document names those of every group."""
@@ -45,13 +48,17 @@ class LayerPlan(Part):
 
     ``slots`` holds, per device, the experts that it stores (``ep`` and ``coherent`` compute them there; ``gathered``
     keeps them there at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that a copy takes.
-    ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
+    ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores. ``chunks``: every
+    device's tokens in so many parts (``spec.layout.even``), of which one travels while another is computed. ``slot``
+    (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed before.
     """
 
     strategy: Strategy
     slots: tuple[tuple[int, ...], ...]
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
+    slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
+    chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
     repeats: int = Field(
         1,
         ge=1,
@@ -101,6 +108,8 @@ class LayerPlan(Part):
             raise ValueError("slots hold a negative expert")
         if (self.strategy == "sharded") != (self.split is not None):
             raise ValueError("split belongs to strategy sharded, and only there")
+        if self.chunks > 1 and self.strategy not in CHUNKED:
+            raise ValueError(f"chunks belong to strategy {', '.join(CHUNKED)}, not {self.strategy}")
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self
@@ -280,6 +289,12 @@ class Plan(Document):
         for i, layer in enumerate(self.layers):
             moe = self.model.moe_block(i).moe
             assert moe is not None
+            block = self.model.moe_block(i)
+            if layer.slot >= slots(block):
+                last = f"0 to {slots(block) - 1}" if block.shortcut != "none" else "0: the layer has no shortcut"
+                raise ValueError(f"layers[{i}].slot: {layer.slot}, expected {last}")
+            if block.shortcut != "none" and layer.strategy != "ep":
+                raise ValueError(f"layers[{i}].strategy: {layer.strategy}; layers with a shortcut run as ep")
             if len(layer.slots) != count:
                 raise ValueError(f"layers[{i}].slots: {len(layer.slots)} lists for {count} devices")
             if layer.split is not None and (len(layer.split) != count or sum(layer.split) != moe.ffn_size):
@@ -304,6 +319,8 @@ class Plan(Document):
             raise ValueError("coherent layers need a decode workload: one new token of each sequence")
         if self.degrees.tensor > 1:
             raise ValueError(f"coherent layers need tensor 1, got {self.degrees.tensor}")
+        if any(block.shortcut != "none" for block in self.model.blocks):
+            raise ValueError(f"coherent layers need a model without shortcuts, which {self.model.name} is not")
 
     def candidates_frame(self) -> "pandas.DataFrame":
         """Every searched alternative, fastest first; what does not fit comes last, with the reason.

@@ -60,6 +60,14 @@ def tiny_model(
     return Model(name="tiny", family="test", vocab_size=256, blocks=tuple(blocks), dtype="f32")
 
 
+def shortcut_model(shortcut: str, *, layers: int = 2, shared: int = 0, beside: bool = False) -> Model:
+    """``layers`` layers whose experts read as ``shortcut`` says, each behind a dense one; beside: with a dense FFN."""
+    dense, *_, experts = tiny_model(layers=1, dense=1, shared=shared).blocks
+    changes = {"shortcut": shortcut} | ({"dense": dense.dense} if beside else {})
+    pair = (dense, experts.model_copy(update=changes))
+    return Model(name=f"shortcut-{shortcut}", family="test", vocab_size=256, blocks=pair * layers, dtype="f32")
+
+
 def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear: Sequence[str] = ()) -> Curve:
     """A curve of ``seconds(**coordinates)`` over a grid."""
     points = [seconds(**dict(zip(axes, point, strict=True))) for point in product(*axes.values())]
@@ -148,8 +156,8 @@ Members = tuple[tuple[int, ...], Scope | None]
 """How many members a group has on each host, most first; its scope, where hosts have several switches."""
 
 
-def collective(name: str, shape: Members, local: float, uplink: float) -> CollectiveCurve:
-    """A collective of groups of one shape."""
+def collective(name: str, shape: Members, local: float, uplink: float, busy: float = 1.0) -> CollectiveCurve:
+    """A collective of groups of one shape; busy: times as much of the processors as usual."""
     members, scope = shape
     count = sum(members)
     across, sharing = count - min(members), max(members)
@@ -158,9 +166,9 @@ def collective(name: str, shape: Members, local: float, uplink: float) -> Collec
     def seconds(bytes: float) -> float:
         return CALL + LATENCY + bytes * max((count - 1) / rate, across * sharing / uplink)
 
-    busy = grid({"bytes": SIZES}, lambda bytes: 1e-5 + 2 * (count - 1) * bytes / 1e10)
+    taken = grid({"bytes": SIZES}, lambda bytes: busy * (1e-5 + 2 * (count - 1) * bytes / 1e10))
     whole = grid({"bytes": SIZES}, seconds)
-    return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=busy)
+    return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=taken)
 
 
 def group_shape(devices: Sequence[Device]) -> Members:
@@ -194,11 +202,13 @@ def cluster(
     dtype: str = "f32",
     tensors: Sequence[int] = (1, 2, 4),
     switches: int = 1,
+    busy: float = 1.0,
 ) -> Cluster:
     """One device per speed, one host per group of speeds; a kind per speed.
 
     tensors: degrees of tensor parallelism to have curves for, where they divide every host. switches: of each host,
-    with as many of its devices each, one after another; between them links carry half of ``local``.
+    with as many of its devices each, one after another; between them links carry half of ``local``. busy: processor
+    time of collectives, in times of what is usual here.
     """
     flat = [speed for group in speeds for speed in group]
     n, per_host = len(flat), [len(group) for group in speeds]
@@ -234,7 +244,7 @@ def cluster(
         link_classes=classes,
         link_rules=tuple(LinkRule(scope=link.name, link=link.name) for link in classes),
         collectives=tuple(
-            collective(name, shape, local, uplink)
+            collective(name, shape, local, uplink, busy)
             for shape in dict.fromkeys(map(group_shape, groups))
             for name in COLLECTIVES
         ),

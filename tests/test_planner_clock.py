@@ -14,11 +14,15 @@ from moeplan.planner.step import Step, build
 from moeplan.spec import Workload
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import draw_routing
-from moeplan.tests.synthetic import cluster, tiny_model
+from moeplan.spec.shortcut import slots
+from moeplan.tests.synthetic import cluster, shortcut_model, tiny_model
 
 MODELS = {
     "plain": tiny_model(layers=2),
     "dense and shared": tiny_model(layers=2, dense=1, shared=32),
+    "output": shortcut_model("output", shared=32),
+    "mid": shortcut_model("mid", beside=True),
+    "input": shortcut_model("input"),
 }
 FLEETS = {
     ((1.0,),): (1,),
@@ -33,23 +37,28 @@ def steps(draw):
     """A small step and a plan for each of its layers: any strategy, phase, tensor degree, uplink and division."""
     model = MODELS[draw(st.sampled_from(sorted(MODELS)))]
     speeds = draw(st.sampled_from(list(FLEETS)))
-    tensor = draw(st.sampled_from(FLEETS[speeds]))
+    shortcut = any(block.shortcut != "none" for block in model.blocks)
+    tensor = 1 if shortcut else draw(st.sampled_from(FLEETS[speeds]))
     workload = Workload.from_text(draw(st.sampled_from(["prefill:512@32", "decode:16@512"])))
     devices = sum(map(len, speeds))
     groups = devices // tensor
     cuts = sorted(draw(st.lists(st.integers(0, workload.sequences), min_size=groups - 1, max_size=groups - 1)))
     sequences = tuple(np.diff([0, *cuts, workload.sequences]).tolist())
     machines = cluster(
-        model, speeds, uplink=draw(st.sampled_from([1e7, 1e9, 1e11])), local=draw(st.sampled_from([1e8, 4e9]))
+        model,
+        speeds,
+        uplink=draw(st.sampled_from([1e7, 1e9, 1e11])),
+        local=draw(st.sampled_from([1e8, 4e9])),
+        busy=draw(st.sampled_from([0.0, 1.0, 30.0])),
     )
     costs = Costs(machines, model, "f32")
     step = Step(costs, model, Layout.of(workload, tensor, sequences), draw_routing(None, model, workload, 0))
-    return step, [draw(plans(devices)) for _ in model.moe_layers]
+    return step, [draw(plans(devices, model.layers[i])) for i in model.moe_layers]
 
 
 @st.composite
-def plans(draw, devices):
-    strategy = draw(st.sampled_from(["ep", "sharded", "gathered"]))
+def plans(draw, devices, block):
+    strategy = draw(st.sampled_from(["ep", "sharded", "gathered"])) if block.shortcut == "none" else "ep"
     if strategy == "sharded":
         cuts = sorted(draw(st.lists(st.integers(0, 128), min_size=devices - 1, max_size=devices - 1)))
         return LayerPlan(strategy="sharded", slots=((),) * devices, split=tuple(np.diff([0, *cuts, 128]).tolist()))
@@ -58,7 +67,10 @@ def plans(draw, devices):
         copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=3 if strategy == "ep" else 1))
         for device in copies:
             held[device].add(expert)
-    return LayerPlan(strategy=strategy, slots=tuple(tuple(sorted(experts)) for experts in held))
+    chunks = draw(st.integers(1, 4)) if strategy == "ep" else 1
+    slot = draw(st.integers(0, slots(block) - 1))
+    held = tuple(tuple(sorted(experts)) for experts in held)
+    return LayerPlan(strategy=strategy, slots=held, chunks=chunks, slot=slot)
 
 
 @given(steps())

@@ -300,7 +300,7 @@ def block(**changes):
     ("blocks", "named"),
     [
         ([block(), block(hidden_size=64)], "layer 1: the runtime does not execute hidden sizes that change"),
-        ([block(shortcut="output")], "layer 0: the runtime does not execute shortcut-connected experts"),
+        ([block(shortcut="mid")], "layer 0: the runtime does not execute a shortcut from a preceding layer"),
         ([block(dense=Dense(ffn_size=8))], "a dense FFN beside the experts"),
         ([block(attention=Attention(kind="window", heads=4, kv_heads=4, head_dim=8))], "window attention"),
         (

@@ -253,7 +253,7 @@ def test_what_the_runtime_does_not_execute_is_named():
             RandomWeights(models[name], F32)
     block = make_model().layers[0]
     details = {
-        "shortcut-connected experts": {"shortcut": "output"},
+        "a shortcut from inside a layer that has experts": {"shortcut": "mid"},
         "a dense FFN beside the experts": {"dense": Dense(ffn_size=8)},
         "window attention": {"attention": Attention(kind="window", heads=1, kv_heads=1, head_dim=8)},
         "cross-attention": {"attention": Attention(heads=1, kv_heads=1, head_dim=8, cross=True)},

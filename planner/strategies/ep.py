@@ -1,39 +1,94 @@
-"""ep: tokens travel to their experts and back, one row per token and distinct destination device."""
+"""ep: tokens travel to their experts and back, one row per token and distinct destination device.
+
+In chunks, the dispatch of all is started at once; the experts of one run while the next ones travel, and its rows
+travel back while the experts of the next run. In a layer with a shortcut the backbone runs beside all this.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from ...spec.plan import LayerPlan
-from ..stages import Stage, exchange
-from .layer import Layer, attention, route, shared
+from ..stages import Stage, exchange, start, wait
+from .layer import Layer, attention, dense, route, shared
 
-COUNT_BYTES = 8  # one int64 per pair, exchanged before the rows
+COUNT_BYTES = 8  # one int64 per pair and chunk, exchanged before the rows
 
 
 def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     """Attention, route, pack, counts, dispatch, unpack, experts, combine, shared experts."""
+    if layer.block.shortcut != "none":
+        return _beside(layer, plans)
+    if plans[0].chunks > 1:
+        there, compute, back = flight(layer, plans)
+        return [*before(layer, plans[0].chunks), *there, *compute, *back, *shared(layer)]
     costs, group = layer.costs, layer.devices
     sent = layer.choices.dispatch(plans)
-    there = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
-    back = costs.all_to_all(group, sent.back.times(layer.activation_bytes))
+    out = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
+    home = costs.all_to_all(group, sent.back.times(layer.activation_bytes))
     return [
         *before(layer),
-        exchange("dispatch", "all_to_all", [there]),
+        exchange("dispatch", "all_to_all", [out]),
         layer.each("dispatch", "ep_unpack", sent.computed),
         layer.experts(sent.experts),
-        exchange("combine", "all_to_all", [back]),
+        exchange("combine", "all_to_all", [home]),
         *after(layer),
     ]
 
 
-def before(layer: Layer) -> list[Stage]:
+def flight(layer: Layer, plans: Sequence[LayerPlan]) -> tuple[list[Stage], list[Stage], list[Stage]]:
+    """Starts of all dispatches; each chunk awaited, its experts, the start of its way back; all awaited and added up.
+
+    The dispatch of chunk c is collective c, its way back collective ``chunks`` + c.
+    """
+    costs, group, count = layer.costs, layer.devices, plans[0].chunks
+    starts, compute, ends = list[Stage](), list[Stage](), list[Stage]()
+    for c, part in enumerate(layer.chunks(count)):
+        sent = part.choices.dispatch(plans)
+        there = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
+        back = costs.all_to_all(group, sent.back.times(layer.activation_bytes))
+        starts.append(start("dispatch", f"all_to_all {c}", there, costs.busy(there), c))
+        compute += [
+            wait("dispatch", len(group), c),
+            part.each("dispatch", "ep_unpack", sent.computed),
+            part.experts(sent.experts),
+            start("combine", f"all_to_all {c}", back, costs.busy(back), count + c),
+        ]
+        ends += [wait("combine", len(group), count + c), part.each("combine", "ep_combine", part.tokens)]
+    return starts, compute, ends
+
+
+def _beside(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
+    """Experts beside the operators of the shortcut's window, before the one that the plan's slot says."""
+    first, window = _window(layer)
+    there, compute, back = flight(layer, plans)
+    window.insert(plans[0].slot, compute)
+    return [*first, *before(layer, plans[0].chunks), *there, *(stage for part in window for stage in part), *back]
+
+
+def _window(layer: Layer) -> tuple[list[Stage], list[list[Stage]]]:
+    """What comes before the state that the experts read, and the operators of ``spec.shortcut.WINDOWS``."""
+    own = [attention(layer), [*dense(layer), *shared(layer)]]
+    if layer.before is None:
+        return [], own
+    earlier = [
+        [replace(stage, earlier=True) for stage in stages] for stages in (attention(layer.before), dense(layer.before))
+    ]
+    if layer.block.shortcut == "mid":
+        return earlier[0], [earlier[1], *own]
+    return [], [*earlier, *own]
+
+
+def before(layer: Layer, chunks: int = 1) -> list[Stage]:
     """What no placement changes, up to the exchange of rows."""
-    counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES))
-    pack = layer.each("dispatch", "ep_pack", layer.tokens)
-    return [*attention(layer), *route(layer), pack, exchange("dispatch", "exchange counts", [counts])]
+    counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES * chunks))
+    pack = [part.each("dispatch", "ep_pack", part.tokens) for part in layer.chunks(chunks)]
+    backbone = attention(layer) if layer.block.shortcut == "none" else []
+    return [*backbone, *route(layer), *pack, exchange("dispatch", "exchange counts", [counts])]
 
 
 def after(layer: Layer) -> list[Stage]:
     """What no placement changes, from when the rows are back."""
-    return [layer.each("combine", "ep_combine", layer.tokens), *shared(layer)]
+    combine = layer.each("combine", "ep_combine", layer.tokens)
+    return [combine, *shared(layer)] if layer.block.shortcut == "none" else [combine]

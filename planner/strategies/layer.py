@@ -23,6 +23,8 @@ class Layer:
     """B layers with one block: the step's tokens on their devices, and their experts (none in dense layers).
 
     memo: what all layers of the block have in common.
+    before: the layer before, where these layers' experts run beside some of it (``spec.shortcut``); joined: whether
+    this is that layer of others, which then has no stages of its own.
     """
 
     costs: Costs
@@ -30,6 +32,8 @@ class Layer:
     layout: Layout
     chosen: Choices | Expected | None = None
     memo: dict[str, list[Stage]] = field(default_factory=dict)
+    before: "Layer | None" = None
+    joined: bool = False
 
     @classmethod
     def of(cls, costs: Costs, block: Block, layout: Layout, ids: np.ndarray) -> "Layer":
@@ -80,6 +84,12 @@ class Layer:
         _, first, place = np.unique(alike, return_index=True, return_inverse=True)
         seconds = costs.expert_ffn(self.block, self.moe.ffn_size, rows.counts[:, rows.of[first]], first)
         return compute("expert", "expert_ffn", seconds[:, place])
+
+    def chunks(self, count: int) -> list["Layer"]:
+        """The same layers with one chunk of every device's tokens each."""
+        if count == 1:
+            return [self]
+        return [Layer(self.costs, self.block, chosen.layout, chosen) for chosen in self.choices.chunks(count)]
 
     def once(self, name: str, stages: Callable[["Layer"], list[Stage]]) -> list[Stage]:
         """What ``stages`` gives for the first layer of this block."""

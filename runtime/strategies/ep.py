@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...spec.layout import even
 from ...spec.plan import LayerPlan
 from ...spec.routing import COPY_PHASES, COPY_STEP, copy_table
-from ..collectives import all_to_all, exchange_counts
+from ..collectives import Pending, all_to_all_start, exchange_counts
 from ..kernels import expert_ffn
 from ..layout import Layout
 from .layer import Lap, LayerContext, Stored
@@ -99,7 +100,7 @@ class ExpertParallel:
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
         self._table = serving(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
-        self._activation = c.moe.activation
+        self._activation, self._chunks, self.slot = c.moe.activation, plan.chunks, plan.slot
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
@@ -110,14 +111,59 @@ class ExpertParallel:
         return False
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
+        flight = self.begin(x, ids, weights, layout, lap)
+        self.compute(flight, lap)
+        return self.end(flight, residual, lap)
+
+    def begin(self, x: Tensor, ids: Tensor, weights: Tensor, layout: Layout, lap: Lap) -> "Flight":
+        """Send every token to its experts; all chunks leave at once."""
+        sizes = even(len(x), self._chunks)
         phase = phases(layout.first, len(x), x.device)
-        rows, token, send = pack(x, ids, weights, self._table, phase)
-        send_counts, recv_counts = torch.stack([send, exchange_counts(send)]).tolist()
-        received = all_to_all(rows, send_counts, recv_counts)
-        partial = unpack(received, x.shape[1], x.dtype, ids.shape[1])
+        parts = zip(*(t.split(sizes) for t in (x, ids, weights, phase)), strict=True)
+        packed = [pack(rows, chosen, gates, self._table, at) for rows, chosen, gates, at in parts]
+        rows, tokens, sends = zip(*packed, strict=True)
+        send = torch.stack(sends, dim=1)  # [G, chunks]
+        sent, received = torch.stack([send, exchange_counts(send)]).transpose(1, 2).tolist()
+        arriving = [all_to_all_start(*part) for part in zip(rows, sent, received, strict=True)]
         lap("dispatch")
-        y = expert_ffn(partial[0], self._gate_up, self._down, *partial[1:], activation=self._activation)
-        lap("expert")
-        y = combine(all_to_all(y, recv_counts, send_counts), token, residual)
+        return Flight(x.shape[1], x.dtype, ids.shape[1], sizes, tokens, sent, received, arriving, [])
+
+    def compute(self, flight: "Flight", lap: Lap) -> None:
+        """The experts of each chunk as it comes; its rows leave as they are ready."""
+        for c, (rows, pending) in enumerate(flight.arriving):
+            pending.wait()
+            x, ids, weights = unpack(rows, flight.hidden, flight.dtype, flight.top_k)
+            lap("dispatch")
+            y = expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
+            lap("expert")
+            flight.leaving.append(all_to_all_start(y, flight.received[c], flight.sent[c]))
+        flight.arriving.clear()
+
+    def end(self, flight: "Flight", residual: Tensor, lap: Lap) -> Tensor:
+        """Residual [T, D] plus what came back."""
+        sums = []
+        for (rows, pending), token, part in zip(
+            flight.leaving, flight.tokens, residual.split(flight.sizes), strict=True
+        ):
+            pending.wait()
+            sums.append(combine(rows, token, part))
         lap("combine")
-        return y
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+
+class Flight(NamedTuple):
+    """One layer's tokens on their way, in chunks.
+
+    sizes: tokens of each chunk; tokens: of each chunk's rows; sent, received: [chunks][G] rows; arriving, leaving: rows
+    of each chunk that come to the experts here, and that come back.
+    """
+
+    hidden: int
+    dtype: torch.dtype
+    top_k: int
+    sizes: tuple[int, ...]
+    tokens: tuple[Tensor, ...]
+    sent: list[list[int]]
+    received: list[list[int]]
+    arriving: list[tuple[Tensor, Pending]]
+    leaving: list[tuple[Tensor, Pending]]

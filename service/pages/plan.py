@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ...planner.units import bytes_text, seconds_text
 from ...spec.operators import PARTS
-from ...spec.plan import STRATEGIES, Candidate, Plan
+from ...spec.plan import STRATEGIES, Candidate, LayerPlan, Plan
 
 SHOWN = 8  # candidates, and kinds of devices; the plan holds all
 FOLDED = 16  # devices up to which each has a row of its own
@@ -72,6 +72,15 @@ def strategies_text(strategies: Mapping[str, int]) -> str:
     return ", ".join(f"{strategies[s]} {s}" for s in STRATEGIES if s in strategies)
 
 
+def layers_text(layers: Sequence[LayerPlan]) -> str:
+    """The same with the chunks of each, as in `20 ep in 4 chunks, 12 sharded`."""
+    forms = Counter((STRATEGIES.index(layer.strategy), layer.chunks) for layer in layers)
+    return ", ".join(
+        f"{count} {STRATEGIES[strategy]}" + (f" in {chunks} chunks" if chunks > 1 else "")
+        for (strategy, chunks), count in sorted(forms.items())
+    )
+
+
 def breakdown_table(plan: Plan) -> Table:
     """Seconds of each part, summed over the layers (mean over devices, waiting in the part that waits)."""
     totals = dict.fromkeys(PARTS, 0.0)
@@ -126,7 +135,7 @@ def memory_table(plan: Plan) -> Table:
 def verdict(plan: Plan) -> Text:
     """The gain over what a user would do by hand, and the proof."""
     record, text = plan.solver, Text()
-    layers = strategies_text(Counter(layer.strategy for layer in plan.layers))
+    layers = layers_text(plan.layers)
     routing = " (routing assumed)" if plan.routing.kind == "assumed" else ""
     text.append(f"step {seconds_text(record.objective)}{routing}: {layers}\n", style="bold")
     for name, seconds in plan.baselines.items():

@@ -1,0 +1,168 @@
+"""Layers whose experts run beside the backbone: the reference by its definition, and every rank count against it."""
+
+import numpy as np
+import pytest
+import torch
+
+from moeplan.planner.search import solve
+from moeplan.planner.step import Step
+from moeplan.runtime.attention import Batch, RotaryEmbedding, attention
+from moeplan.runtime.check import gather_rows
+from moeplan.runtime.dense import dense
+from moeplan.runtime.executor import Executor
+from moeplan.runtime.kernels import expert_ffn
+from moeplan.runtime.launch import LocalLauncher, Rank
+from moeplan.runtime.random_weights import RandomWeights
+from moeplan.runtime.reference import ReferenceModel
+from moeplan.runtime.router import route
+from moeplan.spec import Model, Plan, Workload
+from moeplan.spec.errors import MoeplanError
+from moeplan.spec.plan import LayerPlan
+from moeplan.spec.shortcut import WINDOWS
+from moeplan.tests.plans import even_slots, hand_made_plan
+from moeplan.tests.synthetic import cluster, shortcut_model, tiny_model
+
+PROMPT, DECODE, SEQUENCES = 5, 8, 3
+MODELS = {
+    "output": shortcut_model("output", shared=32),
+    "mid": shortcut_model("mid", beside=True),
+    "input": shortcut_model("input"),
+    "none": tiny_model(layers=2, shared=32),
+}
+COPIES = {
+    1: (tuple(range(8)),),
+    2: ((0, 1, 2, 3, 7), (3, 0, 7, 4, 5, 6)),
+    4: ((0, 1, 2), (2, 0, 3, 4), (), (5, 6, 7, 0)),
+}
+HELD = {1: (3,), 2: (2, 1), 4: (1, 0, 1, 1)}  # sequences of each device
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(256, (SEQUENCES, PROMPT + DECODE), generator=torch.Generator().manual_seed(5))
+
+
+def wanted(model: Model) -> torch.Tensor:
+    """[1 + DECODE, sequences, V] logits of the single process."""
+    reference = ReferenceModel(
+        model, RandomWeights(model, torch.float32, 11), sequences=SEQUENCES, capacity=PROMPT + DECODE
+    )
+    given = tokens()
+    found = [reference.prefill(given[:, :PROMPT])[:, -1]]
+    found += [reference.decode(given[:, i]) for i in range(PROMPT, PROMPT + DECODE)]
+    return torch.stack(found)
+
+
+def on_rank(rank: Rank, job: dict) -> dict[str, float]:
+    """Relative error of every model, slot and number of chunks, on rank 0."""
+    found = {}
+    for name, model in MODELS.items():
+        reference = wanted(model) if rank.rank == 0 else None
+        for slot in range(len(WINDOWS[name]) + 1):
+            chunks = 1 + slot % 3
+            layers = (
+                LayerPlan(strategy="ep", slots=even_slots(8, rank.world), slot=slot, chunks=chunks),
+                LayerPlan(strategy="ep", slots=COPIES[rank.world], slot=slot),
+            )
+            workload = Workload(phase="prefill", tokens=SEQUENCES * PROMPT, sequences=SEQUENCES)
+            plan = hand_made_plan(model, workload, layers, tokens=[PROMPT * n for n in HELD[rank.world]])
+            got = logits_of(plan, rank.rank)
+            if reference is not None:
+                found[f"{name}, slot {slot}"] = ((got - reference).abs().max() / reference.abs().max()).item()
+        rank.emit({"model": name})
+    return found
+
+
+def logits_of(plan: Plan, rank: int) -> torch.Tensor:
+    source = RandomWeights(plan.model, torch.float32, 11)
+    executor = Executor(plan, rank, source, device=torch.device("cpu"), capacity=PROMPT + DECODE)
+    layout, found = executor.layout, []
+    for context in (0, *range(PROMPT, PROMPT + DECODE)):
+        fresh = tokens()[:, context : context + layout.length].reshape(-1)
+        output = executor.step(fresh[layout.own], layout, context)
+        found.append(gather_rows(output.logits, layout.last_counts))
+        layout = executor.layout.decode()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_every_slot_equals_the_reference(world):
+    errors = LocalLauncher(world).run("moeplan.tests.test_shortcut:on_rank", {}, timeout=120)[0]
+    assert len(errors) == sum(len(WINDOWS[name]) + 1 for name in MODELS)
+    assert max(errors.values()) < 1e-4, errors
+
+
+@pytest.mark.parametrize("shortcut", ["output", "mid", "input"])
+def test_the_reference_is_the_definition(shortcut):
+    """Written out for one pair of layers, with plain functions."""
+    model = shortcut_model(shortcut, layers=1, shared=0, beside=shortcut == "mid")
+    source = RandomWeights(model, torch.float32, 3)
+    first, second = source.layer(0), source.layer(1)
+    x = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    batch, rope = Batch(2, 3), RotaryEmbedding(model.rope_theta) if model.rope_theta else None
+    middle = x + attention(x, first.attention, None, rope, batch)
+    output = middle + dense(middle, first.dense)
+    read = {"output": output, "mid": middle, "input": x}[shortcut]
+    normed, ids, gates = route(read, second.router, model.layers[1].moe)
+    y = expert_ffn(normed, second.gate_up, second.down, ids, gates, activation="silu", implementation="reference")
+    after = output + attention(output, second.attention, None, rope, batch)
+    after = after + dense(after, second.dense) if second.dense is not None else after
+    reference = ReferenceModel(model, source, sequences=2, capacity=3)
+    torch.testing.assert_close(reference.forward_hidden(x), after + y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shortcut", ["output", "mid", "input"])
+def test_the_planner_hides_what_travels(shortcut):
+    """No slot or number of chunks is predicted faster than the chosen one, and some hide what the first does not."""
+    model = shortcut_model(shortcut, shared=512)
+    machines = cluster(model, ((1.0, 1.0), (1.0, 1.0)), uplink=2e8, local=2e8, busy=0.0)
+    workload = Workload.from_text("prefill:512@32")
+    plan = solve(model, machines, workload)
+    step = Step.of(plan, machines)
+    assert step.seconds(list(plan.layers)) == pytest.approx(plan.solver.objective)
+    tried = {}
+    for slot in range(len(WINDOWS[shortcut]) + 1):
+        for chunks in (1, 2, 4, 8):
+            layers = [p.model_copy(update={"slot": slot, "chunks": chunks}) for p in plan.layers]
+            tried[slot, chunks] = step.seconds(layers)
+    assert plan.solver.objective <= min(tried.values()) * (1 + 1e-9)
+    assert min(tried.values()) < 0.98 * tried[0, 1]
+    assert plan.solver.bound <= plan.solver.objective
+
+
+def test_memory_counts_the_backbone_beside_the_experts():
+    plain, beside = (shortcut_model(s, layers=1) for s in ("none", "output"))
+    plans = [LayerPlan(strategy="ep", slots=even_slots(8, 2))]
+    needs = []
+    for model in (plain, beside):
+        machines = cluster(model, ((1.0, 1.0),))
+        plan = solve(model, machines, Workload.from_text("prefill:256@32"))
+        step = Step.of(plan, machines)
+        needs.append(np.array([m.activations for m in step.memory(plans, 2, [1 << 30] * 2)]))
+    assert (needs[1] > needs[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"slot": 3}, "slot: 3, expected 0 to 2"),
+        ({"strategy": "gathered"}, "strategy: gathered; layers with a shortcut run as ep"),
+        ({"chunks": 65}, "chunks"),
+        ({"strategy": "gathered", "chunks": 2}, "chunks belong to strategy ep, not gathered"),
+    ],
+)
+def test_a_plan_that_asks_for_what_the_layer_cannot_do(changes, said):
+    layer = {"strategy": "ep", "slots": even_slots(8, 2)} | changes
+    with pytest.raises(ValueError, match=said):
+        hand_made_plan(MODELS["output"], "prefill:8@4", [LayerPlan(**layer)], tokens=(4, 4))
+
+
+def test_a_model_without_what_the_shortcut_reads_is_refused():
+    block = MODELS["mid"].blocks[1]
+    with pytest.raises(MoeplanError, match="layer 0: the runtime does not execute a shortcut from a preceding layer"):
+        RandomWeights(MODELS["mid"].model_copy(update={"blocks": (block,)}), torch.float32)
+    plain = tiny_model(layers=1).blocks[0]
+    with pytest.raises(MoeplanError, match=r"layer 1: .* a shortcut from inside a layer that has experts itself"):
+        RandomWeights(MODELS["mid"].model_copy(update={"blocks": (plain, block)}), torch.float32)
+    model, workload = MODELS["output"], Workload.from_text("prefill:256@32")
+    with pytest.raises(MoeplanError, match="strategy sharded: shortcut-output has layers with a shortcut"):
+        solve(model, cluster(model), workload, strategy="sharded")
