@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -56,6 +56,9 @@ bench bench-lab: setup
 
 bench-systems: setup
 	$(BIN)/python benchmarks/systems.py
+
+bench-coherent: setup
+	$(BIN)/python -m moeplan.benchmarks.coherent
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup

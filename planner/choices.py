@@ -169,7 +169,7 @@ class Choices:
         step = max(1, PIECE // max(self.ids[0].size, 1))
         for first in range(0, len(plans), step):
             ids = self.ids[first : first + step]
-            target = self._targets(ids, plans[first : first + step])
+            target = self.targets(ids, plans[first : first + step])
             yield first, target, counted(target * self.experts + ids, self.layout.devices * self.experts)
 
     def _traffic(self, found: Sequence[Flows]) -> tuple[Traffic, np.ndarray]:
@@ -183,32 +183,11 @@ class Choices:
         return Rows(np.concatenate(counts).reshape(-1, devices, self.experts), np.arange(devices))
 
     def _rows(self, target: np.ndarray, first: int, via: np.ndarray | None = None) -> Flows:
-        """One row for each token and device in ``target`` [b, T, K]; first: number of the first layer.
+        """One row for each token and device in ``target`` [b, T, K]; see ``flows``."""
+        return flows(self.layout.source, target, self.layout.devices, first, via)
 
-        via: [source, target] the device that such a row comes from; by default the token's own.
-        """
-        count, devices = len(target), self.layout.devices
-        target, new = distinct(target)
-        source = self.layout.source[:, None]
-        source = source if via is None else via[source, target]
-        key = ((np.arange(count)[:, None, None] * devices + source) * devices + target)[new]
-        pairs = count * devices * devices
-        if pairs <= 4 * key.size:
-            every = np.bincount(key, minlength=pairs)
-            key = np.flatnonzero(every)
-            number = every[key]
-        else:
-            key, number = np.unique(key, return_counts=True)
-        batch, pair = np.divmod(key, devices * devices)
-        source, to = np.divmod(pair, devices)
-        home = source == to
-        stay = np.zeros((count, devices))
-        stay[batch[home], source[home]] = number[home]
-        away = ~home
-        return (batch[away] + first, source[away], to[away], number[away].astype(float)), stay
-
-    def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
-        """[b, T, K] device that serves each choice."""
+    def targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
+        """[b, T, K] device that serves each choice of b of the layers; ids: [b, T, K]."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
         if not groups and size and ids.shape[1] * size <= SERVED:
@@ -252,6 +231,32 @@ def remembered(
             known.clear()
         known[key] = plans, make(plans)  # the plans are kept, so that their ids are theirs
     return known[key][1]
+
+
+def flows(source: np.ndarray, target: np.ndarray, devices: int, first: int = 0, via: np.ndarray | None = None) -> Flows:
+    """Rows between devices, one per token and distinct target, of layers the first of which is ``first``.
+
+    source: [T]; target: [B, T, K]. via: [source, target] the device that such a row comes from; by default the token's
+    own.
+    """
+    count = len(target)
+    target, new = distinct(target)
+    start = source[:, None] if via is None else via[source[:, None], target]
+    key = ((np.arange(count)[:, None, None] * devices + start) * devices + target)[new]
+    pairs = count * devices * devices
+    if pairs <= 4 * key.size:
+        every = np.bincount(key, minlength=pairs)
+        key = np.flatnonzero(every)
+        number = every[key]
+    else:
+        key, number = np.unique(key, return_counts=True)
+    batch, pair = np.divmod(key, devices * devices)
+    start, to = np.divmod(pair, devices)
+    home = start == to
+    stay = np.zeros((count, devices))
+    stay[batch[home], start[home]] = number[home]
+    away = ~home
+    return (batch[away] + first, start[away], to[away], number[away].astype(float)), stay
 
 
 def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 weights      embedding, head and final norm; of every stored layer its norms, attention (heads divided over the tensor
              group), router, shared experts or dense FFN, and the device's experts or FFN columns
 gathered     one region for all experts of one layer, where any layer is gathered
-cache        keys and values of the group's sequences and the device's heads, for every layer (never shared)
+cache        keys and values of the group's sequences (of all, where layers are coherent) and the device's heads, for
+             every layer (never shared)
 activations  the largest sum of buffers alive at once in any layer, or in the head
 
 Letters: T tokens, D model, V vocabulary, K top-k, H ffn columns, M matrices into the FFN (2 gated, 1 plain).
@@ -46,11 +47,13 @@ def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:
     return whole if plan.strategy == "gathered" else 0
 
 
-def cache(blocks: Sequence[Block], layout: Layout, element_bytes: int) -> np.ndarray:
-    """[devices] bytes of keys and values, over all layers."""
+def cache(blocks: Sequence[Block], layout: Layout, element_bytes: int, replicated: bool = False) -> np.ndarray:
+    """[devices] bytes of keys and values, over all layers; replicated: every device keeps those of all sequences."""
     positions = layout.workload.context + layout.workload.length
     values = sum(block.attention.cache_values() for block in blocks if block.attention)
     per_sequence = -(-values // layout.tensor) * positions * element_bytes
+    if replicated:
+        return np.full(layout.devices, layout.workload.sequences * per_sequence)
     return np.repeat(layout.sequences, layout.tensor) * per_sequence
 
 
@@ -116,16 +119,10 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
 
 
 def total(
-    blocks: Sequence[Block],
-    layout: Layout,
-    weights: np.ndarray,
-    regions: np.ndarray,
-    element_bytes: int,
-    limits: Sequence[int],
+    kept: np.ndarray, weights: np.ndarray, regions: np.ndarray, limits: Sequence[int]
 ) -> tuple[DeviceMemory, ...]:
-    """Memory of a whole step; weights: [devices], all of them; regions: [2, devices], for gathered weights and for
-    activations."""
-    kept = cache(blocks, layout, element_bytes)
+    """Memory of a whole step; kept: [devices] the cache; weights: [devices], all of them; regions: [2, devices], for
+    gathered weights and for activations."""
     return tuple(
         DeviceMemory(weights=int(w), gathered=int(region), cache=int(c), activations=int(a), limit=limit)
         for w, region, c, a, limit in zip(weights, *regions[:1], kept, regions[1], limits, strict=True)

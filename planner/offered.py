@@ -3,20 +3,25 @@
 from ..spec.errors import MissingCurveError, MoeplanError
 from ..spec.levels import across_groups, inside_groups, two_levels
 from ..spec.model import Model
-from ..spec.operators import OPERATORS, levels_shape
+from ..spec.operators import OPERATORS, attention_shape, cache_shape, exchange_shape, levels_shape
 from ..spec.placement import Placement
 from ..spec.plan import STRATEGIES, Strategy
 from ..spec.routing import Routing
+from ..spec.workload import Workload
 from .costs import Costs
 
 PLACED: tuple[Strategy, ...] = ("ep", "hierarchical")
 """Strategies whose experts are placed, and under which a degree of devices holds all of them."""
+COHERENT = ("coherent_pack", "coherent_unpack", "coherent_combine", "coherent_home")
 MOST_DEVICES = 256  # of hierarchical, whose rows are counted by pairs of devices
 
 
-def asked_for(asked: str | None, placement: Placement | None, model: Model) -> tuple[Strategy, ...]:
-    """What layers may choose from; a placement leaves only one that keeps experts where it says, by default ``ep``,
-    experts beside the backbone only ``ep``."""
+def asked_for(asked: str | None, placement: Placement | None, model: Model, workload: Workload) -> tuple[Strategy, ...]:
+    """What is looked at: with a placement only one that keeps experts where it says, by default ``ep``; with experts
+    beside the backbone only ``ep``; for prompts no ``coherent``.
+
+    Raises MoeplanError where that leaves out what was ``asked`` for.
+    """
     found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
@@ -24,14 +29,21 @@ def asked_for(asked: str | None, placement: Placement | None, model: Model) -> t
         if "ep" not in found:
             raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as ep")
         return ("ep",)
-    if placement is None:
+    if placement is not None:
+        if asked is not None and asked not in PLACED:
+            named = " and ".join(PLACED)
+            raise MoeplanError(
+                f"--placement does not go with --strategy {asked}: only {named} keep experts where it says"
+            )
+        return ("ep",) if asked is None else found
+    if workload.phase == "decode":
         return found
-    if asked is None:
-        return ("ep",)
-    if asked not in PLACED:
-        named = " and ".join(PLACED)
-        raise MoeplanError(f"--placement does not go with --strategy {asked}: only {named} keep experts where it says")
-    return found
+    if asked == "coherent":
+        raise MoeplanError(
+            "--strategy coherent only decodes: a prompt's tokens would lack the keys and values of others that are "
+            f"elsewhere; give --workload decode:SEQUENCES[@CONTEXT], or another strategy for {workload}"
+        )
+    return tuple(known for known in found if known != "coherent")
 
 
 def offered(
@@ -41,21 +53,58 @@ def offered(
 
     Raises MoeplanError where one that was asked for alone cannot.
     """
-    if "hierarchical" not in strategies:
-        return strategies, []
-    alone, why = len(strategies) == 1, _without_levels(costs, routing)
+    alone = len(strategies) == 1
+    said = {
+        "hierarchical": _without_hierarchical(costs, model, routing, alone) if "hierarchical" in strategies else "",
+        "coherent": _without_coherent(costs, model, routing, alone) if "coherent" in strategies else "",
+    }
+    if not two_levels(costs.hosts):  # nobody expects levels there
+        kept = tuple(strategy for strategy in strategies if not said.get(strategy))
+        return kept, [said["coherent"]] if said["coherent"] else []
+    return tuple(s for s in strategies if not said.get(s)), [why for why in said.values() if why]
+
+
+def _without_hierarchical(costs: Costs, model: Model, routing: Routing, alone: bool) -> str:
+    """Why it is not searched, as a note; "" if it is. Raises where it was asked for ``alone``."""
+    why = _without_levels(costs, routing)
     try:
         if not why:
             _check_curves(costs, model)
-            return strategies, []
+            return ""
     except MissingCurveError as error:
         if alone:
             raise
         why = f"for want of curves ({error})"
     if alone:
         raise MoeplanError(f"--strategy hierarchical is not offered {why}")
-    kept = tuple(strategy for strategy in strategies if strategy != "hierarchical")
-    return kept, [f"not searched: hierarchical, {why}"] if two_levels(costs.hosts) else []
+    return f"not searched: hierarchical, {why}"
+
+
+def _without_coherent(costs: Costs, model: Model, routing: Routing, alone: bool) -> str:
+    """The same of ``coherent``."""
+    try:
+        _check_coherent(costs, model)
+    except MissingCurveError:
+        if alone:
+            raise
+        return "not searched, for want of curves: coherent: measure the model again with `moeplan profile`"
+    if routing.scale == 1:
+        return ""
+    why = "coherent steps are followed token by token, and these are too many choices"
+    if alone:
+        raise MoeplanError(f"--strategy coherent: {why}: give a step of fewer sequences")
+    return f"not searched: {why}"
+
+
+def _check_coherent(costs: Costs, model: Model) -> None:
+    """Raise MissingCurveError for the first curve of ``coherent`` steps that the cluster lacks."""
+    for block in dict.fromkeys(model.layers):
+        for device in costs.representatives:
+            if block.attention is not None:
+                costs.table(device, "attention_scattered", attention_shape(block))
+                costs.table(device, "coherent_cache", cache_shape(block, costs.devices))
+            for operator in COHERENT if block.moe is not None else ():
+                costs.table(device, operator, exchange_shape(block, costs.devices))
 
 
 def _without_levels(costs: Costs, routing: Routing) -> str:

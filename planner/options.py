@@ -4,7 +4,7 @@ Layers that share storage share one plan; they form a class. With storage for ev
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,15 +14,17 @@ from ..solvers import balance
 from ..solvers.slots import Slots
 from ..spec.layout import even
 from ..spec.model import Model, Moe
-from ..spec.operators import row_bytes
+from ..spec.operators import cache_row_bytes, row_bytes
 from ..spec.plan import LayerPlan, PlacementRecord, Strategy
 from ..spec.routing import Routing
+from ..spec.trace import Trace
 from . import splits
 from .budget import Budget
 from .costs import Costs
 from .offered import PLACED
 from .place.fleet import Fleet
 from .place.inside import ALL, ONE, placements_for, usual
+from .place.inside_moves import placed_for_moves
 from .place.layers import plan_layers
 from .place.question import Placed, Question
 from .place.weights import exchange_weights
@@ -97,7 +99,9 @@ class Options:
     seed: int
     budget: Budget  # of the whole search
     given: Sequence[LayerPlan] | None = None  # a user's own placement, one per mixture-of-experts layer
+    trace: Trace | None = None  # that the routing was drawn from
     _memo: dict[tuple, Any] = field(default_factory=dict)
+    _coherent: dict[str, None] = field(default_factory=dict)  # methods that were offered
     _origins: dict[tuple[int, LayerPlan], Origin] = field(default_factory=dict)
 
     @property
@@ -183,7 +187,10 @@ class Options:
         return self._memo[key]
 
     def placement_records(self, chosen: Sequence[LayerPlan]) -> tuple[PlacementRecord, ...]:
-        """Who placed a plan's experts, one record per method; chosen: one plan per mixture-of-experts layer."""
+        """Who placed a plan's experts, one record per method.
+
+        chosen: one per mixture-of-experts layer.
+        """
         found: dict[int, tuple[Origin, list[int], list[int]]] = {}
         for c, members in enumerate(self.classes.members):
             for ordinal in members:
@@ -197,25 +204,63 @@ class Options:
     def _searched(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
         """What ``place``'s solvers find; copies only where all devices together hold the experts once."""
         capacity = self._capacity(degree, room)
-        known: list[tuple[np.ndarray, np.ndarray, tuple]] = self._memo.setdefault(("known", degree), [])
-        for limit, held, key in known:
-            # What met no limit, or hardly less room, is what this room would find too.
-            if (limit == capacity).all() or ((held <= capacity) & ((held < limit) | (limit >= ROOM * capacity))).all():
-                return self._memo[key]
+        known = self._found(degree, capacity)
+        if known is not None:
+            return self._memo[known]
         key = "searched", degree, *capacity.tolist()
         question = self._question(degree, capacity)
         # By expectation only single copies are predicted.
         copies = degree == self.costs.devices and self.routing.scale == 1
         found = placements_for(question, seed=self.seed, budget=self.budget, copies=copies)
         self._memo[key] = self._plans(degree, found)
-        known.append((capacity, _held(found) if found else capacity, key))
+        self._memo["known", degree].append((capacity, _held(found) if found else capacity, key))
         return self._memo[key]
 
-    @property
-    def placed_by(self) -> str:
-        """The placements that were offered, in words."""
+    def _found(self, degree: int, capacity: np.ndarray) -> tuple | None:
+        """What an earlier search is remembered by that is as good as one with this capacity."""
+        known: list[tuple[np.ndarray, np.ndarray, tuple]] = self._memo.setdefault(("known", degree), [])
+        for limit, held, key in known:
+            # What met no limit, or hardly less room, is what this room would find too.
+            if (limit == capacity).all() or ((held <= capacity) & ((held < limit) | (limit >= ROOM * capacity))).all():
+                return key
+        return None
+
+    def coherent(self, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+        """Per method one plan per class: those of ``ep``, and what is placed for few moves between layers."""
+        devices = self.costs.devices
+        known = self.small or self._found(devices, self._capacity(devices, room)) is not None
+        found = self.ep(devices, room, thorough=known) | self._for_moves(room)
+        self._coherent.update(dict.fromkeys(found))
+        plans = {}
+        for method, layers in found.items():
+            plans[method] = [layer.model_copy(update={"strategy": "coherent"}) for layer in layers]
+            for c, (layer, plan) in enumerate(zip(layers, plans[method], strict=True)):
+                self._origins.setdefault((c, plan), self._origins[c, layer])
+        return plans
+
+    def _for_moves(self, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+        """Nothing where there is no trace to tell what follows what, or layers share storage and so placements."""
+        devices = self.costs.devices
+        alone = len(self.classes.members) == len(self.model.moe_layers)
+        if self.even or self.trace is None or self.trace.counts_only or not alone:
+            return {}
+        capacity = self._capacity(devices, room)
+        key = "moves", *capacity.tolist()
+        if key not in self._memo:
+            block, tokens = self.model.moe_block(), len(self.routing.expert_ids)
+            row = row_bytes(block, self.costs.element_bytes)
+            question = replace(self._question(devices, capacity), weights=exchange_weights(self.costs, row * tokens))
+            partial = 1 + block.hidden_size * self.costs.element_bytes / row  # there and back
+            kept = cache_row_bytes(block, self.costs.element_bytes) / row if block.attention else 0.0
+            found = placed_for_moves(question, self.trace, partial, kept, seed=self.seed, budget=self.budget)
+            self._memo[key] = self._plans(devices, found)
+        return self._memo[key]
+
+    def placed_by(self, coherent: bool = False) -> str:
+        """The placements that were offered in words; for ``coherent``, or for all others."""
         named = {"weighted": "speed-weighted", ALL: "every single-copy"}
-        methods = {name: None for plans in self._memo.values() if isinstance(plans, dict) for name in plans}
+        searched = [plans for key, plans in self._memo.items() if key[0] in ("usual", "searched")]
+        methods = self._coherent if coherent else {name: None for plans in searched for name in plans}
         words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
         return ", ".join(dict.fromkeys(words))
 

@@ -25,13 +25,14 @@ from ..spec.plan import Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
+from .alternatives import Choice
 from .budget import Budget
 from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
 from .offered import asked_for, offered
 from .probes import probe_points
-from .space import BASELINES, ROUNDING, Choice, Search
+from .space import BASELINES, ROUNDING, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
 from .units import bytes_text, lacking
@@ -80,7 +81,7 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = asked_for(strategy, placement, model)
+    strategies = asked_for(strategy, placement, model, workload)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
@@ -95,7 +96,9 @@ def solve(
         workload=workload,
         routing=routing,
         limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
-        strategies=strategies,
+        strategies=tuple(known for known in strategies if known != "coherent"),
+        coherent="coherent" in strategies,
+        trace=trace,
         stored=len(model.layers),
         even=even,
         seed=seed,
@@ -196,7 +199,7 @@ def _searched_with_storage(search: Search, shared: bool) -> Search:
     if not search.fits(None) and shared:
         counts = [s for s in range(search.stored, 0, -1) if _repeats(search.model, s)]
         search = (
-            _most_stored(search, counts[1:], search.strategies)
+            _most_stored(search, counts[1:], search.strategies or ["coherent"])
             or _most_stored(search, counts[1:], [None])
             or replace(search, stored=counts[-1])
         )
@@ -284,8 +287,8 @@ def _space(search: Search) -> str:
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if search.placed else ""
     within = {
-        "ep": f"ep ({search.options.placed_by} placement)",
-        "hierarchical": f"hierarchical ({search.options.placed_by} placement)",
+        "ep": f"ep ({search.options.placed_by()} placement)",
+        "hierarchical": f"hierarchical ({search.options.placed_by()} placement)",
         "sharded": "sharded (even and min-max FFN splits)",
         "gathered": "gathered",
     }
@@ -299,6 +302,9 @@ def _space(search: Search) -> str:
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
+    if search.coherent:
+        coherent = f"coherent in every layer ({search.options.placed_by(coherent=True)} placement)"
+        text = f"{text}; or {coherent}" if search.strategies else f"{coherent} in layouts of tensor 1"
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
@@ -350,7 +356,7 @@ def _early_notes(search: Search) -> list[str]:
     if search.budget.skipped:
         notes.append(f"no time for {', '.join(search.budget.skipped)}: raise --time-limit")
     if search.cut:
-        notes.append(f"{why}: mixtures of strategies were left out in some layouts{advice}")
+        notes.append(f"{why}: mixtures of strategies, or coherent plans, were left out in some layouts{advice}")
     if search.searched < search.spaces:
         notes.append(f"{why}: {search.searched} of {search.spaces} combinations of layout and degree searched")
     return notes

@@ -4,17 +4,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from ..solvers.result import Infeasible, NotFound
 from ..spec.layout import even
 from ..spec.model import Model
-from ..spec.plan import STRATEGIES, Candidate, Degrees, LayerPlan, Strategy
+from ..spec.plan import LayerPlan, Strategy
 from ..spec.routing import Routing
+from ..spec.trace import Trace
 from ..spec.workload import Workload
 from . import memory
+from .alternatives import Choice
 from .budget import Budget
 from .choices import REMEMBERED, Choices
 from .chunking import fastest_placed, promising, ways
@@ -31,6 +32,8 @@ from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
 from .units import lacking
+from .whole import coherent_plans
+from .whole import fits as coherent_fits
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
@@ -39,15 +42,6 @@ CHOICE_GAP = 1e-3  # of a selection, relative, that no program is solved for
 WORTH = 0.02  # of the step that a search for placements, or a program, must be able to gain
 REFINED, NEAR = 2, 1.1  # spaces in which placements are searched for; times the fastest that ep, or its kin, may take
 BASELINES = {"linear ep": "linear", "greedy ep": "greedy"}  # what a user would do by hand: even tokens, this placement
-
-
-class Choice(NamedTuple):
-    """One alternative and its predicted seconds, whether it fits or not; no plans where nothing fits."""
-
-    candidate: Candidate
-    step: Step
-    plans: list[LayerPlan]
-    seconds: float
 
 
 @dataclass
@@ -71,6 +65,8 @@ class Search:
     seed: int
     budget: Budget
     given: Given | None = None  # a user's own placement, with nothing else
+    coherent: bool = False  # whether ``coherent`` plans are looked at, beside what ``strategies`` layers choose from
+    trace: Trace | None = None  # that the routing was drawn from
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
     bound: float = field(init=False, default=math.inf)
@@ -97,7 +93,8 @@ class Search:
     @cached_property
     def options(self) -> Options:
         given = None if self.given is None else self.given.layers
-        return Options(self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget, given)
+        usual = self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget
+        return Options(*usual, given, self.trace)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -118,9 +115,9 @@ class Search:
 
     def run(self) -> None:
         """Search every space, or as many as the time (or Ctrl-C) allows; the first always."""
-        self.spaces = len(self.layouts) * len(self.degrees)
+        self.spaces = len(self.layouts) * len(self.degrees) if self.strategies else 0
         try:
-            for name, step in self._steps():
+            for name, step in self._steps() if self.strategies else ():
                 # The most promising first, so that others need not be searched.
                 for floor, degree in sorted(
                     ((self._floor(step, d), d) for d in self.degrees), key=lambda pair: pair[0]
@@ -145,13 +142,21 @@ class Search:
             self._refine()
             self._in_chunks()
             self._settle()
+            if self.coherent:
+                self._look_at_coherent()
         except KeyboardInterrupt:
+            if not any(choice.plans for choice in self.choices):
+                raise
             self.budget.stop.set()
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
+        by_layer = strategy != "coherent" and self.strategies
+        coherent = strategy in (None, "coherent") and self.coherent
         for _, step in self._steps():
-            if any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
+            if by_layer and any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
+                return True
+            if coherent and step.layout.tensor == 1 and coherent_fits(step, self.options, self.stored, self.limits):
                 return True
         return False
 
@@ -276,6 +281,19 @@ class Search:
             del self.open[left.where]
             self.bound = min(self.bound, bound)
 
+    def _look_at_coherent(self) -> None:
+        """Every coherent plan, each timed as it is; of every layout the fastest is kept."""
+        devices = self.costs.devices
+        for layout, step, whole in coherent_plans(self._steps(), self.options, self.stored, self.limits):
+            reason = lacking(whole.missing) if whole.missing.any() else ""
+            plans, seconds = ([], math.inf) if reason else (whole.plans, whole.seconds)
+            self._record(f"all coherent ({layout}, expert {devices})", step, devices, plans, seconds, reason)
+            self.missing += [whole.missing] if reason else []
+            self.bound = min(self.bound, seconds)
+            if self.budget.over and any(choice.plans for choice in self.choices):
+                self.cut = True
+                break
+
     def _floor(self, step: Step, degree: int) -> float:
         """No plan of this space is predicted faster, wherever its experts are and whatever memory there is."""
         if not self.placed:
@@ -353,16 +371,7 @@ class Search:
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
-        used = [plan.strategy for plan in plans]
-        candidate = Candidate(
-            name=name,
-            degrees=Degrees(tensor=step.layout.tensor, data=step.layout.devices // step.layout.tensor, expert=degree),
-            strategies={strategy: used.count(strategy) for strategy in STRATEGIES if strategy in used},
-            tokens=step.layout.tokens,
-            step_seconds=None if reason else seconds,
-            reason=reason,
-        )
-        choice = Choice(candidate, step, plans, seconds)
+        choice = Choice.of(name, step, degree, plans, seconds, reason)
         known = next((i for i, other in enumerate(self.choices) if other.candidate.name == name), None)
         if known is None:
             self.choices.append(choice)

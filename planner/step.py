@@ -27,6 +27,7 @@ from .links import Links
 from .simulator import Timeline, simulate
 from .stages import Stage, compute
 from .strategies import BUILDERS, Layer
+from .strategies.coherent import Walk
 from .strategies.layer import attention, dense
 
 NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
@@ -170,8 +171,11 @@ class Step:
     def _built(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[Stage]]]:
         """The stages of the whole step, of all layers of a run at once; -1 is what stands outside the layers."""
         yield [-1], [compute("embed", "embed", self.outside("embed"))]
-        for layers, own in self.runs(plans):
-            yield layers, build(self.layer(layers), own)
+        if plans[0].strategy == "coherent":
+            yield from (([layer], stages) for layer, stages in self._walk(plans).stages())
+        else:
+            for layers, own in self.runs(plans):
+                yield layers, build(self.layer(layers), own)
         yield [-1], [compute("head", "head", self.outside("head"))]
 
     def pieces(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[int, list[Stage]]]:
@@ -179,6 +183,10 @@ class Step:
         for layers, stages in self._built(plans):
             for index, layer in enumerate(layers):
                 yield layer, [stage.only(index) for stage in stages]
+
+    def _walk(self, plans: Sequence[LayerPlan]) -> Walk:
+        """The whole step under a coherent plan."""
+        return Walk.of(self.costs, self.blocks, self.layout, self.routing.by_layer, plans)
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
         """Predicted step time."""
@@ -204,14 +212,19 @@ class Step:
         weights = np.full(layout.devices, replicated)
         regions = np.zeros((2, layout.devices), np.int64)
         regions[1] = memory.outside_activations(blocks, model.vocab_size, layout, element)
+        coherent = plans[0].strategy == "coherent"
         for layers, own in self.runs(plans):
             if own is None:
                 continue
-            regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer(layers), own).max(0))
+            if not coherent:
+                regions[1] = np.maximum(regions[1], memory.layer_activations(self.layer(layers), own).max(0))
             for i, plan in zip(layers, own, strict=True):
                 weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
                 regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
-        return memory.total(blocks, layout, weights, regions, element, limits)
+        if coherent:
+            regions[1] = np.maximum(regions[1], self._walk(plans).activations())
+        kept = memory.cache(blocks, layout, element, replicated=coherent)
+        return memory.total(kept, weights, regions, limits)
 
     def predict(self, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> Prediction:
         """The prediction of the whole step, part by part."""

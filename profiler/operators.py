@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..runtime.calls import COLD_BYTES, operator_call
+from ..runtime.calls import COLD_BYTES, DECODE_ROOM, operator_call
 from ..spec.cluster import OperatorCurve
 from ..spec.errors import MoeplanError
 from ..spec.levels import two_levels
@@ -21,6 +21,8 @@ from ..spec.operators import (
     OPERATORS,
     Shape,
     attention_shape,
+    cache_row_bytes,
+    cache_shape,
     dense_shape,
     exchange_shape,
     expert_shape,
@@ -90,10 +92,14 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
     )
 
 
-EXCHANGES = tuple(name for name in OPERATORS if name.startswith(("ep_", "sharded_", "gathered_")))
+EXCHANGES = tuple(
+    name
+    for name in OPERATORS
+    if name.startswith(("ep_", "sharded_", "gathered_", "coherent_")) and name != "coherent_cache"
+)
 LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
-    EXCHANGES + LEVELS, 0.5
+    (*EXCHANGES, *LEVELS, "coherent_cache"), 0.5
 )
 """Weights of the operators in dividing the time for finer grids; others have 1."""
 
@@ -114,6 +120,8 @@ class Task(NamedTuple):
         moe, dense = self.block.moe, self.block.dense
         if self.operator.startswith("attention"):
             return attention_shape(self.block, self.tensor)
+        if self.operator == "coherent_cache":
+            return cache_shape(self.block, self.devices)
         if self.operator in ("embed", "head"):
             return vocabulary_shape(self.model)
         if self.operator == "route":
@@ -140,9 +148,9 @@ class Task(NamedTuple):
         if self.operator == "expert_ffn":
             assert moe is not None
             return expert_grid(moe.ffn_size, moe.num_experts)
-        return {"attention_prefill": PREFILL, "attention_decode": DECODE, "head": ROWS, "dense_ffn": ROWS}.get(
-            self.operator, TOKENS
-        )
+        if self.operator in ("attention_decode", "attention_scattered"):
+            return DECODE
+        return {"attention_prefill": PREFILL, "head": ROWS, "dense_ffn": ROWS}.get(self.operator, TOKENS)
 
     def weight_bytes(self, at: Coordinates) -> int:
         """Bytes of weights that one call reads."""
@@ -166,8 +174,10 @@ class Task(NamedTuple):
         width = 4 * self.block.hidden_size
         if self.operator.startswith("attention"):
             assert self.block.attention is not None
-            width += 2 * self.block.attention.cache_values() * at.get("context", 1)
-        elif self.operator.startswith(("ep", "hierarchical", "sharded")):
+            width += 4 * self.block.attention.cache_values() * at.get("context", 1)
+        elif self.operator == "coherent_cache":
+            width = 2 * DECODE_ROOM * cache_row_bytes(self.block, 1)
+        elif self.operator.startswith(("ep", "hierarchical", "sharded", "coherent")):
             width *= self.devices
         elif self.operator == "head":
             width += self.model.vocab_size
@@ -257,6 +267,8 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str]) -> Iterator[Task]:
             for t in tensor_degrees(model, hosts):
                 yield Task("attention_prefill", model, block, dtype, world, t)
                 yield Task("attention_decode", model, block, dtype, world, t)
+            yield Task("attention_scattered", model, block, dtype, world)
+            yield Task("coherent_cache", model, block, dtype, world)
         if block.dense is not None:
             yield Task("dense_ffn", model, block, dtype, world)
         if block.moe is not None:

@@ -5,6 +5,7 @@ Letters: S sequences, L new tokens of each, T = S * L tokens, D model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,10 @@ from .cache import LayerCache
 from .kernels import linear
 from .norms import rms_norm
 from .weights import AttentionWeights, kv_range
+
+# Keys and values of one sequence that are copied rather than attended to by a call of their own. On a processor a call
+# took as long as a copy of 256 to 512 KiB; on a GPU (not measured) a launch takes as long as some 16 MiB.
+COPIED_BYTES = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def attention(
     rope: RotaryEmbedding | None,
     batch: Batch,
     *,
+    rows: Tensor | None = None,
     sum_over_group: Callable[[Tensor], Tensor] | None = None,
     kernel: str | None = None,
 ) -> Tensor:
@@ -73,6 +79,7 @@ def attention(
 
     x: [T, D], sequence-major -> [T, D], partial where ``weights`` hold only some heads. New keys and values are written
     to ``cache`` at positions context .. context + length; without a cache the context must be 0.
+    ``rows`` [S] int64, rising: which of the cache's sequences the batch's are; by default all of them.
     ``sum_over_group`` adds a small tensor up over the devices that hold the other heads; needed where queries and keys
     are normalised over all heads (OLMoE). Raises MoeplanError when it is missing there. ``kernel`` names an
     implementation of ``linear``.
@@ -97,17 +104,50 @@ def attention(
         q, k, v = (t.clamp(-a.clip_qkv, a.clip_qkv) for t in (q, k, v))
     if rope is not None:
         q, k = rope(q, batch), rope(k, batch)
-    if cache is not None:
-        end = batch.context + batch.length
-        cache.keys[:, :, batch.context : end] = k
-        cache.values[:, :, batch.context : end] = v
+    if cache is None:
         if batch.context:
-            k, v = cache.keys[:, :, :end], cache.values[:, :, :end]
-    elif batch.context:
-        raise MoeplanError(f"attention: cache: expected one for {batch.context} tokens of context, got none")
-    mixed = _attend(q, k, v, a.sliding_window)
-    rows = mixed.transpose(1, 2).reshape(batch.tokens, -1)
-    return linear(rows, weights.out, weights.out_bias, implementation=kernel)
+            raise MoeplanError(f"attention: cache: expected one for {batch.context} tokens of context, got none")
+        mixed = _attend(q, k, v, a.sliding_window)
+    elif rows is None:
+        mixed = _attend(q, *_remembered(k, v, cache, batch), a.sliding_window)
+    else:
+        mixed = _attend_apart(q, k, v, cache, batch, rows, a.sliding_window)
+    outputs = mixed.transpose(1, 2).reshape(batch.tokens, -1)
+    return linear(outputs, weights.out, weights.out_bias, implementation=kernel)
+
+
+def _remembered(k: Tensor, v: Tensor, cache: LayerCache, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Keys and values from the first position on, the new ones [S, kv_heads, L, head_dim] written to the cache."""
+    end = batch.context + batch.length
+    cache.keys[:, :, batch.context : end] = k
+    cache.values[:, :, batch.context : end] = v
+    return (cache.keys[:, :, :end], cache.values[:, :, :end]) if batch.context else (k, v)
+
+
+def _attend_apart(
+    q: Tensor, k: Tensor, v: Tensor, cache: LayerCache, batch: Batch, rows: Tensor, window: int | None
+) -> Tensor:
+    """The same for some sequences of the cache: stretch by stretch, or, where these are many and short, on a copy."""
+    stretches = _stretches(rows.tolist())
+    each = (batch.context + batch.length) * 2 * cache.keys[0, :, 0].nbytes
+    if len(stretches) > 1 and batch.context and each <= COPIED_BYTES[q.device.type]:
+        end = batch.context + batch.length
+        cache.keys[rows, :, batch.context : end] = k
+        cache.values[rows, :, batch.context : end] = v
+        k, v = (whole[:, :, :end].index_select(0, rows) for whole in (cache.keys, cache.values))
+        return _attend(q, k, v, window)
+    found, first = [], 0
+    for stretch in stretches:
+        own = slice(first, first := first + len(stretch))
+        part = LayerCache(*(whole[stretch.start : stretch.stop] for whole in (cache.keys, cache.values)))
+        found.append(_attend(q[own], *_remembered(k[own], v[own], part, batch), window))
+    return torch.cat(found)
+
+
+def _stretches(rows: list[int]) -> list[range]:
+    """Consecutive numbers, together."""
+    starts = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1] + 1]
+    return [range(rows[i], rows[j - 1] + 1) for i, j in pairwise([*starts, len(rows)])]
 
 
 def _norm_over_heads(

@@ -16,12 +16,13 @@ from ..spec.model import Block, Moe
 from ..spec.operators import OPERATORS
 from ..spec.plan import LayerPlan
 from .attention import Batch, RotaryEmbedding, attention
-from .cache import LayerCache
+from .cache import LayerCache, Stack
 from .dense import dense
 from .kernels import expert_ffn
 from .random_weights import RandomWeights, random_tensor
 from .router import Choice, route
-from .strategies import ep, gathered, hierarchical, sharded
+from .step_end import pack_cache, pack_home, unpack_home, write_cache
+from .strategies import coherent, ep, gathered, hierarchical, sharded
 from .vocabulary import embed, head
 from .weights import AttentionWeights, DenseWeights, RouterWeights
 
@@ -119,7 +120,12 @@ class _Calls:
     def attention_decode(self, sequences: int, context: int) -> Call:
         return self._attention(Batch(sequences, 1, context))
 
-    def _attention(self, batch: Batch) -> Call:
+    def attention_scattered(self, sequences: int, context: int) -> Call:
+        rows = torch.arange(0, 2 * sequences, 2, device=self.device)
+        return self._attention(Batch(sequences, 1, context), rows)
+
+    def _attention(self, batch: Batch, rows: Tensor | None = None) -> Call:
+        """``rows``: every second sequence of the cache, or, without, all."""
         a = self.block.attention
         if a is None:
             raise MoeplanError(f"operator_call: block: needs attention, this one of {self.model.name} has none")
@@ -130,12 +136,13 @@ class _Calls:
             )
         weights = self.weights.attention(self.index, (0, a.heads // self.tensor))
         assert isinstance(weights, AttentionWeights)
-        shape = (batch.sequences, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_ROOM, a.head_dim)
+        held = batch.sequences if rows is None else 2 * batch.sequences
+        shape = (held, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_ROOM, a.head_dim)
         keys, values = (_pool(self.dtype, self.device).cut(*shape).clone() for _ in range(2))
         cache, x = LayerCache(keys, values), self.rows(batch.tokens)
         rope = RotaryEmbedding(self.model.rope_theta) if self.model.rope_theta is not None else None
         # The sum over the group is a collective, which is timed by itself.
-        return lambda: x + attention(x, weights, cache, rope, batch, sum_over_group=lambda part: part)
+        return lambda: x + attention(x, weights, cache, rope, batch, rows=rows, sum_over_group=lambda part: part)
 
     # feed-forward ---------------------------------------------------------------------------------------------------
 
@@ -173,9 +180,13 @@ class _Calls:
         experts = torch.arange(self.moe.num_experts).tensor_split(self.devices)
         return LayerPlan(strategy="ep", slots=tuple(tuple(part.tolist()) for part in experts))
 
+    def _table(self) -> ep.Serving:
+        """The same seen from rank 0."""
+        return ep.serving(self._plan(), self.hosts, self.moe.num_experts, 0, self.device)
+
     def _packed(self, tokens: int) -> tuple[Callable[[], tuple[Tensor, Tensor, Tensor]], Tensor]:
         """Packing of rank 0's tokens; and the residual."""
-        table = ep.serving(self._plan(), self.hosts, self.moe.num_experts, 0, self.device)
+        table = self._table()
         x, choice, phase = self.rows(tokens), self.choice(tokens), ep.phases(0, tokens, self.device)
         return lambda: ep.pack(x, *choice, table, phase), x
 
@@ -240,6 +251,56 @@ class _Calls:
     def gathered_combine(self, tokens: int) -> Call:
         y, residual = self.rows(tokens), self.rows(tokens)
         return lambda: gathered.combine(y, residual)
+
+    def coherent_pack(self, tokens: int) -> Call:
+        table, x, choice = self._table(), self.rows(tokens), self.choice(tokens)
+        number = torch.arange(tokens, device=self.device)
+        return lambda: coherent.pack(x, *choice, number, table, coherent.phases(number))
+
+    def _received(self, tokens: int) -> Callable[[], coherent.Received]:
+        """Rank 0's receipt of so many rows: tokens of random experts, of which it has one at least."""
+        table, router, (ids, gates) = self._table(), self.weights.router(self.index), self.choice(tokens)
+        assert isinstance(router, RouterWeights)
+        token = torch.arange(tokens, device=self.device)
+        elsewhere = (table.device[ids] > 0).all(1)
+        ids[elsewhere, token[elsewhere] % self.moe.top_k] = token[elsewhere] % -(-self.moe.num_experts // self.devices)
+        rows, counts = coherent.pack(self.rows(tokens), ids, gates, token, table, coherent.phases(token))
+        mine = rows[: int(counts[0])]
+        return lambda: coherent.receive(mine, router, self.moe.top_k, 0, self.devices)
+
+    def coherent_unpack(self, tokens: int) -> Call:
+        return self._received(tokens)
+
+    def coherent_combine(self, tokens: int) -> Call:
+        came, y = self._received(tokens)(), self.rows(tokens)
+        arrived = self.rows(len(came.place))
+        return lambda: (y.index_select(0, came.away), coherent.combine(y, arrived, came))
+
+    def coherent_home(self, tokens: int) -> Call:
+        x, number = self.rows(tokens), torch.arange(0, tokens * self.devices, self.devices, device=self.device)
+        arrived, _ = pack_home(x, torch.randperm(tokens).to(self.device), [tokens])
+
+        def call() -> None:
+            pack_home(x, number, [tokens] * self.devices)
+            unpack_home(arrived, self.dtype, 0)
+
+        return call
+
+    def coherent_cache(self, tokens: int) -> Call:
+        a = self.block.attention
+        if a is None:
+            raise MoeplanError(f"operator_call: block: needs attention, this one of {self.model.name} has none")
+        keys, values = (
+            _pool(self.dtype, self.device).cut(tokens, a.kv_heads, DECODE_ROOM, a.head_dim).clone() for _ in range(2)
+        )
+        stack, places = Stack(keys, values, {}), torch.randperm(tokens).to(self.device)
+        mine, everybody = places[: -(-tokens // self.devices)], pack_cache(stack, places, 0)
+
+        def call() -> None:
+            pack_cache(stack, mine, 0)
+            write_cache(stack, everybody, 0)
+
+        return call
 
     # vocabulary -----------------------------------------------------------------------------------------------------
 

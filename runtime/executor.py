@@ -3,14 +3,16 @@
 Letters: T this device's tokens, D model, V vocabulary, K top-k.
 """
 
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ..spec import Plan
 from ..spec.operators import Part
+from ..spec.plan import LayerPlan
 from ..spec.routing import Routing
 from .attention import RotaryEmbedding, attention
 from .cache import KVCache
@@ -22,11 +24,12 @@ from .norms import rms_norm
 from .reference import forced_choice
 from .router import Choice, route
 from .shortcut import Beside
-from .strategies import LayerContext, Region, Strategy, strategy_of
+from .strategies import LayerContext, Region, Stored, Strategy, strategy_of
 from .timers import OUTSIDE, Timers
 from .vocabulary import embed, head
-from .weights import LayerWeights, WeightSource, check_supported
+from .weights import LayerWeights, Range, WeightSource, check_supported
 
+StepLap = Callable[[int, Part], None]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -35,6 +38,14 @@ class Output(NamedTuple):
 
     hidden: Tensor
     logits: Tensor | None
+
+
+class Holder(Protocol):
+    """What stores a layer's experts; see ``strategies.Strategy``."""
+
+    stored: Stored
+
+    def prepare(self, gate_up: Tensor, down: Tensor) -> None: ...
 
 
 class Executor:
@@ -51,27 +62,37 @@ class Executor:
         self.model, self.layout, self.device = model, Layout.of(plan, rank), device
         self._group = consecutive_group(plan.degrees.tensor) if plan.degrees.tensor > 1 else None
         self._rope = RotaryEmbedding(model.rope_theta) if model.rope_theta is not None else None
-        self._strategies = self._make_strategies(plan, rank, DTYPES[plan.dtype])
+        self._holders = self._make_holders(plan, rank)
         self._layers = [self._load(i, source) for i in range(len(model.layers))]
         if model.vocab_size:
             self._embedding, self._norm = source.embedding(), source.final_norm()
             self._head = self._embedding if model.tie_embeddings else source.head()
         heads = self._heads(0)
-        self.cache = KVCache(model, self.layout.group_sequences, capacity, DTYPES[plan.dtype], device, heads)
+        self.cache = KVCache(model, self._sequences(), capacity, DTYPES[plan.dtype], device, heads)
 
-    def _make_strategies(self, plan: Plan, rank: int, dtype: torch.dtype) -> dict[int, Strategy]:
+    def _make_holders(self, plan: Plan, rank: int) -> Mapping[int, Holder]:
+        """One for each mixture-of-experts layer."""
+        self._strategies: dict[int, Strategy] = {
+            i: strategy_of(layer, context) for i, layer, context in self._contexts(plan, rank)
+        }
+        return self._strategies
+
+    def _contexts(self, plan: Plan, rank: int) -> Iterator[tuple[int, LayerPlan, LayerContext]]:
+        """Every mixture-of-experts layer's index, plan and surroundings."""
         names = list(dict.fromkeys(device.host for device in plan.devices))
         hosts = [names.index(device.host) for device in plan.devices]
-        region = Region(dtype, self.device)
+        region = Region(DTYPES[plan.dtype], self.device)
         hierarchical = any(layer.strategy == "hierarchical" for layer in plan.layers)
         levels = open_levels(hosts) if hierarchical else None
-        strategies: dict[int, Strategy] = {}
         for i, layer_plan in zip(self.model.moe_layers, plan.layers, strict=True):
             block = self.model.layers[i]
             assert block.moe is not None
             context = LayerContext(rank, hosts, block.moe, block.hidden_size, self.device, region, levels)
-            strategies[i] = strategy_of(layer_plan, context)
-        return strategies
+            yield i, layer_plan, context
+
+    def _sequences(self) -> Range:
+        """Those whose keys and values this device keeps."""
+        return self.layout.group_sequences
 
     def _heads(self, index: int) -> tuple[int, int] | None:
         """Query heads that this device holds; None where it holds all."""
@@ -82,19 +103,19 @@ class Executor:
         return member * each, (member + 1) * each
 
     def _load(self, index: int, source: WeightSource) -> LayerWeights:
-        if index not in self._strategies:
+        if index not in self._holders:
             return source.layer(index, heads=self._heads(index))
-        strategy = self._strategies[index]
-        experts, columns = strategy.stored
+        holder = self._holders[index]
+        experts, columns = holder.stored
         weights = source.layer(index, experts=experts, columns=columns, heads=self._heads(index))
         assert weights.gate_up is not None
         assert weights.down is not None
-        strategy.prepare(weights.gate_up, weights.down)
+        holder.prepare(weights.gate_up, weights.down)
         return weights
 
     def forced(self, routing: Routing, layout: Layout) -> list[Choice]:
         """This device's tokens of a routing, on the device, one entry per mixture-of-experts layer."""
-        return [forced_choice(routing, j, self.device, layout.own) for j in range(len(self._strategies))]
+        return [forced_choice(routing, j, self.device, layout.own) for j in range(len(self._holders))]
 
     @torch.inference_mode()
     def step(
@@ -112,11 +133,8 @@ class Executor:
         inputs: this device's token ids [T], or hidden states [T, D] for a model without a vocabulary. ``forced`` (see
         ``forced``) replaces the routers' choices. ``layers``: stop after so many.
         """
-        lap = timers.lap if timers is not None else _no_lap
-        x = inputs
-        if self.model.vocab_size:
-            x = embed(inputs, self._embedding)
-            lap(OUTSIDE, "embed")
+        lap = timers.lap if timers is not None else no_lap
+        x = self._begin(inputs, lap)
         ordinals = {layer: ordinal for ordinal, layer in enumerate(self._strategies)}
 
         def choice(layer: int) -> Choice | None:
@@ -139,6 +157,18 @@ class Executor:
                 x = self._experts(x, i, strategy, layout, choice(i), partial(lap, i))
             x = self._ffn(x, i, partial(lap, i))
             x = beside.join(i, x)
+        return self._finish(x, layout, lap)
+
+    def _begin(self, inputs: Tensor, lap: StepLap) -> Tensor:
+        """Embedding, where there is a vocabulary."""
+        if not self.model.vocab_size:
+            return inputs
+        x = embed(inputs, self._embedding)
+        lap(OUTSIDE, "embed")
+        return x
+
+    def _finish(self, x: Tensor, layout: Layout, lap: StepLap) -> Output:
+        """Output projection, where there is a vocabulary."""
         if not self.model.vocab_size:
             return Output(x, None)
         logits = head(x[layout.last_rows], self._norm, self.model.norm_eps, self._head)
@@ -183,5 +213,5 @@ class Executor:
         return x
 
 
-def _no_lap(layer: int, part: Part) -> None:
+def no_lap(layer: int, part: Part) -> None:
     """Nobody measures."""

@@ -17,6 +17,7 @@ from ..spec.operators import Part
 from ..spec.routing import Routing, check_shape, draw_routing
 from .check import checked_layers, first_layers, planned_output, reference_output, relative_error
 from .checkpoint import Checkpoint
+from .coherent import executor_of
 from .devices import verify_devices
 from .executor import DTYPES, Executor
 from .launch import Rank
@@ -77,7 +78,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     begin = perf_counter()
     rank.emit({"what": "loading weights"})
     source = weight_source(plan, plan.model, task.weights_folder, rank.device)
-    executor = Executor(plan, rank.rank, source, device=rank.device, capacity=workload.context + workload.length)
+    executor = executor_of(plan, rank.rank, source, device=rank.device, capacity=workload.context + workload.length)
     executor.cache.fill(workload.context, plan.seed)
     inputs = step_inputs(plan).to(rank.device)
     load_seconds = agree(perf_counter() - begin, rank.device)

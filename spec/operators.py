@@ -41,6 +41,9 @@ OPERATORS: dict[str, Operator] = {
     "attention_decode": Operator(
         ("sequences", "context"), "the same for one new token per sequence with `context` tokens in the cache"
     ),
+    "attention_scattered": Operator(
+        ("sequences", "context"), "decode for sequences no two of which lie side by side in the cache"
+    ),
     "route": Operator(("tokens",), "norm, router, top-k, gate weights"),
     "expert_ffn": Operator(
         ("ffn", "experts", "tokens"),
@@ -62,6 +65,15 @@ OPERATORS: dict[str, Operator] = {
     "sharded_unpack": Operator(("tokens",), "sharded: all devices' rows split again (`tokens` counts all of them)"),
     "sharded_combine": Operator(("tokens",), "sharded: the devices' partial rows summed, residual"),
     "gathered_combine": Operator(("tokens",), "gathered: residual"),
+    "coherent_pack": Operator(("tokens",), "coherent: as ep_pack, with the tokens' numbers"),
+    "coherent_unpack": Operator(("tokens",), "coherent: received rows split and normalised; which of them stay here"),
+    "coherent_combine": Operator(
+        ("tokens",), "coherent: of `tokens` rows, what goes on is selected, what stays is added up"
+    ),
+    "coherent_home": Operator(("tokens",), "coherent: rows for the tokens' own devices packed, and put in order there"),
+    "coherent_cache": Operator(
+        ("tokens",), "coherent: new keys and values packed, and those of all devices, `tokens` rows, written"
+    ),
     "embed": Operator(("tokens",), "token embedding"),
     "head": Operator(("tokens",), "final norm and output projection of `tokens` rows"),
 }
@@ -104,7 +116,7 @@ def dense_shape(block: Block, ffn_size: int, gated: bool) -> Shape:
 
 
 def exchange_shape(block: Block, devices: int) -> Shape:
-    """Shape of every ``ep_*``, ``sharded_*`` and ``gathered_*`` operator."""
+    """Shape of every ``ep_*``, ``sharded_*``, ``gathered_*`` and ``coherent_*`` operator but ``coherent_cache``."""
     m = block.moe
     assert m is not None
     return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}
@@ -113,6 +125,13 @@ def exchange_shape(block: Block, devices: int) -> Shape:
 def levels_shape(block: Block, devices: int, hosts: int) -> Shape:
     """Shape of every ``hierarchical_*`` operator."""
     return exchange_shape(block, devices) | {"hosts": hosts}
+
+
+def cache_shape(block: Block, devices: int) -> Shape:
+    """Shape of ``coherent_cache``: keys and values of one token in one layer."""
+    a = block.attention
+    assert a is not None
+    return {"kv_heads": a.kv_heads, "head_dim": a.head_dim, "devices": devices}
 
 
 def vocabulary_shape(model: Model) -> Shape:
@@ -125,3 +144,14 @@ def row_bytes(block: Block, element_bytes: int) -> int:
     m = block.moe
     assert m is not None
     return block.hidden_size * element_bytes + 8 * m.top_k
+
+
+NUMBER_BYTES = 4
+"""Bytes that rows of ``coherent`` have besides: the token's number, or its place in the cache (int32)."""
+
+
+def cache_row_bytes(block: Block, element_bytes: int) -> int:
+    """Bytes of one token's new keys and values of one layer, and of their place."""
+    a = block.attention
+    assert a is not None
+    return a.cache_values() * element_bytes + NUMBER_BYTES

@@ -23,7 +23,7 @@ from .workload import Workload
 if TYPE_CHECKING:
     import pandas
 
-Strategy = Literal["ep", "hierarchical", "sharded", "gathered"]
+Strategy = Literal["ep", "hierarchical", "sharded", "gathered", "coherent"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
 CHUNKED: tuple[Strategy, ...] = ("ep",)
 """Strategies whose tokens may travel in several chunks."""
@@ -47,9 +47,9 @@ class PlanDevice(Part):
 class LayerPlan(Part):
     """One mixture-of-experts layer.
 
-    ``slots`` holds, per device, the experts that it stores (``ep`` and ``hierarchical`` compute them there;
-    ``gathered`` keeps them there at rest). ``shares`` holds, in the same form, the fraction of an expert's tokens that
-    a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
+    ``slots`` holds, per device, the experts that it stores: ``ep``, ``hierarchical`` and ``coherent`` compute them
+    there, ``gathered`` keeps them there at rest. ``shares`` holds, in the same form, the fraction of an expert's tokens
+    that a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
     ``chunks``: every device's tokens in so many parts (``spec.layout.even``), of which one travels while another is
     computed. ``slot`` (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed
     before.
@@ -123,9 +123,9 @@ class LayerPlan(Part):
 
     @cached_property
     def number(self) -> int:
-        """The hash, counted once: a search looks the same plans up again and again. Copies with another ``chunks`` or
-        ``slot`` keep it."""
-        return hash((self.strategy, self.slots, self.shares, self.split))
+        """The hash, counted once: a search looks the same plans up again and again. Copies with another strategy,
+        ``chunks`` or ``slot`` keep it."""
+        return hash((self.slots, self.shares, self.split))
 
     def __hash__(self) -> int:
         return self.number
@@ -210,7 +210,7 @@ class SolverRecord(Part):
 
 
 class PlacementRecord(Part):
-    """Who found where the experts of some ``ep`` layers are, and how sure that is.
+    """Who found where the experts of some ``ep`` or ``coherent`` layers are, and how sure that is.
 
     No placement of the kind that ``minimised`` names has an objective below ``bound`` there; both are means over the
     layers.
@@ -273,7 +273,7 @@ class Plan(Document):
     routing: RoutingSource
     predicted: Prediction
     solver: SolverRecord
-    placements: tuple[PlacementRecord, ...] = Field((), description="who placed the experts of the ep layers")
+    placements: tuple[PlacementRecord, ...] = Field((), description="who placed the experts of ep and coherent layers")
     solve_seconds: float = Field(ge=0, description="recorded time, the one field that differs between equal solves")
     baselines: dict[str, float] = Field(description="predicted step seconds of what a user would do by hand")
     candidates: tuple[Candidate, ...] = ()
@@ -317,11 +317,26 @@ class Plan(Document):
                 raise ValueError(f"layers[{i}].split must divide {moe.ffn_size} columns over {count} devices")
             if layer.split is None and {e for held in layer.slots for e in held} != set(range(moe.num_experts)):
                 raise ValueError(f"layers[{i}].slots must hold every expert 0..{moe.num_experts - 1}")
+        self._check_coherent()
         if len(self.predicted.memory) != count:
             raise ValueError(f"predicted.memory: {len(self.predicted.memory)} entries for {count} devices")
         if self.stored_layers > len(self.model.layers):
             raise ValueError(f"stored_layers ({self.stored_layers}) exceeds the layers ({len(self.model.layers)})")
         return self
+
+    def _check_coherent(self) -> None:
+        """Where ``coherent`` leaves a token, only ``coherent`` goes on, and finds the keys and values of one step."""
+        strategies = {layer.strategy for layer in self.layers}
+        if "coherent" not in strategies:
+            return
+        if others := sorted(strategies - {"coherent"}):
+            raise ValueError(f"layers are coherent and {' and '.join(others)}: all must be coherent, or none")
+        if self.workload.phase != "decode":
+            raise ValueError("coherent layers need a decode workload: one new token of each sequence")
+        if self.degrees.tensor > 1:
+            raise ValueError(f"coherent layers need tensor 1, got {self.degrees.tensor}")
+        if any(block.shortcut != "none" for block in self.model.blocks):
+            raise ValueError(f"coherent layers need a model without shortcuts, which {self.model.name} is not")
 
     def candidates_frame(self) -> "pandas.DataFrame":
         """Every searched alternative, fastest first; what does not fit comes last, with the reason.

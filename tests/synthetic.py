@@ -28,6 +28,7 @@ from moeplan.spec.operators import (
     COLLECTIVES,
     OPERATORS,
     attention_shape,
+    cache_shape,
     dense_shape,
     exchange_shape,
     expert_shape,
@@ -115,6 +116,15 @@ def operators(
             counts = (1, 2, 4, 8, 16, 64)
             add("attention_prefill", shape, grid({"sequences": counts, "length": (16, 64, 256)}, prefill))
             add("attention_decode", shape, grid({"sequences": counts, "context": (64, 512, 4096)}, decode))
+            if tensor == 1:
+
+                def apart(sequences: float, context: float, decode=decode) -> float:
+                    return decode(sequences, context) + (sequences - 1) * CALL
+
+                add("attention_scattered", shape, grid({"sequences": counts, "context": (64, 512, 4096)}, apart))
+                size = a.cache_values() * element
+                keep = grid({"tokens": TOKENS}, lambda tokens, size=size: time(0, 3 * tokens * size))
+                add("coherent_cache", cache_shape(block, devices), keep)
         ffns = [(block.dense.ffn_size, block.dense.gated)] if block.dense else []
         if block.moe:
             m = block.moe
@@ -130,7 +140,8 @@ def operators(
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
-                if operator.startswith(("ep_", "sharded_", "gathered_", "hierarchical_")):
+                own = ("ep_", "sharded_", "gathered_", "hierarchical_", "coherent_")
+                if operator.startswith(own) and operator != "coherent_cache":
                     moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
                     levels = operator.startswith("hierarchical_")
                     add(

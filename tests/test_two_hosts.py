@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moeplan import Cluster, Report
+from moeplan import Cluster, Plan, Report
 from moeplan.runtime.launch import Lab, LabSpec
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -43,6 +43,12 @@ def test_profile_and_run_over_two_hosts(tmp_path: Path) -> None:
         solve = ["solve", "--model", "tiny-moe", "--trace", str(TRACE), "--workload", "prefill:256"]
         subprocess.run([sys.executable, "-m", "moeplan", *solve], cwd=tmp_path, check=True, timeout=120)
         torchrun(lab, tmp_path, "run", "plan.json", "--tolerance", "100", "--repetitions", "5")
-    report = Report.read(tmp_path / "report.json")
-    assert report.check is not None
-    assert report.check.passed
+        solve[-1:] = ["decode:16@64", "--strategy", "coherent", "-o", "coherent.json"]
+        subprocess.run([sys.executable, "-m", "moeplan", *solve], cwd=tmp_path, check=True, timeout=120)
+        coherent = ["run", "coherent.json", "-o", "coherent-report.json"]
+        torchrun(lab, tmp_path, *coherent, "--tolerance", "100", "--repetitions", "5")
+    for name in ("report.json", "coherent-report.json"):
+        report = Report.read(tmp_path / name)
+        assert report.check is not None
+        assert report.check.passed
+    assert {layer.strategy for layer in Plan.read(tmp_path / "coherent.json").layers} == {"coherent"}

@@ -38,18 +38,18 @@ def load_samples(trace: Trace) -> np.ndarray:
     return np.stack([parts[windows_of].sum(axis=0) for windows_of in drawn])
 
 
-def coherent_affinity(trace: Trace, budget: Budget | None = None) -> Affinity:
+def coherent_affinity(trace: Trace, budget: Budget | None = None, partial: float = PARTIAL_SUMS) -> Affinity:
     """Moves of the first expert between layers as tokens to come will bring them, then partial sums; per token.
 
-    Raises ``OutOfTime`` where the budget ends first.
+    partial: what one of these counts beside a move. Raises ``OutOfTime`` where the budget ends first.
     """
     shares = interpolated(trace) if budget is None else interpolated(trace, lambda: budget.late)
-    return Affinity.of(shares, PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
+    return Affinity.of(shares, partial * _first_with_others(trace) / trace.tokens)
 
 
-def counted_affinity(trace: Trace) -> Affinity:
+def counted_affinity(trace: Trace, partial: float = PARTIAL_SUMS) -> Affinity:
     """The same as counted on the trace, which takes no time worth speaking of."""
-    return Affinity.of(transitions(trace) / trace.tokens, PARTIAL_SUMS * _first_with_others(trace) / trace.tokens)
+    return Affinity.of(transitions(trace) / trace.tokens, partial * _first_with_others(trace) / trace.tokens)
 
 
 def fan_out_affinity(trace: Trace) -> Affinity:

@@ -23,7 +23,7 @@ from ..layout import Layout
 from .layer import Lap, LayerContext, Stored
 from .rows import empty_rows, fields, unpack
 
-__all__ = ["ExpertParallel", "Serving", "combine", "pack", "serving", "unpack"]
+__all__ = ["ExpertParallel", "Serving", "combine", "fan_out", "pack", "served", "serving", "unpack"]
 
 
 class Serving(NamedTuple):
@@ -56,6 +56,21 @@ def phases(first: int, tokens: int, device: torch.device) -> Tensor:
     return ((index * COPY_STEP) % COPY_PHASES).unsqueeze(1)
 
 
+def served(ids: Tensor, table: Serving, phase: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, K] device that serves each choice, and the expert's index there; ids: [T, K], phase: [T, 1]."""
+    entry = ids if table.device.dim() == 1 else (ids, phase)
+    return table.device[entry], table.slot[entry]
+
+
+def fan_out(destination: Tensor, devices: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct pairs of a token and a destination [T, K], ordered by destination, then token: destination [N], token
+    [N]; how many for each device [G]."""
+    wanted = torch.zeros((devices, len(destination)), dtype=torch.bool, device=destination.device)
+    wanted.scatter_(0, destination.t(), True)
+    target, token = wanted.nonzero(as_tuple=True)
+    return target, token, wanted.sum(1)
+
+
 def pack(x: Tensor, ids: Tensor, weights: Tensor, table: Serving, phase: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """De-duplicated send buffer.
 
@@ -63,18 +78,15 @@ def pack(x: Tensor, ids: Tensor, weights: Tensor, table: Serving, phase: Tensor)
     destination, then token; the token of each row [N] int64; rows for each device [G] int64. A row's ids are indices
     among the destination's experts, -1 where another device serves.
     """
-    entry = ids if table.device.dim() == 1 else (ids, phase)
-    destination, slot = table.device[entry], table.slot[entry]
-    wanted = torch.zeros((table.devices, len(x)), dtype=torch.bool, device=x.device)
-    wanted.scatter_(0, destination.t(), True)
-    target, token = wanted.nonzero(as_tuple=True)
+    destination, slot = served(ids, table, phase)
+    target, token, counts = fan_out(destination, table.devices)
     rows = empty_rows(len(token), x, ids.shape[1])
     row_x, row_ids, row_weights = fields(rows, x.shape[1], x.dtype, ids.shape[1])
     torch.index_select(x, 0, token, out=row_x)
     here = destination.index_select(0, token) == target.unsqueeze(1)
     row_ids.copy_(torch.where(here, slot.index_select(0, token), -1))
     torch.index_select(weights, 0, token, out=row_weights)
-    return rows, token, wanted.sum(1)
+    return rows, token, counts
 
 
 def combine(returned: Tensor, token: Tensor, residual: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 
-def empty_rows(count: int, x: Tensor, top_k: int) -> Tensor:
-    """[count, row bytes] uint8 for tokens like x [T, D]."""
-    return torch.empty((count, x.shape[1] * x.element_size() + 8 * top_k), dtype=torch.uint8, device=x.device)
+def empty_rows(count: int, x: Tensor, top_k: int, more: int = 0) -> Tensor:
+    """[count, row bytes + more] uint8 for tokens like x [T, D]."""
+    size = x.shape[1] * x.element_size() + 8 * top_k + more
+    return torch.empty((count, size), dtype=torch.uint8, device=x.device)
 
 
 def fields(rows: Tensor, hidden: int, dtype: torch.dtype, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
