@@ -8,17 +8,14 @@ read from the measured curves (``strategies.ep``), in a few layers first.
 
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 from ..spec.model import Block
 from ..spec.plan import CHUNKED, LayerPlan
 from ..spec.shortcut import slots
+from .alternatives import Choice
 from .layout import Layout
 from .options import Classes
 from .step import Step
-
-if TYPE_CHECKING:
-    from .space import Choice
 
 COUNTS = (1, 2, 4, 8)
 KEPT = 2
@@ -47,7 +44,7 @@ def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> li
 
 
 def fastest_placed(
-    choices: "Sequence[Choice]", classes: Classes, most: int
+    choices: Sequence[Choice], classes: Classes, most: int
 ) -> dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]]:
     """Plans (one per class) of the fastest choices that are ``ep`` throughout; ``most`` layouts and expert degrees."""
     found: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
@@ -60,13 +57,16 @@ def fastest_placed(
     return found
 
 
-def promising(
-    step: Step, classes: Classes, plans: Sequence[LayerPlan], found: Sequence[tuple[LayerPlan, ...]]
-) -> list[tuple[LayerPlan, ...]]:
-    """Those of the ways that are faster than ``plans`` in a few layers, the fastest ``KEPT`` of them first.
+def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[tuple[LayerPlan, ...]] | None:
+    """The ways of ``plans`` that are faster than these in a few layers, the fastest ``KEPT``; None where there is none
+    to try.
 
     In all layers every way would cost as much to predict as the search so far.
     """
+    blocks = [step.model.moe_block(members[0]) for members in classes.members]
+    found = ways(plans, blocks, max(step.layout.tokens))
+    if not found:
+        return None
     members = [classes.members[c][0] for c in sorted({0, len(classes.members) // 2, len(classes.members) - 1})]
     layers = [(step.layer([step.model.moe_layers[j]]), int(classes.of_ordinal[j])) for j in members]
 

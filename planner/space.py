@@ -15,10 +15,10 @@ from ..spec.routing import Routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from . import memory
-from .alternatives import Choice
+from .alternatives import Choice, keep
 from .budget import Budget
 from .choices import REMEMBERED, Choices
-from .chunking import fastest_placed, promising, ways
+from .chunking import fastest_placed, promising
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -231,16 +231,13 @@ class Search:
         """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
         if self.even:
             return
-        spaces = fastest_placed(self.choices, self.classes, REFINED)
-        for (layout, degree), placed in spaces.items():
+        for (layout, degree), placed in fastest_placed(self.choices, self.classes, REFINED).items():
             if self.cut or self.budget.over:
                 return
             where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
-            blocks = [self.model.moe_block(members[0]) for members in self.classes.members]
-            tried = {plans: ways(plans, blocks, max(layout.tokens)) for plans in placed}
-            cut = [way for plans, found in tried.items() for way in promising(step, self.classes, plans, found)]
-            self.chunked |= any(tried.values())
-            if cut:
+            tried = [promising(step, self.classes, plans) for plans in placed]
+            self.chunked |= any(found is not None for found in tried)
+            if cut := [way for found in tried for way in found or ()]:
                 usual = self._tables(step, degree)
                 columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
                 tables = Tables(step, self.classes, columns, self._room(step))
@@ -371,12 +368,7 @@ class Search:
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
-        choice = Choice.of(name, step, degree, plans, seconds, reason)
-        known = next((i for i, other in enumerate(self.choices) if other.candidate.name == name), None)
-        if known is None:
-            self.choices.append(choice)
-        elif seconds < self.choices[known].seconds:
-            self.choices[known] = choice
+        keep(self.choices, Choice.of(name, step, degree, plans, seconds, reason))
 
     def _room(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""
