@@ -16,6 +16,7 @@ from pathlib import Path
 from moeplan.spec import Cluster, Model
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.cluster import MAX_DEVICES
+from moeplan.spec.cluster.measurement import Measurement
 from moeplan.spec.errors import MoeplanError
 from moeplan.spec.model import Attention
 from moeplan.spec.output import write_atomically
@@ -25,6 +26,7 @@ from moeplan.tests.synthetic import cluster
 MEMORY = 192 * 2**30  # bytes of a device: the layers of the catalogue's largest model fit, or share storage
 TENSORS = (1, 2, 4, 8)
 LIKE = "deepseek-v3-like"
+LATER = ("attention_scattered", "coherent_", "hierarchical_")  # operators that version 1 does not know
 MOST_SPELLED_OUT = 64  # devices: a file of version 1 grows with their square
 
 
@@ -34,6 +36,17 @@ def deepseek_v3_like() -> Model:
     attention = Attention(heads=128, kv_heads=8, head_dim=128)
     blocks = tuple(block.dequantised().model_copy(update={"attention": attention}) for block in real.blocks)
     return real.model_copy(update={"name": LIKE, "blocks": blocks, "head_storage": None})
+
+
+def known_first(measured: Measurement) -> Measurement:
+    """Without operators that readers of version 1 refuse."""
+    devices = tuple(
+        device.model_copy(
+            update={"operators": tuple(entry for entry in device.operators if not entry.operator.startswith(LATER))}
+        )
+        for device in measured.devices
+    )
+    return measured.model_copy(update={"devices": devices})
 
 
 def synthetic_cluster(
@@ -98,7 +111,7 @@ def main() -> None:
         parser.error(str(error))
     if args.write_model:
         args.write_model.write_text(first_version(model))
-    text = first_version(spelled_out(made)) if args.first_version else made.to_json()
+    text = first_version(known_first(spelled_out(made))) if args.first_version else made.to_json()
     write_atomically(args.output, lambda file: file.write(text.encode()))
     print(f"{args.output}: {len(made.devices)} devices, {len(text) / 1e6:.2f} MB")
 

@@ -9,16 +9,22 @@ read from the measured curves (``strategies.ep``), in a few layers first.
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
+
 from ..spec.model import Block
 from ..spec.plan import CHUNKED, LayerPlan
 from ..spec.shortcut import slots
 from .alternatives import Choice
+from .clock import longest_chains
 from .layout import Layout
 from .options import Classes
-from .step import Step
+from .step import Step, build
+from .strategies import Layer
 
 COUNTS = (1, 2, 4, 8)
+MOVING = ("dispatch", "combine")
 KEPT = 2
+GAIN = 0.02  # of these layers' time that a way must be able to save before it is looked at closely
 
 
 def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> list[tuple[LayerPlan, ...]]:
@@ -69,10 +75,25 @@ def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[
         return None
     members = [classes.members[c][0] for c in sorted({0, len(classes.members) // 2, len(classes.members) - 1})]
     layers = [(step.layer([step.model.moe_layers[j]]), int(classes.of_ordinal[j])) for j in members]
+    nothing = np.zeros((1, step.layout.devices))
+
+    def least(way: Sequence[LayerPlan]) -> float:
+        """Of the longest chains, which nothing slows."""
+        chains = (longest_chains(build(layer, [way[c]]), 1, step.layout.devices) for layer, c in layers)
+        return sum(float(chain.ends(nothing).max()) for chain in chains)
 
     def seconds(way: Sequence[LayerPlan]) -> float:
         return sum(float(step.cost(layer, [way[c]]).seconds[0]) for layer, c in layers)
 
+    def travel(layer: Layer, plan: LayerPlan) -> float:
+        """What chunks could hide at most: all that moves tokens."""
+        moving = (stage for stage in build(layer, [plan]) if stage.kind == "exchange" and stage.part in MOVING)
+        return sum(float(stage.seconds.max()) for stage in moving)
+
     now = seconds(plans)
-    ranked = sorted(((seconds(way), i) for i, way in enumerate(found)), key=lambda pair: pair[0])
+    at_once = all(block.shortcut == "none" for block in blocks) and all(plan.chunks == 1 for plan in plans)
+    if at_once and sum(travel(layer, plans[c]) for layer, c in layers) < GAIN * now:
+        return []
+    open_ways = [(i, way) for i, way in enumerate(found) if least(way) < (1 - GAIN) * now]
+    ranked = sorted(((seconds(way), i) for i, way in open_ways), key=lambda pair: pair[0])
     return [found[i] for taken, i in ranked[:KEPT] if taken < now]
