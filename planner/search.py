@@ -312,9 +312,10 @@ def _space(search: Search) -> str:
 
 def _ways(search: Search) -> str:
     """How tokens may travel besides at once, in words."""
-    slots = " and every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
-    counts = f"{', '.join(map(str, COUNTS[:-1]))} or {COUNTS[-1]} chunks{slots}"
-    return f"{counts}, as a few layers let expect" if search.chunked else ""
+    slots = any(block.shortcut != "none" for block in search.model.blocks)
+    counts = COUNTS if slots else COUNTS[1:]
+    text = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]} chunks{' and every slot' if slots else ''}"
+    return f"{text}, as a few layers let expect" if search.chunked else ""
 
 
 def _notes(search: Search, trace: Trace | None) -> list[str]:
