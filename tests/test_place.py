@@ -30,7 +30,7 @@ few = settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 def asked(trace: Trace, devices: int, hosts: int, slots: int | None = None, **options: Any) -> Request:
     count = slots or trace.num_experts
     fleet = even_fleet(devices, hosts, count, options.get("equal_slots", False))
-    return Request(fleet, count, **({"steps": STEPS, "time_limit": 5.0} | options))
+    return Request(fleet, count, **({"steps": STEPS, "time_limit": 20.0} | options))
 
 
 def placed(trace: Trace, devices: int, hosts: int, slots: int | None = None, **options: Any) -> Placement:
