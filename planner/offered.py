@@ -58,10 +58,9 @@ def offered(
         "hierarchical": _without_hierarchical(costs, model, routing, alone) if "hierarchical" in strategies else "",
         "coherent": _without_coherent(costs, model, routing, alone) if "coherent" in strategies else "",
     }
-    if not two_levels(costs.hosts):  # nobody expects levels there
-        kept = tuple(strategy for strategy in strategies if not said.get(strategy))
-        return kept, [said["coherent"]] if said["coherent"] else []
-    return tuple(s for s in strategies if not said.get(s)), [why for why in said.values() if why]
+    expected = {"coherent"} | ({"hierarchical"} if two_levels(costs.hosts) else set())
+    notes = [why for strategy, why in said.items() if why and strategy in expected]
+    return tuple(strategy for strategy in strategies if not said.get(strategy)), notes
 
 
 def _without_hierarchical(costs: Costs, model: Model, routing: Routing, alone: bool) -> str:

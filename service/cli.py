@@ -4,6 +4,7 @@ It imports nothing heavy itself: Ctrl-C counts from the first moment, and the te
 it.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ def main() -> None:
     _mend_terminal()
     with standard_streams():
         code = _guarded()
+    # What is done stays done: an interpreter that ends gives the signal back, and Ctrl-C would then end it as failed.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

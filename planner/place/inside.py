@@ -15,9 +15,7 @@ searched for balance (``solvers.replication``), and offered a second time withou
 
 # C classes of layers, T tokens of a class, K top-k, E experts, G devices, N arrangements
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Event
 
 import numpy as np
 
@@ -25,17 +23,14 @@ from ...solvers.balance import linear, over_ideal
 from ...solvers.exact.arrangements import arrangements, hottest
 from ...solvers.placement.affinity import Affinity, pairs
 from ...solvers.placement.fan_out import expert_sets, fan_outs
-from ...solvers.result import Solution
 from ...solvers.slots import Slots
 from ..budget import Budget
 from . import baselines
 from .fleet import Fleet
+from .priced import PRICES, priced
 from .question import Placed, Question, said
 from .ready import solvers_ready
 
-PRICES = {"local": 1.0, "local, balance first": 3.0}
-"""What a unit of balance costs, times the ideal time of the experts: what predictions make of it varies."""
-STEPS_PER_EXPERT, MOST_STEPS, CHAINS = 500, 2_000_000, 1  # work of one annealing, of which a search has many
 MOST_ARRANGEMENTS, MOST_CELLS = 4_096, 3e7  # of classes x arrangements x sets of experts x places
 SEARCH_TIME, LEAST_TIME = 0.2, 0.02  # of the time left, and seconds, that one search may take
 ONE, ALL = "arrangement", "arrangement 0"  # the second is there where all are
@@ -124,44 +119,13 @@ def _arranged(question: Question, device_of: np.ndarray, least: np.ndarray) -> P
 
 
 def _annealed(question: Question, seed: int, budget: Budget) -> dict[str, Placed]:
-    # Imported when it is needed: its compiled loops take a second to load.
-    from ...solvers.placement.annealing import anneal
-    from ...solvers.placement.chain import load_kernels
-
-    fleet, (inside, between), top_k = question.fleet, question.weights, question.ids[0].shape[1]
+    top_k = question.ids[0].shape[1]
     together = np.stack(
         [pairs(ids[:, None], question.experts)[0] / (len(ids) * max(top_k - 1, 1)) for ids in question.ids]
     )
     affinity = Affinity.of(np.zeros((len(together) - 1, *together.shape[1:])), together)
-    affinity.between()  # before threads ask for it
-    load_kernels()
-    stop = Event()
-
-    def search(price: float) -> Solution[np.ndarray]:
-        return anneal(
-            affinity,
-            question.load,
-            fleet.capacity,
-            fleet.speed,
-            fleet.hosts,
-            device_weight=inside,
-            host_weight=between,
-            price=price * float(question.ideal.mean()),
-            steps=min(STEPS_PER_EXPERT * question.load.size, MOST_STEPS),
-            chains=CHAINS,
-            seed=seed,
-            time_limit=budget.left,
-            stop=stop,
-        )
-
-    with ThreadPoolExecutor(len(PRICES)) as pool:  # the compiled loops leave the interpreter to each other
-        pending = [pool.submit(search, price) for price in PRICES.values()]
-        try:
-            solutions = [one.result() for one in pending]
-        except KeyboardInterrupt:
-            stop.set()
-            raise
+    found = priced(question, affinity, float(question.ideal.mean()), seed=seed, budget=budget)
     return {
         name: _single(question, solution.assignment, said("annealing", solution.status))
-        for name, solution in zip(PRICES, solutions, strict=True)
+        for name, solution in found.items()
     }

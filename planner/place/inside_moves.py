@@ -16,7 +16,8 @@ from ...solvers.placement.affinity import Affinity, least_by_slots
 from ...solvers.slots import Slots
 from ...spec.trace import Trace
 from ..budget import Budget, OutOfTime
-from .inside import CHAINS, MOST_STEPS, PRICES, SEARCH_TIME, STEPS_PER_EXPERT
+from .inside import SEARCH_TIME
+from .priced import PRICES, priced
 from .question import Placed, Proof, Question, said
 from .ready import solvers_ready
 from .sample import coherent_affinity, counted_affinity
@@ -39,9 +40,6 @@ def placed_for_moves(
         return {}
     if not solvers_ready(budget, question.load.size, everything=False):
         return {}
-    # Imported when it is needed: its compiled loops take a second to load.
-    from ...solvers.placement.annealing import anneal
-
     mine = budget.part(SEARCH_TIME)
     (inside, between), affinity = question.weights, _affinity(trace, partial, mine)
     room = int(np.bincount(fleet.hosts, fleet.capacity).max())
@@ -49,22 +47,9 @@ def placed_for_moves(
     least = (inside * devices.sum() + (between - inside) * hosts.sum()) / trace.layers
     alike = len(fleet.speed) / len(set(fleet.hosts.tolist()))  # devices of a host
     gather = kept * (inside * (alike - 1) + between * (len(fleet.speed) - alike))
+    worth = float(question.ideal.mean()) + gather
     found = {}
-    for done, (name, price) in enumerate(PRICES.items()):
-        solution = anneal(
-            affinity,
-            question.load,
-            fleet.capacity,
-            fleet.speed,
-            fleet.hosts,
-            device_weight=inside,
-            host_weight=between,
-            price=price * (float(question.ideal.mean()) + gather),
-            steps=min(STEPS_PER_EXPERT * question.load.size, MOST_STEPS),
-            chains=CHAINS,
-            seed=seed,
-            time_limit=max(mine.part(1 / (len(PRICES) - done)).left, LEAST_TIME),
-        )
+    for name, solution in priced(question, affinity, worth, seed=seed, budget=mine.at_least(LEAST_TIME)).items():
         cost = affinity.cost(solution.assignment, fleet.hosts, inside, between) / trace.layers
         proof = np.full(trace.layers, cost), np.full(trace.layers, min(least, cost))
         slots = Slots.from_device_of(solution.assignment, fleet.capacity)
