@@ -284,8 +284,9 @@ def period(plan: LayerPlan, experts: int) -> int:
 
 @lru_cache(maxsize=PLANS)
 def held(plan: LayerPlan) -> np.ndarray:
-    """[devices] experts that each device stores; read only."""
-    count = np.fromiter(map(len, plan.resting() if plan.strategy == "gathered" else plan.slots), np.int64)
+    """[devices] experts that each device has in memory; read only."""
+    stored = plan.resting() if plan.strategy == "gathered" else plan.slots if plan.resident is None else plan.resident
+    count = np.fromiter(map(len, stored), np.int64)
     count.setflags(write=False)
     return count
 

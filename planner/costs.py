@@ -26,6 +26,7 @@ from .spread import Spread
 from .traffic import Traffic
 
 LISTED = 64  # members up to which all pairs of a collective are listed
+OFFLOAD_REMEDY = "measure it with `moeplan profile --model {} --dtype {} --offload FOLDER`"
 MOST_LISTED = 256  # and of hosts whose links differ
 
 
@@ -338,7 +339,8 @@ class Costs:
     def table(self, device: int, operator: str, shape: Shape) -> Table:
         key = (self.kinds[device], operator, *shape.values())
         if key not in self._operators:
-            curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, self._remedy())
+            remedy = self._remedy() or (OFFLOAD_REMEDY.format(self.asked, self.dtype) if "offload" in operator else "")
+            curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, remedy)
             self._operators[key] = Table(curve)
         return self._operators[key]
 

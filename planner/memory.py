@@ -2,7 +2,8 @@
 
 weights      embedding, head and final norm; of every stored layer its norms, attention (heads divided over the tensor
              group), router, shared experts or dense FFN, and the device's experts or FFN columns
-gathered     one region for all experts of one layer, where any layer is gathered
+gathered     one region for all experts of one layer, where any layer is gathered; where layers are offload, the places
+             for experts that are read
 cache        keys and values of the group's sequences (of all, where layers are coherent) and the device's heads, for
              every layer (never shared)
 activations  the largest sum of buffers alive at once in any layer, or in the head
@@ -87,10 +88,12 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
     own, n = layer.tokens, layer.layout.devices
     row, matrices = layer.row_bytes, 2 if moe.gated else 1
     columns: np.ndarray | int = moe.ffn_size
-    if plans[0].strategy == "ep":
+    if plans[0].strategy in ("ep", "offload"):
         sent = layer.choices.dispatch(plans)
         largest, computed = sent.experts.largest, sent.computed
         buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
+        if plans[0].strategy == "offload":  # the sum of all experts beside one expert's rows, outputs and f32 sums
+            buffers = buffers + 4 * D * computed + largest * (2 * row + (4 + element) * D)
         summed = np.maximum(computed, own)
     elif plans[0].strategy == "hierarchical":
         forward = layer.choices.forward(plans)

@@ -1,5 +1,6 @@
 """Which strategies a search has to choose from, and why one is left out."""
 
+from ..spec.cluster import Cluster
 from ..spec.errors import MissingCurveError, MoeplanError
 from ..spec.levels import across_groups, inside_groups, two_levels
 from ..spec.model import Model
@@ -18,11 +19,13 @@ MOST_DEVICES = 256  # of hierarchical, whose rows are counted by pairs of device
 
 def asked_for(asked: str | None, placement: Placement | None, model: Model, workload: Workload) -> tuple[Strategy, ...]:
     """What is looked at: with a placement only one that keeps experts where it says, by default ``ep``; with experts
-    beside the backbone only ``ep``; for prompts no ``coherent``.
+    beside the backbone only ``ep``; for prompts no ``coherent``. ``offload`` only where it is asked for: what fits into
+    memory is better there.
 
     Raises MoeplanError where that leaves out what was ``asked`` for.
     """
-    found = STRATEGIES if asked is None else tuple(known for known in STRATEGIES if known == asked)
+    usual = tuple(known for known in STRATEGIES if known != "offload")
+    found = usual if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
     if any(block.shortcut != "none" for block in model.blocks):
@@ -54,6 +57,8 @@ def offered(
     Raises MoeplanError where one that was asked for alone cannot.
     """
     alone = len(strategies) == 1
+    if strategies == ("offload",) and (why := without_tier(costs.cluster, routing)):
+        raise MoeplanError(f"--strategy offload: {why}")
     said = {
         "hierarchical": _without_hierarchical(costs, model, routing, alone) if "hierarchical" in strategies else "",
         "coherent": _without_coherent(costs, model, routing, alone) if "coherent" in strategies else "",
@@ -61,6 +66,24 @@ def offered(
     expected = {"coherent"} | ({"hierarchical"} if two_levels(costs.hosts) else set())
     notes = [why for strategy, why in said.items() if why and strategy in expected]
     return tuple(strategy for strategy in strategies if not said.get(strategy)), notes
+
+
+def without_tier(cluster: Cluster, routing: Routing) -> str:
+    """Why experts cannot be planned to rest outside memory; "" if they can."""
+    for kind in cluster.kinds:
+        if kind.slow_tier is None:
+            return (
+                f"no disk was measured for devices of kind {kind.name}: profile with --offload FOLDER, on a disk of "
+                "every host"
+            )
+    if len({kind.disk.folder for kind in cluster.kinds if kind.disk}) > 1:
+        return "the cluster's kinds of devices have disks in different folders: profile them with one --offload FOLDER"
+    return "" if routing.scale == 1 else "steps of so many tokens are not counted one by one: give one of fewer tokens"
+
+
+def folder_of(cluster: Cluster) -> str:
+    """Where experts rest; empty for the memory of GPUs' hosts."""
+    return next((kind.disk.folder for kind in cluster.kinds if kind.disk and kind.type == "cpu"), "")
 
 
 def _without_hierarchical(costs: Costs, model: Model, routing: Routing, alone: bool) -> str:

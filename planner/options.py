@@ -238,6 +238,12 @@ class Options:
                 self._origins.setdefault((c, plan), self._origins[c, layer])
         return plans
 
+    def also(self, ordinal: int, plan: LayerPlan, other: LayerPlan) -> None:
+        """Another plan of a layer has the placement of this one."""
+        c = int(self.classes.of_ordinal[ordinal])
+        if (c, plan) in self._origins:
+            self._origins.setdefault((c, other), self._origins[c, plan])
+
     def _for_moves(self, room: np.ndarray) -> dict[str, list[LayerPlan]]:
         """Nothing where there is no trace to tell what follows what, or layers share storage and so placements."""
         devices = self.costs.devices

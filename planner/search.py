@@ -20,22 +20,25 @@ from ..solvers.result import Status
 from ..spec.cluster import Cluster
 from ..spec.errors import InfeasibleError, MoeplanError
 from ..spec.model import DTYPE_BYTES, Model
+from ..spec.offload import Offload
 from ..spec.placement import Placement
-from ..spec.plan import Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
+from ..spec.plan import LayerPlan, Plan, PlanDevice, RoutingSource, SolverRecord, Strategy
 from ..spec.routing import ASSUMED_EXPONENT, Routing, check_shape, draw_routing, sample_routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
 from .alternatives import Choice
 from .budget import Budget
+from .choices import held
 from .chunking import COUNTS
 from .costs import Costs
 from .given import Given
-from .offered import asked_for, offered
+from .offered import asked_for, folder_of, offered, without_tier
 from .probes import probe_points
 from .space import BASELINES, ROUNDING, Search
 from .splits import unmeasured_degrees
 from .step import Step, check_supported
 from .units import bytes_text, lacking
+from .wholes import WHOLE
 
 FINISH = 0.15  # of the time is kept for what follows the search
 USABLE = 0.9  # of a device's measured free memory, where the user gives no limit; allocators need the rest
@@ -96,8 +99,8 @@ def solve(
         workload=workload,
         routing=routing,
         limits=[memory_bytes or int(USABLE * device.memory_bytes) for device in cluster.devices],
-        strategies=tuple(known for known in strategies if known != "coherent"),
-        coherent="coherent" in strategies,
+        strategies=tuple(known for known in strategies if known not in WHOLE),
+        whole=tuple(known for known in strategies if known in WHOLE),
         trace=trace,
         stored=len(model.layers),
         even=even,
@@ -105,7 +108,8 @@ def solve(
         budget=budget.part(1 - FINISH),
         given=given,
     )
-    search = _searched_with_storage(search, shared=memory_bytes is None and given is None)
+    beyond = strategy is None and given is None and not without_tier(cluster, routing)
+    search = _searched_with_storage(search, shared=memory_bytes is None and given is None, beyond=beyond)
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}
     digests = {name: document.digest() for name, document in inputs.items() if document is not None}
@@ -125,13 +129,14 @@ def _plan(
     assert best is not None
     objective = best.seconds
     final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
-    step = Step(final, model, best.step.layout, search.routing, counted=best.step.counted)
+    step = Step(final, model, best.step.layout, search.routing, best.step.places, counted=best.step.counted)
     # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
     prediction = step.predict(best.plans, search.stored, search.limits).model_copy(update={"step_seconds": objective})
     bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
     status: Status = "time_limit" if not complete else "optimal" if gap == 0 else "feasible"
+    notes = [*notes, *_resting_notes(best.plans, search, cluster)]
     placed = search.options.placement_records(best.plans) if search.given is None else (search.given.record,)
     return Plan(
         model=model,
@@ -155,6 +160,7 @@ def _plan(
         tokens=best.step.layout.tokens,
         layers=tuple(best.plans),
         stored_layers=search.stored,
+        offload=Offload(folder=folder_of(cluster), places=best.step.places) if best.step.places else None,
         routing=source,
         predicted=prediction,
         solver=SolverRecord(status=status, objective=objective, bound=bound, gap=gap, space=_space(search)),
@@ -189,14 +195,18 @@ def _check_arguments(dtype: str, memory_bytes: int | None, time_limit: float) ->
         raise MoeplanError(f"time limit {time_limit}: expected a positive number of seconds")
 
 
-def _searched_with_storage(search: Search, shared: bool) -> Search:
-    """What was found with storage for all layers; where nothing fits and layers may share it, for as many as fit.
+def _searched_with_storage(search: Search, shared: bool, beyond: bool) -> Search:
+    """What was found with storage for all layers. Where nothing fits: with experts ``beyond`` memory, if there is a
+    place for them, else, if layers may share it, with storage for as many as fit.
 
     Shared storage stands in for a model that the devices cannot hold, so that its step can be timed all the same. It is
     cut down until every strategy that is asked for fits (they are compared under the same conditions), or, where one
     never does, until any fits.
     """
-    if not search.fits(None) and shared:
+    offloaded = search.whole == ("offload",)
+    if beyond and not search.fits(None):
+        search = replace(search, strategies=(), whole=("offload",))
+    elif not offloaded and not search.fits(None) and shared:
         counts = [s for s in range(search.stored, 0, -1) if _repeats(search.model, s)]
         search = (
             _most_stored(search, counts[1:], search.strategies or ["coherent"])
@@ -302,9 +312,14 @@ def _space(search: Search) -> str:
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
-    if search.coherent:
+    if "coherent" in search.whole:
         coherent = f"coherent in every layer ({search.options.placed_by(coherent=True)} placement)"
         text = f"{text}; or {coherent}" if search.strategies else f"{coherent} in layouts of tensor 1"
+    if "offload" in search.whole:
+        text = (
+            f"{layouts} x {search.options.placed_by()} placement, offload in every layer, the likeliest experts in "
+            "memory, 1 to 16 places for others; the bound is on what any choice of those in memory has to read"
+        )
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
     return text
@@ -348,6 +363,18 @@ def _notes(search: Search, trace: Trace | None) -> list[str]:
             f"hold {bytes_text(search.model.expert_bytes(0, dtype))}"
         )
     return [*notes, *_early_notes(search)]
+
+
+def _resting_notes(plans: Sequence[LayerPlan], search: Search, cluster: Cluster) -> list[str]:
+    """Of experts that memory does not hold."""
+    if plans[0].resident is None:
+        return []
+    resting = np.sum([np.array([len(experts) for experts in plan.slots]) - held(plan) for plan in plans], axis=0)
+    stored = sum(len(experts) for plan in plans for experts in plan.slots)
+    folder, size = folder_of(cluster), search.model.computed_expert_bytes(0, search.costs.dtype)
+    where = f"in files in {folder}" if folder else "in the hosts' memory"
+    each = f"{bytes_text(int(resting.max()) * size)} of a device at most"
+    return [f"MEMORY: {int(resting.sum()):,} of {stored:,} experts do not fit and rest {where}, {each}"]
 
 
 def _early_notes(search: Search) -> list[str]:

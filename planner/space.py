@@ -32,8 +32,8 @@ from .splits import layouts
 from .step import Step
 from .tables import Tables, beside
 from .units import lacking
-from .whole import coherent_plans
 from .whole import fits as coherent_fits
+from .wholes import WHOLE, whole_plans
 
 ROUNDING = 1e-9  # relative
 LEAST_TIME, SELECT_TIME = 0.1, 0.5  # seconds of one selection, and of what is left at most
@@ -65,7 +65,7 @@ class Search:
     seed: int
     budget: Budget
     given: Given | None = None  # a user's own placement, with nothing else
-    coherent: bool = False  # whether ``coherent`` plans are looked at, beside what ``strategies`` layers choose from
+    whole: tuple[Strategy, ...] = ()  # of ``WHOLE``, looked at beside what ``strategies`` layers choose from
     trace: Trace | None = None  # that the routing was drawn from
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
@@ -142,8 +142,7 @@ class Search:
             self._refine()
             self._in_chunks()
             self._settle()
-            if self.coherent:
-                self._look_at_coherent()
+            self._look_at_whole()
         except KeyboardInterrupt:
             if not any(choice.plans for choice in self.choices):
                 raise
@@ -151,8 +150,8 @@ class Search:
 
     def fits(self, strategy: Strategy | None) -> bool:
         """Whether any plan (of this strategy) keeps to memory, in any layout."""
-        by_layer = strategy != "coherent" and self.strategies
-        coherent = strategy in (None, "coherent") and self.coherent
+        by_layer = strategy not in WHOLE and self.strategies
+        coherent = strategy in (None, "coherent") and "coherent" in self.whole
         for _, step in self._steps():
             if by_layer and any(self._tables(step, degree).fits(strategy, self._left()) for degree in self.degrees):
                 return True
@@ -278,15 +277,15 @@ class Search:
             del self.open[left.where]
             self.bound = min(self.bound, bound)
 
-    def _look_at_coherent(self) -> None:
-        """Every coherent plan, each timed as it is; of every layout the fastest is kept."""
-        devices = self.costs.devices
-        for layout, step, whole in coherent_plans(self._steps(), self.options, self.stored, self.limits):
+    def _look_at_whole(self) -> None:
+        """Every plan that is timed as a whole; of each name the fastest is kept."""
+        looked = self.whole, self._steps, self.options, self.stored, self.limits, self.budget
+        for name, step, whole, bound in whole_plans(*looked):
             reason = lacking(whole.missing) if whole.missing.any() else ""
             plans, seconds = ([], math.inf) if reason else (whole.plans, whole.seconds)
-            self._record(f"all coherent ({layout}, expert {devices})", step, devices, plans, seconds, reason)
+            self._record(name, step, self.costs.devices, plans, seconds, reason)
             self.missing += [whole.missing] if reason else []
-            self.bound = min(self.bound, seconds)
+            self.bound = min(self.bound, math.inf if reason else bound)
             if self.budget.over and any(choice.plans for choice in self.choices):
                 self.cut = True
                 break

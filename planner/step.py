@@ -26,7 +26,7 @@ from .layout import Layout
 from .links import Links
 from .simulator import Timeline, simulate
 from .stages import Stage, compute
-from .strategies import BUILDERS, Layer
+from .strategies import BUILDERS, Layer, offload
 from .strategies.coherent import Walk
 from .strategies.layer import attention, dense
 
@@ -49,12 +49,16 @@ class LayerCost(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A step of ``model`` with its tokens laid out on devices and their routing."""
+    """A step of ``model`` with its tokens laid out on devices and their routing.
+
+    places: of ``offload`` plans, for experts that each device reads.
+    """
 
     costs: Costs
     model: Model
     layout: Layout
     routing: Routing
+    places: tuple[int, ...] = ()
     _memos: dict[Block, dict[str, list[Stage]]] = field(default_factory=dict)
     _dense: dict[tuple[Block, bool], LayerCost] = field(default_factory=dict)
     counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)  # by layers; see ``_choices``
@@ -64,7 +68,8 @@ class Step:
         """The step that ``plan`` decides, on the cluster and trace that it was made for."""
         layout = Layout(plan.workload, plan.degrees.tensor, plan.sequences, plan.tokens)
         routing = draw_routing(trace, plan.model, plan.workload, plan.routing.seed)
-        return cls(Costs(cluster, plan.model, plan.dtype), plan.model, layout, routing)
+        places = plan.offload.places if plan.offload is not None else ()
+        return cls(Costs(cluster, plan.model, plan.dtype), plan.model, layout, routing, places)
 
     @cached_property
     def _ordinals(self) -> dict[int, int]:
@@ -173,6 +178,9 @@ class Step:
         yield [-1], [compute("embed", "embed", self.outside("embed"))]
         if plans[0].strategy == "coherent":
             yield from (([layer], stages) for layer, stages in self._walk(plans).stages())
+        elif plans[0].strategy == "offload":
+            walk = offload.Walk.of(self.costs, self.layers, self.by_layer(plans), self.places)
+            yield from (([layer], stages) for layer, stages in walk.stages(self.outside("embed")[None]))
         else:
             for layers, own in self.runs(plans):
                 yield layers, build(self.layer(layers), own)
@@ -221,6 +229,8 @@ class Step:
             for i, plan in zip(layers, own, strict=True):
                 weights += memory.expert_weights(blocks[i], plan, element) if i < stored else 0
                 regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
+        if self.places:
+            regions[0] = np.array(self.places) * offload.expert_bytes(self.costs, self.layers)
         if coherent:
             regions[1] = np.maximum(regions[1], self._walk(plans).activations())
         kept = memory.cache(blocks, layout, element, replicated=coherent)

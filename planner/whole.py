@@ -1,6 +1,6 @@
-"""Plans that are timed as a whole: ``coherent`` in every layer, since a layer's time depends on the layer before."""
+"""``coherent`` plans: timed as a whole, since a layer's time depends on the layer before."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ def fits(step: Step, options: Options, stored: int, limits: list[int]) -> bool:
     return not missing(step, _plain(options), stored, limits).any()
 
 
-def missing(step: Step, plans: list[LayerPlan], stored: int, limits: list[int]) -> np.ndarray:
+def missing(step: Step, plans: Sequence[LayerPlan], stored: int, limits: Sequence[int]) -> np.ndarray:
     """[G] bytes that a plan lacks on each device."""
     return np.array([max(0, held.total - held.limit) for held in step.memory(plans, stored, limits)])
 

@@ -27,7 +27,11 @@ def merge(old: Cluster, new: Cluster) -> Cluster:
             name = numbered(after.name, taken) if split else after.name
             measured = {entry.key for entry in after.operators}
             kept = tuple(entry for entry in before.operators if entry.key not in measured)
-            update = {"name": name, "family": after.called if split else after.family}
+            update = {
+                "name": name,
+                "family": after.called if split else after.family,
+                "disk": after.disk or before.disk,
+            }
             kinds[pair] = after.model_copy(update=update | {"operators": kept + after.operators})
         devices.append(device.model_copy(update={"kind": kinds[pair].name}))
     models = tuple(dict.fromkeys(old.provenance.models + new.provenance.models))

@@ -97,9 +97,10 @@ EXCHANGES = tuple(
     for name in OPERATORS
     if name.startswith(("ep_", "sharded_", "gathered_", "coherent_")) and name != "coherent_cache"
 )
+OFFLOAD = tuple(name for name in OPERATORS if name.startswith("offload_"))  # where a disk is measured
 LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
-    (*EXCHANGES, *LEVELS, "coherent_cache"), 0.5
+    (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache"), 0.5
 )
 """Weights of the operators in dividing the time for finer grids; others have 1."""
 
@@ -246,21 +247,23 @@ def tensor_degrees(model: Model, hosts: Sequence[str]) -> list[int]:
     return [t for t in sorted({1, 2, per_host}) if possible(t)]
 
 
-def tasks(models: Sequence[Model], dtypes: Sequence[DType], hosts: Sequence[str]) -> list[Task]:
+def tasks(models: Sequence[Model], dtypes: Sequence[DType], hosts: Sequence[str], offload: bool = False) -> list[Task]:
     """Every distinct curve that the models need, the cheapest first: the time that these spare goes to the others.
+
+    offload: whether experts may rest outside memory.
 
     Dtypes follow one another, so that the runtime's pool of weights is filled once for each.
     """
     found: dict[tuple[object, ...], Task] = {}
     for model, dtype in zip(models, dtypes, strict=True):
-        for task in _tasks(model, dtype, hosts):
+        for task in _tasks(model, dtype, hosts, offload):
             found.setdefault(task.key, task)
     sizes = {task: task.weight_bytes(task.grid.start) for task in found.values()}
     largest = {dtype: max(size for task, size in sizes.items() if task.dtype == dtype) for dtype in set(dtypes)}
     return sorted(sizes, key=lambda task: (largest[task.dtype], task.dtype, sizes[task]))
 
 
-def _tasks(model: Model, dtype: DType, hosts: Sequence[str]) -> Iterator[Task]:
+def _tasks(model: Model, dtype: DType, hosts: Sequence[str], offload: bool) -> Iterator[Task]:
     world = len(hosts)
     for block in dict.fromkeys(model.layers):
         if block.attention is not None:
@@ -274,7 +277,7 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str]) -> Iterator[Task]:
         if block.moe is not None:
             if block.moe.shared_ffn_size:
                 yield Task("dense_ffn", model, block, dtype, world)
-            for operator in ("route", "expert_ffn", *EXCHANGES):
+            for operator in ("route", "expert_ffn", *EXCHANGES, *(OFFLOAD if offload else ())):
                 yield Task(operator, model, block, dtype, world)
             for operator in LEVELS if two_levels(hosts) else ():
                 yield Task(operator, model, block, dtype, world, hosts=len(set(hosts)))

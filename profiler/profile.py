@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from ..runtime.launch import LabLauncher, Launcher
@@ -34,15 +35,16 @@ def profile(
     accept_noise: bool = False,
     command: str = "moeplan profile",
     asked: Sequence[str] = (),
+    offload: Path | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Cluster:
     """Measure the launcher's ranks for these models, each in ``dtype`` or else in its own.
 
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
     it, and up to two fifths more where they wait for other programs to leave the processors alone. ``accept_noise``
-    keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. Raises
-    MoeplanError for noisy curves otherwise, for a model that the runtime does not execute and for GPUs that are not
-    there.
+    keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. offload: a
+    folder of every host, whose disk is measured besides. Raises MoeplanError for noisy curves otherwise, for a model
+    that the runtime does not execute and for GPUs that are not there.
     """
     if not models:
         raise MoeplanError("nothing to profile: name at least one model")
@@ -53,6 +55,7 @@ def profile(
         "models": [model.model_dump(mode="json") for model in models],
         "dtypes": [dtype or model.dtype for model in models],
         "seconds": budget_seconds,
+        "offload": None if offload is None else str(offload.absolute()),
     }
     lab = launcher.lab.spec.name if isinstance(launcher, LabLauncher) else None
     start = time.perf_counter()

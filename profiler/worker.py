@@ -17,6 +17,7 @@ from ..spec.cluster.measurement import MeasuredDevice
 from ..spec.model import Model
 from .collectives import Measured, group_families, kinds_over, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
+from .disk import measure_disk
 from .links import measure_links, measure_uplinks
 from .measure import Agree, Bench, Pace, processor_clock
 from .operators import TORCH_DTYPES, measure_operators, tasks, tensor_degrees
@@ -24,6 +25,7 @@ from .patience import Patience
 
 # Parts of the budget; the operators have what is left.
 LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05
+DISK_SHARE = 0.2  # of the budget, beyond it, where a disk is asked for
 LATE_SHARE = 0.05  # of the budget, beyond it: noisy points measured again
 PATIENCE_SHARE = 0.4  # of the budget, beyond it: waiting for other programs
 
@@ -63,7 +65,8 @@ def open_bench(rank: Rank, agree: Agree, meter: LoadMeter, patience: float, say:
 
 @torch.inference_mode()
 def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
-    """Entry point of a rank. job: ``models`` (documents), ``dtypes`` (one for each), ``seconds`` (the budget).
+    """Entry point of a rank. job: ``models`` (documents), ``dtypes`` (one for each), ``seconds`` (the budget),
+    ``offload`` (a folder on a disk to measure, or None).
 
     Returns this rank's ``device``, ``links``, ``collectives``, ``uplinks``, ``versions``, ``load``, the seconds
     ``waited`` for other programs and the number of points that they ``disturbed`` all the same, as JSON.
@@ -75,7 +78,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     agree = agreement(rank.device)
     agree(0.0)
     meter = LoadMeter()
-    steps, step = 0, 0
+    steps, step, beside = 0, 0, 0.0
 
     def say(what: str) -> None:
         rank.emit({"done": step - 1, "of": steps, "what": what})
@@ -83,8 +86,8 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], say)
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
     families = group_families(hosts, degrees)
-    work = tasks(models, dtypes, hosts)
-    steps = 3 + len(families) + 2 * len(work)
+    work = tasks(models, dtypes, hosts, offload=rank.device.type == "cuda" or job["offload"] is not None)
+    steps = 3 + (job["offload"] is not None) + len(families) + 2 * len(work)
 
     def next_step(what: str) -> None:
         nonlocal step
@@ -94,6 +97,12 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     next_step("memory bandwidth")
     bandwidth = stream_bandwidth(bench)
     copies = measure_copies(bench, COPIES_SHARE * job["seconds"])
+    disk = None
+    if job["offload"] is not None:
+        next_step("disk")
+        begin = time.perf_counter()
+        disk = measure_disk(bench, job["offload"], DISK_SHARE * job["seconds"])
+        beside = agree(time.perf_counter() - begin)
     next_step("links")
     links = measure_links(bench, LINKS_SHARE * job["seconds"])
     next_step("uplinks")
@@ -108,7 +117,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered)
 
     def left() -> float:
-        return job["seconds"] + bench.patience.waited - agree(time.perf_counter() - started)
+        return job["seconds"] + beside + bench.patience.waited - agree(time.perf_counter() - started)
 
     late = LATE_SHARE * job["seconds"]
     operators = measure_operators(work, bench, left, next_step, [c.growth for c in collectives], late)
@@ -124,6 +133,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         stream_bandwidth=bandwidth,
         operators=tuple(operators),
         copies=copies,
+        disk=disk,
         details=nvml_details(rank.device),
     )
     return {

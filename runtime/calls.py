@@ -22,7 +22,7 @@ from .kernels import expert_ffn
 from .random_weights import RandomWeights, random_tensor
 from .router import Choice, route
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
-from .strategies import coherent, ep, gathered, hierarchical, sharded
+from .strategies import coherent, ep, gathered, hierarchical, offload, sharded
 from .vocabulary import embed, head
 from .weights import AttentionWeights, DenseWeights, RouterWeights
 
@@ -251,6 +251,17 @@ class _Calls:
     def gathered_combine(self, tokens: int) -> Call:
         y, residual = self.rows(tokens), self.rows(tokens)
         return lambda: gathered.combine(y, residual)
+
+    def offload_order(self, tokens: int) -> Call:
+        """With random experts of one device, and as many choices of others'."""
+        held = -(-self.moe.num_experts // self.devices)
+        ids = torch.where(self.choice(tokens)[0] < held, self.choice(tokens)[0], -1).int()
+        return lambda: offload.by_expert(ids, held)
+
+    def offload_visit(self, tokens: int) -> Call:
+        x, weights, part = self.rows(2 * tokens), self.choice(2 * tokens)[1], self.rows(tokens)
+        total, choices = x.float(), torch.arange(tokens, device=self.device) * 2 * self.moe.top_k
+        return lambda: offload.add(total, part, offload.select(x, weights, choices))
 
     def coherent_pack(self, tokens: int) -> Call:
         table, x, choice = self._table(), self.rows(tokens), self.choice(tokens)

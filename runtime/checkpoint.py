@@ -83,7 +83,7 @@ class Checkpoint:
             gate = gate if gate in self.reader else f"{prefix}mlp.gate.weight"
             router = RouterWeights(eps, norm, self._read(gate, moe.num_experts, hidden), None, None)
             chosen = range(moe.num_experts) if experts is None else experts
-            gate_up, down = self._experts(prefix, index, chosen, columns or (0, moe.ffn_size))
+            gate_up, down = self.experts(index, chosen, columns or (0, moe.ffn_size))
             if moe.shared_ffn_size:
                 shared = self._ffn(f"{prefix}mlp.shared_expert.", hidden, moe.shared_ffn_size, moe.activation)
             if shared is not None and moe.shared_gate:
@@ -99,9 +99,9 @@ class Checkpoint:
         down = self._read(f"{prefix}down_proj.weight", hidden, width)
         return DenseWeights(activation, self.model.norm_eps, None, torch.stack(pair), down, None)
 
-    def _experts(self, prefix: str, index: int, experts: Sequence[int], columns: Range) -> tuple[Tensor, Tensor]:
+    def experts(self, index: int, experts: Sequence[int], columns: Range) -> tuple[Tensor, Tensor]:
         """gate_up [E, 2, H, D] and down [E, D, H] of these experts and columns."""
-        block, width = self.model.layers[index], columns[1] - columns[0]
+        block, width, prefix = self.model.layers[index], columns[1] - columns[0], f"model.layers.{index}."
         gate_up = torch.empty((len(experts), 2, width, block.hidden_size), dtype=self.dtype, device=self.device)
         down = torch.empty((len(experts), block.hidden_size, width), dtype=self.dtype, device=self.device)
         if width:

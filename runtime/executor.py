@@ -25,6 +25,7 @@ from .reference import forced_choice
 from .router import Choice, route
 from .shortcut import Beside
 from .strategies import LayerContext, Region, Stored, Strategy, strategy_of
+from .strategies.resting import Resting
 from .timers import OUTSIDE, Timers
 from .vocabulary import embed, head
 from .weights import LayerWeights, Range, WeightSource, check_supported
@@ -59,6 +60,7 @@ class Executor:
     def __init__(self, plan: Plan, rank: int, source: WeightSource, *, device: torch.device, capacity: int) -> None:
         model = plan.model
         check_supported(model)
+        self.resting: Resting | None = None  # experts of offload layers that are not in memory
         self.model, self.layout, self.device = model, Layout.of(plan, rank), device
         self._group = consecutive_group(plan.degrees.tensor) if plan.degrees.tensor > 1 else None
         self._rope = RotaryEmbedding(model.rope_theta) if model.rope_theta is not None else None
@@ -84,11 +86,18 @@ class Executor:
         region = Region(DTYPES[plan.dtype], self.device)
         hierarchical = any(layer.strategy == "hierarchical" for layer in plan.layers)
         levels = open_levels(hosts) if hierarchical else None
-        for i, layer_plan in zip(self.model.moe_layers, plan.layers, strict=True):
+        if plan.offload is not None:
+            self.resting = Resting(plan, rank, DTYPES[plan.dtype], self.device)
+        for ordinal, (i, layer_plan) in enumerate(zip(self.model.moe_layers, plan.layers, strict=True)):
             block = self.model.layers[i]
             assert block.moe is not None
-            context = LayerContext(rank, hosts, block.moe, block.hidden_size, self.device, region, levels)
-            yield i, layer_plan, context
+            yield (
+                i,
+                layer_plan,
+                LayerContext(
+                    rank, hosts, block.moe, block.hidden_size, self.device, region, levels, ordinal, self.resting
+                ),
+            )
 
     def _sequences(self) -> Range:
         """Those whose keys and values this device keeps."""
@@ -106,7 +115,11 @@ class Executor:
         if index not in self._holders:
             return source.layer(index, heads=self._heads(index))
         holder = self._holders[index]
-        experts, columns = holder.stored
+        experts, columns, resting = holder.stored
+        for expert in resting:
+            assert self.resting is not None
+            (gate_up,), (down,) = source.experts(index, [expert], columns)
+            self.resting.put(self.model.moe_layers.index(index), expert, gate_up, down)
         weights = source.layer(index, experts=experts, columns=columns, heads=self._heads(index))
         assert weights.gate_up is not None
         assert weights.down is not None

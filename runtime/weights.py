@@ -98,6 +98,10 @@ class WeightSource(Protocol):
         """
         ...
 
+    def experts(self, index: int, experts: Sequence[int], columns: Range) -> tuple[Tensor, Tensor]:
+        """gate_up [E, M, H, D] and down [E, D, H] of these experts of a layer, and these FFN columns of each."""
+        ...
+
     def embedding(self) -> Tensor:
         """[V, D]"""
         ...

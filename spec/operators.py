@@ -74,6 +74,10 @@ OPERATORS: dict[str, Operator] = {
     "coherent_cache": Operator(
         ("tokens",), "coherent: new keys and values packed, and those of all devices, `tokens` rows, written"
     ),
+    "offload_order": Operator(("tokens",), "offload: the choices of `tokens` received rows ordered by expert"),
+    "offload_visit": Operator(
+        ("tokens",), "offload: `tokens` rows of one expert selected, and its outputs added to the sum"
+    ),
     "embed": Operator(("tokens",), "token embedding"),
     "head": Operator(("tokens",), "final norm and output projection of `tokens` rows"),
 }
@@ -116,7 +120,8 @@ def dense_shape(block: Block, ffn_size: int, gated: bool) -> Shape:
 
 
 def exchange_shape(block: Block, devices: int) -> Shape:
-    """Shape of every ``ep_*``, ``sharded_*``, ``gathered_*`` and ``coherent_*`` operator but ``coherent_cache``."""
+    """Shape of every ``ep_*``, ``sharded_*``, ``gathered_*``, ``offload_*`` and ``coherent_*`` operator but
+    ``coherent_cache``."""
     m = block.moe
     assert m is not None
     return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}

@@ -16,6 +16,7 @@ from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
 from .load import Load
 from .model import MAX_LAYERS, DType, Model
+from .offload import Offload, check_tiers
 from .placement import check_copies
 from .shortcut import slots
 from .workload import Workload
@@ -23,14 +24,18 @@ from .workload import Workload
 if TYPE_CHECKING:
     import pandas
 
-Strategy = Literal["ep", "hierarchical", "sharded", "gathered", "coherent"]
+Strategy = Literal["ep", "hierarchical", "sharded", "gathered", "coherent", "offload"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
 CHUNKED: tuple[Strategy, ...] = ("ep",)
 """Strategies whose tokens may travel in several chunks."""
 MAX_CHUNKS = 64
+Experts = tuple[tuple[int, ...], ...]
+"""Of each device."""
 
 SPELLED_OUT = 64
 """Devices up to which a document names those of every group."""
+LISTS = ("slots", "shares", "resident", "ahead")
+"""Fields of a layer with one entry for each device."""
 
 
 class PlanDevice(Part):
@@ -52,15 +57,17 @@ class LayerPlan(Part):
     that a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
     ``chunks``: every device's tokens in so many parts (``spec.layout.even``), of which one travels while another is
     computed. ``slot`` (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed
-    before.
+    before. ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
     """
 
     strategy: Strategy
-    slots: tuple[tuple[int, ...], ...]
+    slots: Experts
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
     slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
     chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
+    resident: Experts | None = Field(None, description="offload: of each device's slots, what stays in its memory")
+    ahead: Experts | None = Field(None, description="offload: what each device reads before it is known to be needed")
     repeats: int = Field(
         1,
         ge=1,
@@ -75,11 +82,11 @@ class LayerPlan(Part):
         if not isinstance(body, dict):
             return body
         # What a validator has looked at is no JSON any more, and a list no tuple.
-        body = body | {name: _tuples(body[name]) for name in ("slots", "shares", "split") if name in body}
+        body = body | {name: _tuples(body[name]) for name in (*LISTS, "split") if name in body}
         times = body.get("repeats")
         if not isinstance(times, int) or isinstance(times, bool) or not 1 < times <= MAX_DEVICES:
             return body  # nothing to do, or what the field's own rule refuses
-        long = {name: body[name] for name in ("slots", "shares") if isinstance(body.get(name), tuple)}
+        long = {name: body[name] for name in LISTS if isinstance(body.get(name), tuple)}
         if any(len(lists) * times > MAX_DEVICES for lists in long.values()):
             raise ValueError(f"{times} groups have more than {MAX_DEVICES:,} devices")
         return body | {name: lists * times for name, lists in long.items()} | {"repeats": 1}
@@ -90,7 +97,7 @@ class LayerPlan(Part):
         times = self._equal_groups() if len(self.slots) > SPELLED_OUT else 1
         if times > 1:
             each = len(self.slots) // times
-            body |= {name: body[name][:each] for name in ("slots", "shares") if body[name] is not None}
+            body |= {name: body[name][:each] for name in LISTS if body[name] is not None}
             body["repeats"] = times
         return body
 
@@ -98,7 +105,7 @@ class LayerPlan(Part):
         """The most groups of consecutive devices that hold the same; 1 where all hold something else."""
         devices = len(self.slots)
         for each in (n for n in range(1, devices // 2 + 1) if devices % n == 0):
-            lists = (self.slots,) if self.shares is None else (self.slots, self.shares)
+            lists = [whole for whole in (getattr(self, name) for name in LISTS) if whole is not None]
             if all(whole[:each] * (devices // each) == whole for whole in lists):
                 return devices // each
         return 1
@@ -112,6 +119,7 @@ class LayerPlan(Part):
             raise ValueError("split belongs to strategy sharded, and only there")
         if self.chunks > 1 and self.strategy not in CHUNKED:
             raise ValueError(f"chunks belong to strategy {', '.join(CHUNKED)}, not {self.strategy}")
+        check_tiers(self.strategy == "offload", self.slots, self.resident, self.ahead)
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self
@@ -125,7 +133,7 @@ class LayerPlan(Part):
     def number(self) -> int:
         """The hash, counted once: a search looks the same plans up again and again. Copies with another strategy,
         ``chunks`` or ``slot`` keep it."""
-        return hash((self.slots, self.shares, self.split))
+        return hash((self.slots, self.shares, self.split, self.resident, self.ahead))
 
     def __hash__(self) -> int:
         return self.number
@@ -168,7 +176,7 @@ class DeviceMemory(Part):
     """Predicted bytes on one device."""
 
     weights: int
-    gathered: int = Field(description="the shared region for gathered weights")
+    gathered: int = Field(description="the shared region for gathered weights, or places for those read from a disk")
     cache: int = Field(description="keys and values")
     activations: int
     limit: int
@@ -270,6 +278,7 @@ class Plan(Document):
     tokens: tuple[int, ...] = Field(description="tokens of the residual stream on each device")
     layers: tuple[LayerPlan, ...] = Field(max_length=MAX_LAYERS, description="one per mixture-of-experts layer")
     stored_layers: PositiveInt = Field(description="layers with storage of their own; fewer than all: storage repeats")
+    offload: Offload | None = Field(None, description="where layers are offload: their files, and places in memory")
     routing: RoutingSource
     predicted: Prediction
     solver: SolverRecord
@@ -318,6 +327,7 @@ class Plan(Document):
             if layer.split is None and {e for held in layer.slots for e in held} != set(range(moe.num_experts)):
                 raise ValueError(f"layers[{i}].slots must hold every expert 0..{moe.num_experts - 1}")
         self._check_coherent()
+        self._check_offload()
         if len(self.predicted.memory) != count:
             raise ValueError(f"predicted.memory: {len(self.predicted.memory)} entries for {count} devices")
         if self.stored_layers > len(self.model.layers):
@@ -337,6 +347,25 @@ class Plan(Document):
             raise ValueError(f"coherent layers need tensor 1, got {self.degrees.tensor}")
         if any(block.shortcut != "none" for block in self.model.blocks):
             raise ValueError(f"coherent layers need a model without shortcuts, which {self.model.name} is not")
+
+    def _check_offload(self) -> None:
+        """Experts are read in the order of the layers, so that all of them take part."""
+        strategies = {layer.strategy for layer in self.layers}
+        if ("offload" in strategies) != (self.offload is not None):
+            raise ValueError("offload: belongs to plans with layers of strategy offload, and only there")
+        if self.offload is None:
+            return
+        if others := sorted(strategies - {"offload"}):
+            raise ValueError(f"layers are offload and {' and '.join(others)}: all must be offload, or none")
+        if len(self.offload.places) != len(self.devices):
+            raise ValueError(f"offload.places: {len(self.offload.places)} numbers for {len(self.devices)} devices")
+        for device, places in enumerate(self.offload.places):
+            if not places and any(
+                set(layer.slots[device]) - set((layer.resident or ())[device]) for layer in self.layers
+            ):
+                raise ValueError(f"offload.places[{device}]: 0, but some of its experts rest on the disk")
+        if self.stored_layers < len(self.model.layers):
+            raise ValueError("offload plans store all layers: what memory does not hold rests on the disk")
 
     def candidates_frame(self) -> "pandas.DataFrame":
         """Every searched alternative, fastest first; what does not fit comes last, with the reason.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from moeplan.spec import Model, Plan, Workload
+from moeplan.spec.offload import Offload
 from moeplan.spec.plan import (
     Degrees,
     DeviceMemory,
@@ -38,6 +39,7 @@ def hand_made_plan(
     stored_layers: int | None = None,
     routing: RoutingSource | None = None,
     predicted: float = 0.01,
+    offload: Offload | None = None,
 ) -> Plan:
     """A plan for ``len(tokens)`` devices; ``layers`` are repeated as often as the model needs."""
     devices = len(tokens)
@@ -60,6 +62,7 @@ def hand_made_plan(
         tokens=tuple(tokens),
         layers=tuple(layers[i % len(layers)] for i in range(moe_layers)),
         stored_layers=stored_layers or len(model.layers),
+        offload=offload,
         routing=routing or RoutingSource(kind="assumed", assumption="power law", seed=3),
         predicted=Prediction(
             step_seconds=predicted,

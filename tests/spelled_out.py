@@ -33,6 +33,7 @@ def spelled_out(cluster: Cluster, groups: Sequence[tuple[int, ...]] | None = Non
                 stream_bandwidth=kind.stream_bandwidth,
                 operators=kind.operators,
                 copies=kind.copies,
+                disk=kind.disk,
                 details=device.details,
             )
         )

@@ -18,6 +18,7 @@ from moeplan.runtime.launch import LocalLauncher, Rank
 from moeplan.runtime.layout import Layout
 from moeplan.spec import Model, Plan, Workload
 from moeplan.spec.catalogue import load_model
+from moeplan.spec.offload import Offload
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import Routing
 from moeplan.tests.plans import even_slots, hand_made_plan
@@ -37,6 +38,7 @@ COPIES = {
 }
 UNEVEN = {1: (tuple(range(8)),), 2: ((5,), (0, 1, 2, 3, 4, 6, 7)), 4: ((7, 1), (), (0, 2, 3, 4, 6), (5,))}
 SPLIT = {1: (24,), 2: (24, 0), 4: (9, 0, 1, 14)}
+PLACES = {1: (1,), 2: (1, 3), 4: (2, 1, 0, 4)}  # for experts that are read from a disk
 
 
 def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, ...]]]:
@@ -60,6 +62,8 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
         "sharded": (1, tokens, (sharded,)),
         "gathered": (1, tokens, (gathered,)),
         "mixed": (1, tokens, (gathered, sharded, ep)),
+        "offload": (1, tokens, (offloaded(COPIES[world], None, 1, 9), offloaded(COPIES[world], None, 0, 0))),
+        "offload, shares": (1, tokens, (offloaded(COPIES[world], shares, 2, 1), offloaded(UNEVEN[world], None, 0, 9))),
         "gathered, then hierarchical": (1, tokens, (gathered, hierarchical)),
     }
     if world > 1:
@@ -68,16 +72,25 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
             "ep, tensor 2": (2, pairs, (ep_copies,)),
             "hierarchical, tensor 2": (2, pairs, (hierarchical,)),
             "sharded, tensor 2": (2, pairs, (sharded,)),
+            "offload, tensor 2": (2, pairs, (offloaded(COPIES[world], None, 1, 1),)),
             "gathered, tensor 2": (2, pairs, (gathered,)),
         }
     return found
 
 
-def case_plan(model: Model, world: int, name: str) -> Plan:
+def offloaded(slots, shares, stay: int, early: int) -> LayerPlan:
+    """So many of each device's experts stay, at most, the next ones are read ahead; the third device's all stay."""
+    resident = tuple(held if g == 2 else held[:stay] for g, held in enumerate(slots))
+    ahead = tuple(() if g == 2 else held[stay : stay + early] for g, held in enumerate(slots))
+    return LayerPlan(strategy="offload", slots=slots, shares=shares, resident=resident, ahead=ahead)
+
+
+def case_plan(model: Model, world: int, name: str, folder: Path) -> Plan:
     tensor, tokens, layers = cases(world)[name]
+    offload = Offload(folder=str(folder), places=PLACES[world]) if name.startswith("offload") else None
     workload = Workload(phase="prefill", tokens=3 * PROMPT, sequences=3)
     hosts = ["a", "a", "b", "b"][:world]
-    return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts)
+    return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts, offload=offload)
 
 
 def logits_of(plan: Plan, rank: int, folder: Path, tokens: torch.Tensor, forced: Routing | None = None) -> torch.Tensor:
@@ -104,7 +117,7 @@ def on_rank(rank: Rank, job: dict) -> dict[str, float]:
         folder = Path(job["folder"]) / family
         wanted = load_file(folder / "wanted" / "logits.safetensors")
         for name in cases(rank.world):
-            plan = case_plan(load_model(str(folder)), rank.world, name)
+            plan = case_plan(load_model(str(folder)), rank.world, name, folder)
             got = logits_of(plan, rank.rank, folder, wanted["tokens"])
             if rank.rank == 0:
                 error = (got - wanted["logits"]).abs().max() / wanted["logits"].abs().max()
@@ -194,7 +207,7 @@ def test_logits_equal_transformers(errors, world, family, name):
 def test_a_forced_routing_changes_the_output(folder):
     """The error of a wrong expert is far beyond the tolerance, so the equality above means something."""
     wanted = load_file(folder / "mixtral" / "wanted" / "logits.safetensors")
-    plan = case_plan(load_model(str(folder / "mixtral")), 1, "ep")
+    plan = case_plan(load_model(str(folder / "mixtral")), 1, "ep", folder)
     ids = torch.tensor([6, 7]).expand(3 * PROMPT, 2, 2).numpy()
     forced = Routing(ids, torch.full(ids.shape, 0.5).numpy())
     with one_rank():

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from moeplan.profiler import merge, profile
-from moeplan.profiler.operators import LEVELS, tasks
+from moeplan.profiler.operators import LEVELS, OFFLOAD, tasks
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.spec import Cluster, Model
 from moeplan.spec.curve import Curve
@@ -39,7 +39,7 @@ def test_a_single_device_has_operators_and_nothing_to_exchange():
     cluster = profile(LocalLauncher(1), [tiny()], budget_seconds=5.0, accept_noise=True)
     assert len(cluster.devices) == 1
     assert cluster.link_classes == cluster.collectives == ()
-    assert {entry.operator for entry in cluster.kinds[0].operators} == set(OPERATORS) - set(LEVELS)
+    assert {entry.operator for entry in cluster.kinds[0].operators} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_it_ends_in_time_and_tells_its_progress(measured):
 
 def test_every_operator_of_the_model_has_a_curve_on_every_device(cluster):
     needed = tasks([tiny()], ["f32"], "aa")
-    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS)
+    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
     for device, task in product((0, 1), needed):
         curve = cluster.operator(device, task.operator, task.shape, "f32", "tiny")
         assert min(curve.median) > 0

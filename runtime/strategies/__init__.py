@@ -11,6 +11,7 @@ from .ep import ExpertParallel
 from .gathered import Gathered
 from .hierarchical import Hierarchical
 from .layer import Lap, LayerContext, Region, Stored
+from .offload import Offload
 from .sharded import Sharded
 
 __all__ = ["STRATEGIES", "Lap", "LayerContext", "Region", "Stored", "Strategy", "strategy_of"]
@@ -45,6 +46,7 @@ STRATEGIES: dict[str, Callable[[LayerPlan, LayerContext], Strategy]] = {
     "hierarchical": Hierarchical,
     "sharded": Sharded,
     "gathered": Gathered,
+    "offload": Offload,
 }
 
 

@@ -136,7 +136,7 @@ class ExpertParallel:
             lap("dispatch")
             y = expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
             lap("expert")
-            flight.leaving.append(all_to_all_start(y, flight.received[c], flight.sent[c]))
+            flight.send_back(c, y)
         flight.arriving.clear()
 
     def end(self, flight: "Flight", residual: Tensor, lap: Lap) -> Tensor:
@@ -167,3 +167,7 @@ class Flight(NamedTuple):
     received: list[list[int]]
     arriving: list[tuple[Tensor, Pending]]
     leaving: list[tuple[Tensor, Pending]]
+
+    def send_back(self, chunk: int, y: Tensor) -> None:
+        """Partial outputs [rows received, D] of a chunk begin their way home."""
+        self.leaving.append(all_to_all_start(y, self.received[chunk], self.sent[chunk]))

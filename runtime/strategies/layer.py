@@ -10,6 +10,7 @@ from torch import Tensor
 from ...spec.model import Moe
 from ...spec.operators import Part
 from ..groups import Levels
+from .resting import Resting
 
 Lap = Callable[[Part], None]
 
@@ -43,10 +44,14 @@ class LayerContext(NamedTuple):
     device: torch.device
     region: Region
     levels: Levels | None = None  # where a layer is hierarchical
+    ordinal: int = 0  # among the mixture-of-experts layers
+    resting: Resting | None = None  # where layers are offload
 
 
 class Stored(NamedTuple):
-    """The routed experts that a device stores for a layer, and the FFN columns [first, end) of each."""
+    """The routed experts that a device has in memory for a layer, and the FFN columns [first, end) of each; those that
+    it has on its disk."""
 
     experts: tuple[int, ...]
     columns: tuple[int, int]
+    resting: tuple[int, ...] = ()

@@ -38,6 +38,12 @@ def profile(
     accept_noise: Annotated[
         bool, typer.Option("--accept-noise", help="Keep curves that other programs made too noisy to be used.")
     ] = False,
+    offload: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure this folder's disk too, on every host: `solve` can then plan for experts beyond memory."
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace the file instead of adding to it.")] = False,
     output: Annotated[Path, output_option("The cluster document.")] = Path("cluster.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the document instead of a table.")] = False,
@@ -66,6 +72,7 @@ def profile(
             budget_seconds=budget,
             accept_noise=accept_noise,
             asked=asked,
+            offload=offload,
             on_event=show,
         )
         if not is_primary(launcher):

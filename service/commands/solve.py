@@ -30,7 +30,8 @@ def solve(
         typer.Option(help="Your own, such as `moeplan place` writes: every layer keeps its slots and shares."),
     ] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="Only this one: ep, hierarchical, sharded, gathered or (decode) coherent.")
+        str | None,
+        typer.Option(help="Only this one: ep, hierarchical, sharded, gathered, offload or (decode) coherent."),
     ] = None,
     even: Annotated[bool, typer.Option("--even", help="Divide as if all devices were equal, to compare.")] = False,
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,

@@ -6,7 +6,7 @@
 
 from .cluster import Cluster
 from .groups import CollectiveCurve, GroupShape
-from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Device, DeviceKind, Host, OperatorCurve, Rate, Threads
+from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Device, DeviceKind, Disk, Host, OperatorCurve, Rate, Threads
 from .links import SCOPES, LinkClass, LinkException, LinkRule, Scope
 from .provenance import CurveNoise, Provenance
 from .topology import Topology, TopologyEdge, TopologyNode
@@ -22,6 +22,7 @@ __all__ = [
     "CurveNoise",
     "Device",
     "DeviceKind",
+    "Disk",
     "GroupShape",
     "Host",
     "LinkClass",

@@ -68,6 +68,19 @@ class Copies(Part):
         return self
 
 
+class Disk(Part):
+    """Where experts that memory does not hold may rest: seconds over bytes of a direct read from a file in ``folder``
+    while all devices read."""
+
+    folder: str
+    read: Curve
+
+    @model_validator(mode="after")
+    def _over_bytes(self) -> "Disk":
+        needs_bytes("disk", self.read)
+        return self
+
+
 class DeviceKind(Part):
     """Devices that do the same: one product, one set of curves."""
 
@@ -84,6 +97,7 @@ class DeviceKind(Part):
     stream_bandwidth: Rate = Field(description="bytes per second read by a large sum over memory")
     operators: tuple[OperatorCurve, ...] = ()
     copies: Copies | None = None
+    disk: Disk | None = Field(None, description="of its host, where one was measured (--offload)")
 
     @model_validator(mode="after")
     def _once(self) -> "DeviceKind":
@@ -93,6 +107,13 @@ class DeviceKind(Part):
                 raise ValueError(f"operators[{i}]: {entry.operator} of this shape and dtype is there twice")
             seen.add(entry.key)
         return self
+
+    @property
+    def slow_tier(self) -> Curve | None:
+        """Seconds over bytes of an expert on its way into memory: from the host's to a GPU, else from a disk."""
+        if self.type == "cuda":
+            return self.copies.to_device if self.copies else None
+        return self.disk.read if self.disk else None
 
     @property
     def called(self) -> str:

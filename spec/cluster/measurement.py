@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from ..curve import MAX_SECONDS, Curve
 from ..document import Part, show
 from ..operators import Collective
-from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Host, OperatorCurve, Rate, Threads, needs_bytes
+from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Disk, Host, OperatorCurve, Rate, Threads, needs_bytes
 from .provenance import Provenance
 
 
@@ -26,6 +26,7 @@ class MeasuredDevice(Part):
     stream_bandwidth: Rate
     operators: tuple[OperatorCurve, ...] = ()
     copies: Copies | None = None
+    disk: Disk | None = None
     details: dict[str, str] = Field({})
 
 

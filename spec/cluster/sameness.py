@@ -99,11 +99,12 @@ def _kinds(measured: Sequence[MeasuredDevice], alike: Alike) -> tuple[tuple[Devi
     def fields(i: int) -> tuple:
         device = measured[i]
         grids = frozenset((key, entry.curve.axes) for key, entry in curves[i].items())
-        return device.kind, device.name, device.threads, device.cpu_share, grids, device.copies is None
+        folder = device.disk and device.disk.folder
+        return device.kind, device.name, device.threads, device.cpu_share, grids, device.copies is None, folder
 
     def sample(i: int, order: Sequence[tuple]) -> Sample:
-        copies = measured[i].copies
-        moved = (copies.to_device, copies.to_host) if copies else ()
+        copies, disk = measured[i].copies, measured[i].disk
+        moved = ((disk.read,) if disk else ()) + ((copies.to_device, copies.to_host) if copies else ())
         return Sample((measured[i].stream_bandwidth,), tuple(curves[i][key].curve for key in order) + moved)
 
     found: dict[int, tuple[list[int], DeviceKind]] = {}
@@ -133,7 +134,8 @@ def _kinds(measured: Sequence[MeasuredDevice], alike: Alike) -> tuple[tuple[Devi
 
 
 def _kind(like: MeasuredDevice, sample: Sample) -> DeviceKind:
-    """The kind of a device with these numbers and curves: of its operators in turn, then of its copies."""
+    """The kind of a device with these numbers and curves: of its operators in turn, its disk, its copies."""
+    disk = like.disk and like.disk.model_copy(update={"read": sample.curves[len(like.operators)]})
     return DeviceKind(
         name=like.name or like.kind,
         type=like.kind,
@@ -146,6 +148,7 @@ def _kind(like: MeasuredDevice, sample: Sample) -> DeviceKind:
             for entry, curve in zip(like.operators, sample.curves, strict=False)
         ),
         copies=like.copies and Copies(to_device=sample.curves[-2], to_host=sample.curves[-1]),
+        disk=disk,
     )
 
 

@@ -1,0 +1,103 @@
+"""Offload: expert parallelism of devices whose memory does not hold their experts; the others rest on a disk.
+
+M rows received, D model, K top-k, L experts of this device.
+
+Tokens travel as under ``ep``. The experts that stay in memory are computed first, meanwhile the others are read, and
+each is computed as it comes (``spec.offload`` says in which order). Only rows of an expert go through it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...spec.offload import reading_order
+from ...spec.plan import LayerPlan
+from ..kernels import expert_ffn
+from .ep import ExpertParallel, Flight, unpack
+from .layer import Lap, LayerContext, Stored
+
+__all__ = ["Offload", "add", "by_expert", "select"]
+
+
+class Offload(ExpertParallel):
+    """One layer; see ``strategies.Strategy``."""
+
+    def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
+        super().__init__(plan, context)
+        assert context.resting is not None
+        assert plan.resident is not None
+        assert plan.ahead is not None
+        rank = context.rank
+        self._resting, self._ordinal = context.resting, context.ordinal
+        self._slots, self._stays, self._early = plan.slots[rank], plan.resident[rank], plan.ahead[rank]
+        stays = set(self._stays)
+        resting = tuple(expert for expert in self._slots if expert not in stays)
+        self.stored = Stored(experts=self._stays, columns=(0, context.moe.ffn_size), resting=resting)
+        number = {expert: i for i, expert in enumerate(self._stays)}
+        numbers = [*(number.get(expert, -1) for expert in self._slots), -1]  # the last for -1 itself
+        self._in_memory = torch.tensor(numbers, dtype=torch.int32, device=context.device)
+
+    def start(self) -> bool:
+        """With the first layer the reading of a step begins; the computing thread has nothing to do with it."""
+        if self._ordinal == 0:
+            self._resting.begin()
+        return False
+
+    def compute(self, flight: Flight, lap: Lap) -> None:
+        for c, (rows, pending) in enumerate(flight.arriving):
+            pending.wait()
+            x, ids, weights = unpack(rows, flight.hidden, flight.dtype, flight.top_k)
+            lap("dispatch")
+            y = self._computed(x, ids, weights, lap)
+            flight.send_back(c, y)
+        flight.arriving.clear()
+
+    def _computed(self, x: Tensor, ids: Tensor, weights: Tensor, lap: Lap) -> Tensor:
+        """x [M, D], ids [M, K] int32 places in the slots or -1, weights [M, K] f32 -> partial outputs [M, D]."""
+        choices, counts = by_expert(ids, len(self._slots))
+        cold = reading_order(counts, self._slots, self._stays, self._early)
+        self._resting.need(self._ordinal, [self._slots[i] for i in cold])
+        y = expert_ffn(x, self._gate_up, self._down, self._in_memory[ids.long()], weights, activation=self._activation)
+        lap("expert")
+        if not cold:
+            return y
+        total, first = y.float(), np.cumsum(counts) - counts + ids.numel() - counts.sum()
+        for i in cold:
+            gate_up, down = self._resting.take(self._ordinal, self._slots[i])
+            lap("gather")
+            mine = select(x, weights, choices[first[i] : first[i] + counts[i]])
+            part = expert_ffn(mine.x, gate_up, down, mine.ids, mine.weights, activation=self._activation)
+            add(total, part, mine)
+            self._resting.give_back(self._ordinal, self._slots[i])
+            lap("expert")
+        return total.to(y.dtype)
+
+
+class Rows(NamedTuple):
+    """Of one expert: x [n, D], ids [n, 1] int32, all 0, weights [n, 1] f32, and which of all rows they are [n]."""
+
+    x: Tensor
+    ids: Tensor
+    weights: Tensor
+    rows: Tensor
+
+
+def by_expert(ids: Tensor, experts: int) -> tuple[Tensor, np.ndarray]:
+    """ids [M, K] of 0..experts - 1, or -1 -> choices [M K] int64 ordered by expert, -1 first; [experts] how many."""
+    flat = ids.flatten()
+    counts = torch.bincount(flat + 1, minlength=experts + 1)[1:]
+    return flat.argsort(stable=True), counts.numpy(force=True)
+
+
+def select(x: Tensor, weights: Tensor, choices: Tensor) -> Rows:
+    """The rows of the choices [n] of one expert; x [M, D], weights [M, K]."""
+    rows = choices // weights.shape[1]
+    ids = torch.zeros((len(rows), 1), dtype=torch.int32, device=x.device)
+    return Rows(x.index_select(0, rows), ids, weights.flatten().index_select(0, choices).unsqueeze(1), rows)
+
+
+def add(total: Tensor, part: Tensor, mine: Rows) -> None:
+    """One expert's outputs [n, D] into the sum [M, D] f32."""
+    total.index_add_(0, mine.rows, part.float())

@@ -1,0 +1,67 @@
+"""Experts beyond the memory limit (MoNDE, arXiv 2405.18832): what stays in memory, and what is read when.
+
+Every device stores the experts of its slots: those of ``resident`` in its memory, the others in a file of its own, from
+which one reader at a time brings them into one of ``places`` in memory. The reader goes through the layers in order. In
+each it reads, in their order, the experts of ``ahead``, from when the layer before has its tokens; and, once the
+layer's own tokens are known, the experts that these need and that are not there, those of most tokens first. What was
+to be read ahead and is not needed is then read no more.
+"""
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, NonNegativeInt
+
+from .document import Part
+
+PAGE = 4096
+"""Bytes: a direct read begins and ends at multiples of so many, in the file and in memory."""
+
+
+class Offload(Part):
+    """The slow tier of a plan."""
+
+    folder: str = Field(
+        description="on a disk of every host, where each rank has a file; empty for GPUs: in the host's memory"
+    )
+    places: tuple[Annotated[int, NonNegativeInt], ...] = Field(
+        description="experts that each device has room for beside those that stay"
+    )
+
+
+def check_tiers(
+    offloaded: bool,
+    slots: tuple[tuple[int, ...], ...],
+    resident: tuple[tuple[int, ...], ...] | None,
+    ahead: tuple[tuple[int, ...], ...] | None,
+) -> None:
+    """Raise ``ValueError`` where an ``offload`` layer does not say what is where, or another one does."""
+    if (resident is not None, ahead is not None) != (offloaded, offloaded):
+        raise ValueError("resident and ahead belong to strategy offload, and only there")
+    if resident is None or ahead is None:
+        return
+    if not len(resident) == len(ahead) == len(slots):
+        raise ValueError("resident and ahead need one list for each device, as slots")
+    for device, (held, stays, early) in enumerate(zip(slots, resident, ahead, strict=True)):
+        for name, experts, of in (("resident", stays, set(held)), ("ahead", early, set(held) - set(stays))):
+            if len(set(experts)) != len(experts) or not set(experts) <= of:
+                what = "slots" if name == "resident" else "slots that are not resident"
+                raise ValueError(f"{name}[{device}] must hold some of the device's {what}, each once")
+
+
+def reading_order(
+    rows: np.ndarray, slots: tuple[int, ...], resident: tuple[int, ...], ahead: tuple[int, ...]
+) -> list[int]:
+    """Places in ``slots`` of the experts that a device computes from its disk, in the order in which it reads them.
+
+    rows: [slots] rows that each expert of the device computes.
+    """
+    stays = set(resident)
+    cold = {expert: i for i, expert in enumerate(slots) if rows[i] and expert not in stays}
+    early = [cold.pop(expert) for expert in ahead if expert in cold]
+    return [*early, *sorted(cold.values(), key=lambda i: (-int(rows[i]), i))]
+
+
+def padded(size: int) -> int:
+    """Bytes that ``size`` bytes take in the file, and in a place in memory."""
+    return -(-size // PAGE) * PAGE
