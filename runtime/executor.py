@@ -126,6 +126,10 @@ class Executor:
         holder.prepare(weights.gate_up, weights.down)
         return weights
 
+    def reads(self) -> tuple[int, ...]:
+        """``Needs`` of all steps so far; empty where nothing rests outside memory."""
+        return self.resting.needs() if self.resting is not None else ()
+
     def forced(self, routing: Routing, layout: Layout) -> list[Choice]:
         """This device's tokens of a routing, on the device, one entry per mixture-of-experts layer."""
         return [forced_choice(routing, j, self.device, layout.own) for j in range(len(self._holders))]

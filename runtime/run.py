@@ -10,7 +10,7 @@ from scipy.stats import gmean
 
 from ..spec import Plan, Report
 from ..spec.load import Load, worst
-from ..spec.report import Comparison, Lap, Machine, NumericalCheck, PartComparison, ProbeComparison, WeightsCheck
+from ..spec.report import Comparison, Lap, Machine, NumericalCheck, PartComparison, ProbeComparison, Reads, WeightsCheck
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
 from .devices import verify_devices
@@ -75,7 +75,7 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
     # A step lasts as long as its slowest device.
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
     check, found = numerical_check(plan, results[0]["check"]), results[0].get("weights")
-    weights = WeightsCheck(**found) if found else None
+    weights, reads = WeightsCheck(**found) if found else None, reads_of([result["reads"] for result in results])
     return Report(
         plan=plan.digest(),
         model=plan.model.name,
@@ -88,9 +88,10 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
         weights=weights,
         tolerance=tolerance,
         passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights)),
-        notes=notes(plan, check, own_routing, weights),
+        notes=(*notes(plan, check, own_routing, weights), *reads_note(reads)),
         environment=results[0]["environment"],
         machine=machine(plan, results, step),
+        reads=reads,
         timeline=tuple(
             Lap(device=device, layer=layer, part=part, begin=begin, end=end)
             for device, result in enumerate(results)
@@ -166,6 +167,23 @@ def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck
         layers=result["layers"],
         tokens=plan.workload.tokens,
         passed=result["error"] <= tolerance,
+    )
+
+
+def reads_of(results: list[list[float]]) -> Reads | None:
+    """Of all devices; None where nothing rests outside memory."""
+    needed = [Reads(needed=n, ahead=a, vain=v) for n, a, v in filter(None, results)]
+    if not needed:
+        return None
+    return Reads(**{name: sum(getattr(reads, name) for reads in needed) for name in Reads.model_fields})
+
+
+def reads_note(reads: Reads | None) -> tuple[str, ...]:
+    if reads is None:
+        return ()
+    return (
+        f"a step needed {reads.needed:.1f} experts from outside memory, {reads.ahead:.1f} of them to be read ahead; "
+        f"{reads.vain:.1f} were read in vain",
     )
 
 

@@ -58,7 +58,8 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Load, warm up, measure, check.
 
     Result (JSON): ``steps`` [seconds of each repetition], ``parts`` [{layer, part, seconds of each repetition}],
-    ``laps`` of the median step [[layer, part, begin, end]] where they are wanted, ``load`` during the steps,
+    ``laps`` of the median step [[layer, part, begin, end]] where they are wanted, ``reads`` of a step (``Needs``; empty
+    where nothing rests outside memory), ``load`` during the steps,
     ``probes`` [before the steps, after them] seconds of each, ``memory`` peak bytes, ``environment``, and on rank 0
     ``check`` {layers, error} or None where it does not fit, and ``weights``, see ``check_weights``, or None without a
     checkpoint.
@@ -188,7 +189,7 @@ def measure(
         seconds = agree(step(), rank.device)
     meter = LoadMeter()
     count = task.repetitions or repetitions(seconds, task.step_budget)
-    said = 0.0
+    said, before = 0.0, executor.reads()
     for i in range(count):
         steps.append(step())
         parts.append(timers.seconds())
@@ -202,6 +203,7 @@ def measure(
         "load": meter.since(meter.begin).model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
         "laps": laps[usual_step(steps, rank.device)] if task.timeline else [],
+        "reads": [(now - then) / count for now, then in zip(executor.reads(), before, strict=True)],
     }
 
 

@@ -7,8 +7,6 @@ layer's own tokens are known, the experts that these need and that are not there
 to be read ahead and is not needed is then read no more.
 """
 
-from typing import Annotated
-
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
@@ -24,7 +22,7 @@ class Offload(Part):
     folder: str = Field(
         description="on a disk of every host, where each rank has a file; empty for GPUs: in the host's memory"
     )
-    places: tuple[Annotated[int, NonNegativeInt], ...] = Field(
+    places: tuple[NonNegativeInt, ...] = Field(
         description="experts that each device has room for beside those that stay"
     )
 

@@ -90,6 +90,14 @@ class Lap(Part):
     end: float = Field(ge=0)
 
 
+class Reads(Part):
+    """Experts that a step brought into memory, on average, all devices together (``spec.offload``)."""
+
+    needed: float = Field(description="by the step's tokens")
+    ahead: float = Field(description="of these, to be read before it was known that they are needed")
+    vain: float = Field(description="read besides, and not needed")
+
+
 class Report(Document):
     """Predicted, measured, error."""
 
@@ -109,6 +117,7 @@ class Report(Document):
     notes: tuple[str, ...] = ()
     environment: dict[str, str]
     machine: Machine | None = None
+    reads: Reads | None = Field(None, description="of offload plans")
     timeline: tuple[Lap, ...] = Field((), description="the step of median duration, where it was asked for")
 
     def parts_frame(self) -> "pandas.DataFrame":

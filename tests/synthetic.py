@@ -14,6 +14,7 @@ from moeplan.spec.cluster import (
     CollectiveCurve,
     Device,
     DeviceKind,
+    Disk,
     Host,
     LinkClass,
     LinkRule,
@@ -140,7 +141,7 @@ def operators(
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
-                own = ("ep_", "sharded_", "gathered_", "hierarchical_", "coherent_")
+                own = ("ep_", "sharded_", "gathered_", "hierarchical_", "coherent_", "offload_")
                 if operator.startswith(own) and operator != "coherent_cache":
                     moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
                     levels = operator.startswith("hierarchical_")
@@ -212,12 +213,13 @@ def cluster(
     tensors: Sequence[int] = (1, 2, 4),
     switches: int = 1,
     busy: float = 1.0,
+    disk: float | None = None,
 ) -> Cluster:
     """One device per speed, one host per group of speeds; a kind per speed.
 
     tensors: degrees of tensor parallelism to have curves for, where they divide every host. switches: of each host,
     with as many of its devices each, one after another; between them links carry half of ``local``. busy: processor
-    time of collectives, in times of what is usual here.
+    time of collectives, in times of what is usual here. disk: bytes per second of its reads, where there is one.
     """
     flat = [speed for group in speeds for speed in group]
     n, per_host = len(flat), [len(group) for group in speeds]
@@ -230,6 +232,7 @@ def cluster(
             product="synthetic",
             stream_bandwidth=BYTES * speed,
             operators=operators(model, speed, n, len(speeds), tensors, dtype),
+            disk=disk and Disk(folder="/disk", read=grid({"bytes": SIZES}, lambda bytes: CALL + bytes / disk)),
         )
         for speed in dict.fromkeys(flat)
     )

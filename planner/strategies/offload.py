@@ -170,6 +170,8 @@ class Walk:
 
     def _visits(self, layer: Layer, counts: np.ndarray, of: np.ndarray) -> np.ndarray:
         """[N] seconds of selecting an expert's rows and adding its outputs up; of: [N] devices."""
+        if not len(of):
+            return np.zeros(0)
         rows = np.zeros((len(counts), layer.layout.devices))
         rows[np.arange(len(of)), of] = counts
         return self.costs.operator("offload_visit", layer.shape, tokens=rows).sum(1)

@@ -140,8 +140,8 @@ def verdict(plan: Plan) -> Text:
     text.append(f"step {seconds_text(record.objective)}{routing}: {layers}\n", style="bold")
     for name, seconds in plan.baselines.items():
         reason = next((c.reason for c in plan.candidates if c.name == name), "")
-        gain = f"{seconds / record.objective:.2f}x faster than" if seconds > record.objective else "the same as"
-        text.append(f"{gain} {name} ({seconds_text(seconds)}){f', which {reason}' if reason else ''}\n")
+        text.append(f"{_beside(record.objective, seconds)} {name} ({seconds_text(seconds)})")
+        text.append(f", which {reason}\n" if reason else "\n")
     if plan.placements:
         who = ", ".join(f"{len(placed.layers)} {placed.method}" for placed in plan.placements)
         gap = max(placed.gap for placed in plan.placements)
@@ -155,6 +155,12 @@ def verdict(plan: Plan) -> Text:
     proof = "optimal" if record.status == "optimal" else f"at most {100 * record.gap:.2g} % could be saved"
     text.append(f"{proof} in the searched space: {record.space}")
     return text
+
+
+def _beside(own: float, other: float) -> str:
+    if own < other:
+        return f"{other / own:.2f}x faster than"
+    return "the same as" if own == other else f"{own / other:.2f}x slower than"
 
 
 def _table(title: str, padding: int | tuple[int, int] = (0, 1)) -> WholeTable:
