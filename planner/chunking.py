@@ -4,8 +4,8 @@ the experts are computed.
 A chunk costs a message and a call more for every device, and hides at most the shorter of what travels and what is
 computed. Their order is not searched: all are dispatched, and each travels back when it is computed, than which no
 order of equal chunks on a network and a processor is faster (CP-SAT in tests/test_chunk_order.py agrees). An expert's
-slot divides the backbone between the way there and the way back. Which of all these is fastest is read from the measured
-curves (``strategies.ep``), in a few layers first.
+slot divides the backbone between the way there and the way back. Which of all these is fastest is read from the
+measured curves (``strategies.ep``), in a few layers first.
 """
 
 from collections.abc import Sequence
