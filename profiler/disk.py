@@ -15,8 +15,12 @@ SIZES = Grid({"bytes": 1 << 18}, steps("bytes", 1 << 22, 1 << 24, 1 << 20, 1 << 
 PACE = Pace(0.05, 1.0)  # seconds: a disk that others use as well varies within less
 
 
-def measure_disk(bench: Bench, folder: str, allowance: float) -> Disk:
-    """All ranks together; each has a file of its own. Raises MoeplanError for a folder that cannot be used."""
+def measure_disk(bench: Bench, folder: str, allowance: float) -> tuple[Disk, float]:
+    """All ranks together, each with a file of its own; and the seconds that it took.
+
+    Raises MoeplanError for a folder that cannot be used.
+    """
+    begin = time.perf_counter()
     file = ExpertFile(folder, 1, FILE_BYTES)
     place = places_for(1, FILE_BYTES, torch.device("cpu"))[0]
     place.random_(generator=torch.Generator().manual_seed(bench.rank))
@@ -33,6 +37,7 @@ def measure_disk(bench: Bench, folder: str, allowance: float) -> Disk:
         return Point(timing, bench.agree(timing.median), 0.0)
 
     try:
-        return Disk(folder=folder, read=grow(SIZES, visit, PACE, allowance))
+        disk = Disk(folder=folder, read=grow(SIZES, visit, PACE, allowance))
+        return disk, bench.agree(time.perf_counter() - begin)
     finally:
         file.close()

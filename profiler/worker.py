@@ -78,7 +78,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     agree = agreement(rank.device)
     agree(0.0)
     meter = LoadMeter()
-    steps, step, beside = 0, 0, 0.0
+    steps, step = 0, 0
 
     def say(what: str) -> None:
         rank.emit({"done": step - 1, "of": steps, "what": what})
@@ -97,12 +97,10 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     next_step("memory bandwidth")
     bandwidth = stream_bandwidth(bench)
     copies = measure_copies(bench, COPIES_SHARE * job["seconds"])
-    disk = None
+    disk, beside = None, 0.0
     if job["offload"] is not None:
         next_step("disk")
-        begin = time.perf_counter()
-        disk = measure_disk(bench, job["offload"], DISK_SHARE * job["seconds"])
-        beside = agree(time.perf_counter() - begin)
+        disk, beside = measure_disk(bench, job["offload"], DISK_SHARE * job["seconds"])
     next_step("links")
     links = measure_links(bench, LINKS_SHARE * job["seconds"])
     next_step("uplinks")
