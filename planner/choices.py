@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from ..spec.batch_shares import BatchShares
 from ..spec.layout import even
 from ..spec.levels import host_numbers, relays
 from ..spec.plan import LayerPlan
@@ -110,6 +111,7 @@ class Choices:
     hosts: np.ndarray
     experts: int
     numbers: np.ndarray | None = None
+    loads: np.ndarray | None = None  # [B, E] of the whole layer, where this is a chunk of it
     _known: "Known[Dispatch]" = field(default_factory=dict)
     _forwarded: "Known[Forward]" = field(default_factory=dict)
     _chunks: dict[int, list["Choices"]] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class Choices:
             sizes = np.array([even(tokens, count) for tokens in self.layout.tokens])  # [G, chunks]
             chunk = np.repeat(np.tile(np.arange(count), len(sizes)), sizes.ravel())  # [T]
             self._chunks[count] = [
-                Choices(self.ids[:, number], layout, self.hosts, self.experts, number)
+                Choices(self.ids[:, number], layout, self.hosts, self.experts, number, self.total)
                 for c, layout in enumerate(self.layout.chunks(count))
                 for number in (np.flatnonzero(chunk == c),)
             ]
@@ -169,7 +171,8 @@ class Choices:
         step = max(1, PIECE // max(self.ids[0].size, 1))
         for first in range(0, len(plans), step):
             ids = self.ids[first : first + step]
-            target = self.targets(ids, plans[first : first + step])
+            loads = self.total if self.loads is None else self.loads
+            target = self.targets(ids, plans[first : first + step], loads[first : first + step])
             yield first, target, counted(target * self.experts + ids, self.layout.devices * self.experts)
 
     def _traffic(self, found: Sequence[Flows]) -> tuple[Traffic, np.ndarray]:
@@ -186,8 +189,9 @@ class Choices:
         """One row for each token and device in ``target`` [b, T, K]; see ``flows``."""
         return flows(self.layout.source, target, self.layout.devices, first, via)
 
-    def targets(self, ids: np.ndarray, plans: Sequence[LayerPlan]) -> np.ndarray:
-        """[b, T, K] device that serves each choice of b of the layers; ids: [b, T, K]."""
+    def targets(self, ids: np.ndarray, plans: Sequence[LayerPlan], loads: np.ndarray | None = None) -> np.ndarray:
+        """[b, T, K] device that serves each choice of b of the layers; ids: [b, T, K]; loads: [b, E] of their batches,
+        where shares are decided by them."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
         if not groups and size and ids.shape[1] * size <= SERVED:
@@ -198,7 +202,8 @@ class Choices:
             return where if size == self.layout.devices else self._served(size)[np.arange(ids.shape[1])[:, None], where]
         found = np.empty(ids.shape, np.int64)
         for b, plan in enumerate(plans):
-            copies = Copies.of(plan.slots, plan.shares, self.experts, self.hosts)
+            shares = plan.shares if plan.speeds is None or loads is None else by_batch(plan, loads[b], self.experts)
+            copies = Copies.of(plan.slots, shares, self.experts, self.hosts)
             found[b] = copies.target(self.layout.source[:, None], ids[b], self._phase[:, None])
         return found
 
@@ -279,7 +284,7 @@ def period(plan: LayerPlan, experts: int) -> int:
     while size < len(slots) and (len(slots) % size or slots[:size] * (len(slots) // size) != slots):
         held += len(slots[size])
         size += 1
-    return size if plan.shares is None and held == experts else 0
+    return size if plan.shares is None and plan.speeds is None and held == experts else 0
 
 
 @lru_cache(maxsize=PLANS)
@@ -289,6 +294,16 @@ def held(plan: LayerPlan) -> np.ndarray:
     count = np.fromiter(map(len, stored), np.int64)
     count.setflags(write=False)
     return count
+
+
+def by_batch(plan: LayerPlan, load: np.ndarray, experts: int) -> list[list[float]]:
+    """Shares in the form of the slots, as they are decided for a batch; load: [E] its tokens for each expert."""
+    assert plan.speeds is not None
+    decided = BatchShares(plan.slots, plan.speeds, experts)
+    share = np.ones((experts, len(plan.slots)))
+    weights = decided.weights(load.astype(float))
+    share[decided.copied] = weights / weights.sum(1, keepdims=True)
+    return [share[list(own), g].tolist() for g, own in enumerate(plan.slots)]
 
 
 def owner_of(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:

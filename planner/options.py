@@ -100,6 +100,7 @@ class Options:
     budget: Budget  # of the whole search
     given: Sequence[LayerPlan] | None = None  # a user's own placement, one per mixture-of-experts layer
     trace: Trace | None = None  # that the routing was drawn from
+    by_batch: bool = False  # whether shares of copies are decided for every batch
     _memo: dict[tuple, Any] = field(default_factory=dict)
     _coherent: dict[str, None] = field(default_factory=dict)  # methods that were offered
     _origins: dict[tuple[int, LayerPlan], Origin] = field(default_factory=dict)
@@ -138,7 +139,8 @@ class Options:
         holds the same. Without ``thorough`` nothing is searched for.
         """
         if self.given is not None:
-            return {"given": [self.given[members[0]] for members in self.classes.members]}
+            given = [self.given[members[0]] for members in self.classes.members]
+            return {"given": [self._by_batch(plan) for plan in given] if self.by_batch else given}
         return self.usual(degree, room) | (self._searched(degree, room) if thorough and not self.even else {})
 
     def placed(
@@ -345,9 +347,18 @@ class Options:
                 plans[method] = [self.plain("ep", degree)] * len(self.classes.members)
             else:
                 plans[method] = plan_layers(placed.slots, self.costs.devices // degree, near=placed.near)
+                if self.by_batch:
+                    plans[method] = [self._by_batch(plan) for plan in plans[method]]
             for c, plan in enumerate(plans[method]):
                 self._origins.setdefault((c, plan), Origin(method, placed))
         return plans
+
+    def _by_batch(self, plan: LayerPlan) -> LayerPlan:
+        """The same copies, with shares for every batch."""
+        if sum(map(len, plan.slots)) == self.moe.num_experts:
+            return plan
+        speeds = tuple(float(speed) for speed in self._expert_seconds[1])
+        return plan.model_copy(update={"shares": None, "speeds": speeds})
 
 
 def _held(found: dict[str, Placed]) -> np.ndarray:

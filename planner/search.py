@@ -55,6 +55,7 @@ def solve(
     placement_path: str = "",
     strategy: str | None = None,
     even: bool = False,
+    by_batch: bool = False,
     dtype: str | None = None,
     memory_bytes: int | None = None,
     seed: int = 0,
@@ -66,13 +67,13 @@ def solve(
     """The plan for one step of ``workload``.
 
     placement: the experts are where it says, in every layer, under ``ep`` unless ``strategy`` says hierarchical; only
-    layouts are searched. strategy: force
-    this one for every layer. even: divide tokens, FFN columns and experts as if all devices were equal, which shows
-    what unequal shares gain. dtype: the model's own by default. memory_bytes: limit on every device; without it, layers
-    share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first layout is always
-    searched. budget: what ends the whole of it instead, writing included, and hears of progress, once per space.
-    trace_path: recorded in the plan for the runtime; placement_path: named in what is said. asked: what the user typed
-    for the model, which advice names; by default its name.
+    layouts are searched. strategy: force this one for every layer. even: divide tokens, FFN columns and experts as if
+    all devices were equal, which shows what unequal shares gain. by_batch: ``ep`` with copies of experts whose shares
+    are decided for every batch instead of here. dtype: the model's own by default. memory_bytes: limit on every device;
+    without it, layers share storage where the devices cannot hold them all. time_limit: ceiling in seconds; the first
+    layout is always searched. budget: what ends the whole of it instead, writing included, and hears of progress, once
+    per space. trace_path: recorded in the plan for the runtime; placement_path: named in what is said. asked: what the
+    user typed for the model, which advice names; by default its name.
     Ctrl-C, or the budget's ``stop``, ends the search and keeps what was found, once there is anything.
 
     Raises MoeplanError for models, curves, placements or arguments that cannot be planned, InfeasibleError where
@@ -80,7 +81,11 @@ def solve(
     """
     started = time.perf_counter()
     dtype = dtype or model.dtype
-    strategies = asked_for(strategy, placement, model, workload)
+    if by_batch and strategy not in (None, "ep"):
+        raise MoeplanError(
+            f"--by-batch does not go with --strategy {strategy}: only ep divides tokens between copies so"
+        )
+    strategies = asked_for("ep" if by_batch else strategy, placement, model, workload)
     _check_arguments(dtype, memory_bytes, time_limit)
     budget = budget or Budget.of(time_limit)
     check_supported(model, asked)
@@ -98,6 +103,7 @@ def solve(
         strategies=tuple(known for known in strategies if known not in WHOLE),
         whole=tuple(known for known in strategies if known in WHOLE),
         trace=trace,
+        by_batch=by_batch,
         stored=len(model.layers),
         even=even,
         seed=seed,

@@ -67,6 +67,7 @@ class Search:
     given: Given | None = None  # a user's own placement, with nothing else
     whole: tuple[Strategy, ...] = ()  # of ``WHOLE``, looked at beside what ``strategies`` layers choose from
     trace: Trace | None = None  # that the routing was drawn from
+    by_batch: bool = False  # whether shares of copies are decided for every batch
     choices: list[Choice] = field(init=False, default_factory=list)
     missing: list[np.ndarray] = field(init=False, default_factory=list)
     bound: float = field(init=False, default=math.inf)
@@ -94,7 +95,7 @@ class Search:
     def options(self) -> Options:
         given = None if self.given is None else self.given.layers
         usual = self.costs, self.model, self.routing, self.classes, self.even, self.seed, self.budget
-        return Options(*usual, given, self.trace)
+        return Options(*usual, given, self.trace, self.by_batch)
 
     @cached_property
     def layouts(self) -> dict[str, Layout]:

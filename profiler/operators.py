@@ -21,6 +21,7 @@ from ..spec.operators import (
     OPERATORS,
     Shape,
     attention_shape,
+    batch_shape,
     cache_row_bytes,
     cache_shape,
     dense_shape,
@@ -40,6 +41,7 @@ MOST_COPIES = 8  # of calls to rotate over: each has to be built
 
 TOKENS = Grid({"tokens": 1}, steps("tokens", 64, 512, 16, 256, 128, 2048, 4, 1024, 32, 4096), needed=2)
 ROWS = Grid({"tokens": 1}, steps("tokens", 64, 16, 256, 512, 128, 4, 1024, 32, 2048), needed=1)
+COPIED = Grid({"copied": 1}, steps("copied", 32, 8, 128), needed=1)
 PREFILL = Grid(
     {"sequences": 1, "length": 32},
     (
@@ -100,7 +102,7 @@ EXCHANGES = tuple(
 OFFLOAD = tuple(name for name in OPERATORS if name.startswith("offload_"))  # where a disk is measured
 LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
-    (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache"), 0.5
+    (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache", "by_batch"), 0.5
 )
 """Weights of the operators in dividing the time for finer grids; others have 1."""
 
@@ -129,6 +131,8 @@ class Task(NamedTuple):
             return route_shape(self.block)
         if self.operator == "expert_ffn":
             return expert_shape(self.block)
+        if self.operator == "by_batch":
+            return batch_shape(self.block, self.devices)
         if self.operator == "dense_ffn":
             if dense is not None:
                 return dense_shape(self.block, dense.ffn_size, dense.gated)
@@ -151,7 +155,9 @@ class Task(NamedTuple):
             return expert_grid(moe.ffn_size, moe.num_experts)
         if self.operator in ("attention_decode", "attention_scattered"):
             return DECODE
-        return {"attention_prefill": PREFILL, "head": ROWS, "dense_ffn": ROWS}.get(self.operator, TOKENS)
+        return {"attention_prefill": PREFILL, "head": ROWS, "dense_ffn": ROWS, "by_batch": COPIED}.get(
+            self.operator, TOKENS
+        )
 
     def weight_bytes(self, at: Coordinates) -> int:
         """Bytes of weights that one call reads."""
@@ -277,7 +283,7 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str], offload: bool) -> I
         if block.moe is not None:
             if block.moe.shared_ffn_size:
                 yield Task("dense_ffn", model, block, dtype, world)
-            for operator in ("route", "expert_ffn", *EXCHANGES, *(OFFLOAD if offload else ())):
+            for operator in ("route", "expert_ffn", "by_batch", *EXCHANGES, *(OFFLOAD if offload else ())):
                 yield Task(operator, model, block, dtype, world)
             for operator in LEVELS if two_levels(hosts) else ():
                 yield Task(operator, model, block, dtype, world, hosts=len(set(hosts)))

@@ -23,6 +23,7 @@ from .random_weights import RandomWeights, random_tensor
 from .router import Choice, route
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
 from .strategies import coherent, ep, gathered, hierarchical, offload, sharded
+from .strategies.by_batch import ByBatch
 from .vocabulary import embed, head
 from .weights import AttentionWeights, DenseWeights, RouterWeights
 
@@ -192,6 +193,17 @@ class _Calls:
 
     def ep_pack(self, tokens: int) -> Call:
         return self._packed(tokens)[0]
+
+    def by_batch(self, copied: int) -> Call:
+        """The experts of one device after the other, ``copied`` of which the next device holds, too."""
+        slots, random = [list(own) for own in self._plan().slots], torch.Generator().manual_seed(0)
+        for expert in range(min(copied, self.moe.num_experts) if self.devices > 1 else 0):
+            home = next(g for g, own in enumerate(slots) if expert in own)
+            slots[(home + 1) % self.devices].append(expert)
+        plan = LayerPlan(strategy="ep", slots=tuple(map(tuple, slots)), speeds=(1.0,) * self.devices)
+        decide = ByBatch(plan, self.moe.num_experts, self.device)
+        load = torch.rand(self.moe.num_experts, generator=random).mul_(1000).numpy()
+        return lambda: decide.tables(load)
 
     def ep_unpack(self, tokens: int) -> Call:
         rows = sharded.pack(self.rows(tokens), *self.choice(tokens))

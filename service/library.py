@@ -82,6 +82,7 @@ def solve(
     strategy: str | None = None,
     placement: Placement | str | Path | None = None,
     even: bool = False,
+    by_batch: bool = False,
     dtype: DType | None = None,
     memory_bytes: int | None = None,
     seed: int = 0,
@@ -92,7 +93,7 @@ def solve(
 
     trace: recorded routing; without one a power law is assumed, and the plan says so. strategy: only this one for every
     layer. placement: experts where it says, under ``ep`` or as ``strategy`` says. even: as if all devices were equal.
-    memory_bytes: limit of every device.
+    by_batch: ``ep`` with copies whose shares are decided for every batch. memory_bytes: limit of every device.
 
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP
@@ -115,6 +116,7 @@ def solve(
         placement_path=placement_path,
         strategy=strategy,
         even=bool(even),
+        by_batch=bool(by_batch),
         dtype=dtype,
         memory_bytes=memory_bytes,
         seed=seed,

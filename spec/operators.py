@@ -52,6 +52,9 @@ OPERATORS: dict[str, Operator] = {
     "dense_ffn": Operator(("tokens",), "norm, dense (or shared-expert) FFN, residual"),
     "ep_pack": Operator(("tokens",), "ep: de-duplicated send buffer and its counts from the routing"),
     "ep_unpack": Operator(("tokens",), "ep: received rows split into activations, expert ids and gate weights"),
+    "by_batch": Operator(
+        ("copied",), "ep, shares by batch: the tables for a batch's counts, with `copied` experts on two devices each"
+    ),
     "ep_combine": Operator(("tokens",), "ep: returned partial rows added up at their tokens, residual"),
     "hierarchical_pack": Operator(("tokens",), "hierarchical: send buffer, one row per token and host, and the counts"),
     "hierarchical_relay": Operator(
@@ -125,6 +128,13 @@ def exchange_shape(block: Block, devices: int) -> Shape:
     m = block.moe
     assert m is not None
     return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}
+
+
+def batch_shape(block: Block, devices: int) -> Shape:
+    """Shape of ``by_batch``."""
+    m = block.moe
+    assert m is not None
+    return {"experts": m.num_experts, "devices": devices}
 
 
 def levels_shape(block: Block, devices: int, hosts: int) -> Shape:

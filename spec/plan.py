@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
+    PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -65,7 +66,7 @@ Experts = tuple[tuple[int, ...], ...]
 
 SPELLED_OUT = 64
 """Devices up to which a document names those of every group."""
-LISTS = ("slots", "shares", "resident", "ahead")
+LISTS = ("slots", "shares", "speeds", "resident", "ahead")
 """Fields of a layer with one entry for each device."""
 
 
@@ -88,7 +89,8 @@ class LayerPlan(Part):
     that a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
     ``chunks``: every device's tokens in so many parts (``spec.layout.even``), of which one travels while another is
     computed. ``slot`` (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed
-    before. ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
+    before. ``speeds`` (``ep`` only): shares are decided for every batch, for devices of these relative speeds
+    (``spec.batch_shares``). ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
     """
 
     strategy: Strategy
@@ -97,6 +99,7 @@ class LayerPlan(Part):
     split: tuple[int, ...] | None = None
     slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
     chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
+    speeds: tuple[PositiveFloat, ...] | None = Field(None, description="of each device: shares by batch (ep)")
     resident: Experts | None = Field(None, description="offload: of each device's slots, what stays in its memory")
     ahead: Experts | None = Field(None, description="offload: what each device reads before it is known to be needed")
     repeats: int = Field(
@@ -150,21 +153,25 @@ class LayerPlan(Part):
             raise ValueError("split belongs to strategy sharded, and only there")
         if self.chunks > 1 and self.strategy not in CHUNKED:
             raise ValueError(f"chunks belong to strategy {', '.join(CHUNKED)}, not {self.strategy}")
+        if self.speeds is not None and self.strategy != "ep":
+            raise ValueError(f"speeds belong to strategy ep, not {self.strategy}")
+        if self.speeds is not None and (self.shares is not None or len(self.speeds) != len(self.slots)):
+            raise ValueError("speeds need one number for each device, and no shares: they say how shares are decided")
         check_tiers(self.strategy == "offload", self.slots, self.resident, self.ahead)
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self
 
     @property
-    def form(self) -> tuple[Strategy, int, int]:
-        """Strategy, chunks and slot: what layers have in common that are predicted together."""
-        return self.strategy, self.chunks, self.slot
+    def form(self) -> tuple[Strategy, int, int, bool]:
+        """Strategy, chunks, slot, shares by batch: what layers have in common that are predicted together."""
+        return self.strategy, self.chunks, self.slot, self.speeds is not None
 
     @cached_property
     def number(self) -> int:
         """The hash, counted once: a search looks the same plans up again and again. Copies with another strategy,
         ``chunks`` or ``slot`` keep it."""
-        return hash((self.slots, self.shares, self.split, self.resident, self.ahead))
+        return hash((self.slots, self.shares, self.split, self.speeds, self.resident, self.ahead))
 
     def __hash__(self) -> int:
         return self.number

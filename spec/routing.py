@@ -169,17 +169,17 @@ def copy_table(
     if not held.any(1).all():
         raise ValueError(f"no device serves expert {int(np.argmin(held.any(1)))}")
     if shares is not None:  # the same from everywhere
-        return np.broadcast_to(_divided(weight), (devices, num_experts, COPY_PHASES))
+        return np.broadcast_to(divided(weight), (devices, num_experts, COPY_PHASES))
     table = np.empty((devices, num_experts, COPY_PHASES), np.int32)
     for source in range(devices):
         local = held & (host_of == host_of[source])
         near = np.where(local.any(1, keepdims=True), local, held).astype(float)
         near[held[:, source]] = np.eye(devices)[source]
-        table[source] = _divided(near)
+        table[source] = divided(near)
     return table
 
 
-def _divided(weight: np.ndarray) -> np.ndarray:
+def divided(weight: np.ndarray) -> np.ndarray:
     """[experts, phases] device of each phase, by the devices' weights [experts, devices]."""
     phases = (np.arange(COPY_PHASES) + 0.5) / COPY_PHASES
     bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)

@@ -29,6 +29,7 @@ from moeplan.spec.operators import (
     COLLECTIVES,
     OPERATORS,
     attention_shape,
+    batch_shape,
     cache_shape,
     dense_shape,
     exchange_shape,
@@ -139,6 +140,8 @@ def operators(
             actives = tuple(sorted({1, min(2, m.num_experts), m.num_experts}))
             axes: dict[str, Sequence[float]] = {"ffn": columns, "experts": actives, "tokens": TOKENS}
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
+            tables = grid({"copied": (1.0, 8.0, 64.0)}, lambda copied: CALL + copied * 1e-5)
+            add("by_batch", batch_shape(block, devices), tables)
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
                 own = ("ep_", "sharded_", "gathered_", "hierarchical_", "coherent_", "offload_")

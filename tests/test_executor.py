@@ -38,6 +38,7 @@ COPIES = {
 }
 UNEVEN = {1: (tuple(range(8)),), 2: ((5,), (0, 1, 2, 3, 4, 6, 7)), 4: ((7, 1), (), (0, 2, 3, 4, 6), (5,))}
 SPLIT = {1: (24,), 2: (24, 0), 4: (9, 0, 1, 14)}
+SPEEDS = (1.0, 0.3, 2.0, 0.7)
 PLACES = {1: (1,), 2: (1, 3), 4: (2, 1, 0, 4)}  # for experts that are read from a disk
 
 
@@ -58,6 +59,7 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
     found = {
         "ep": (1, tokens, (ep,)),
         "ep copies": (1, tokens, (ep_copies, ep_shares)),
+        "ep, shares by batch": (1, tokens, (LayerPlan(strategy="ep", slots=COPIES[world], speeds=SPEEDS[:world]),)),
         "hierarchical": (1, tokens, (hierarchical, hierarchical_shares)),
         "sharded": (1, tokens, (sharded,)),
         "gathered": (1, tokens, (gathered,)),

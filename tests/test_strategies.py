@@ -16,12 +16,16 @@ from moeplan.runtime.kernels import expert_ffn
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.layout import Layout
 from moeplan.runtime.strategies import LayerContext, Region, ep, sharded, strategy_of
+from moeplan.runtime.strategies.resting import Resting
 from moeplan.runtime.strategies.rows import unpack
+from moeplan.spec import Model
 from moeplan.spec.layout import even
 from moeplan.spec.model import Block, Moe
+from moeplan.spec.offload import Offload
 from moeplan.spec.operators import row_bytes
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.workload import Workload
+from moeplan.tests.plans import hand_made_plan
 
 WORLD, HIDDEN, EXPERTS, TOP_K, FFN = 4, 16, 8, 3, 12
 MOE = Moe(num_experts=EXPERTS, top_k=TOP_K, ffn_size=FFN)
@@ -39,6 +43,18 @@ PLANS = {
     "ep 2 chunks": LayerPlan(strategy="ep", slots=EVEN, chunks=2),
     "ep shares, 5 chunks": LayerPlan(strategy="ep", slots=COPIES, shares=SHARES, chunks=5),
     "ep uneven, 8 chunks": LayerPlan(strategy="ep", slots=UNEVEN, chunks=8),
+    "ep by batch": LayerPlan(strategy="ep", slots=COPIES, speeds=(1.0, 0.5, 2.0, 1.0)),
+    "ep by batch, 2 chunks": LayerPlan(strategy="ep", slots=COPIES, speeds=(1.0, 0.5, 2.0, 1.0), chunks=2),
+    "offload": LayerPlan(
+        strategy="offload", slots=COPIES, resident=((0, 2), (), (0, 5, 6), ()), ahead=((3,), (4, 7), (), ())
+    ),
+    "offload shares": LayerPlan(
+        strategy="offload",
+        slots=COPIES,
+        shares=SHARES,
+        resident=((1,), (3, 0), (6,), (2,)),
+        ahead=((3,), (), (0, 5), ()),
+    ),
     "hierarchical": LayerPlan(strategy="hierarchical", slots=EVEN),
     "hierarchical uneven": LayerPlan(strategy="hierarchical", slots=UNEVEN),
     "hierarchical copies": LayerPlan(strategy="hierarchical", slots=COPIES),
@@ -49,6 +65,7 @@ PLANS = {
     "gathered uneven": LayerPlan(strategy="gathered", slots=UNEVEN),
     "gathered copies": LayerPlan(strategy="gathered", slots=COPIES),
 }
+PLACES = (1, 2, 1, 1)  # for experts that are read from a disk
 HOSTS = [0, 0, 1, 1]
 OTHER_HOSTS = {"one host": [0] * 4, "a host each": [0, 1, 2, 3], "three and one": [0, 0, 0, 1], "apart": [0, 1, 1, 0]}
 PLACED = {name: (plan, HOSTS) for name, plan in PLANS.items()}
@@ -94,10 +111,13 @@ def on_rank(rank, job) -> dict[str, float]:
     levels = {tuple(hosts): open_levels(hosts) for hosts in (HOSTS, *OTHER_HOSTS.values())}
     for dtype, (name, (plan, hosts)) in itertools.product(TOLERANCE, PLACED.items()):
         region = Region(dtype, rank.device)
-        context = LayerContext(rank.rank, hosts, MOE, HIDDEN, rank.device, region, levels[tuple(hosts)])
-        layers = [strategy_of(plan, context) for _ in range(2)]
+        resting = resting_of(plan, rank, dtype, job["folder"]) if plan.strategy == "offload" else None
+        context = LayerContext(rank.rank, hosts, MOE, HIDDEN, rank.device, region, levels[tuple(hosts)], 0, resting)
+        layers = [strategy_of(plan, context._replace(ordinal=i)) for i in range(2)]
         for i, strategy in enumerate(layers):
-            experts, (first, last) = strategy.stored
+            experts, (first, last), outside = strategy.stored
+            for expert in outside:
+                resting.put(i, expert, *(w[expert] for w in layer_weights(dtype, i)))
             gate_up, down = (w[list(experts)] for w in layer_weights(dtype, i))
             strategy.prepare(gate_up[:, :, first:last].contiguous(), down[:, :, first:last].contiguous())
         for split, routing in CASES:
@@ -108,6 +128,16 @@ def on_rank(rank, job) -> dict[str, float]:
     return found
 
 
+def resting_of(plan: LayerPlan, rank, dtype: torch.dtype, folder: str) -> Resting:
+    """Of two layers with this plan."""
+    model = Model(
+        name="two", family="test", vocab_size=0, blocks=(Block(count=2, hidden_size=HIDDEN, moe=MOE),), dtype="f32"
+    )
+    offload = Offload(folder=folder, places=PLACES)
+    whole = hand_made_plan(model, "decode:4@1", [plan], tokens=(1,) * WORLD, offload=offload)
+    return Resting(whole, rank.rank, dtype, rank.device)
+
+
 def worst_error(me: int, layers: list, name: str, split: str, routing: str, dtype: torch.dtype) -> float:
     tokens, worst = TOKENS[split], 0.0
     layout = Layout(me, 1, tokens, tokens, 1)
@@ -116,7 +146,9 @@ def worst_error(me: int, layers: list, name: str, split: str, routing: str, dtyp
         parts: list[str] = []
         strategy.start()
         got = strategy.forward(*(t[layout.own] for t in (x, ids, weights, residual)), layout, parts.append)
-        assert list(dict.fromkeys(parts)) == (["gather"] if "gathered" in name else ["dispatch"]) + [
+        begun = ["gather"] if "gathered" in name else ["dispatch"]
+        assert [p for p in dict.fromkeys(parts) if "offload" not in name or p != "gather"] == [
+            *begun,
             "expert",
             "combine",
         ]
@@ -129,8 +161,9 @@ def worst_error(me: int, layers: list, name: str, split: str, routing: str, dtyp
 
 
 @pytest.fixture(scope="module")
-def found() -> list[dict[str, float]]:
-    return LocalLauncher(WORLD).run("moeplan.tests.test_strategies:on_rank", {}, timeout=60)
+def found(tmp_path_factory) -> list[dict[str, float]]:
+    job = {"folder": str(tmp_path_factory.mktemp("disk"))}
+    return LocalLauncher(WORLD).run("moeplan.tests.test_strategies:on_rank", job, timeout=60)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -4,13 +4,16 @@ In chunks, the dispatch of all is started at once; the experts of one run while 
 travel back while the experts of the next run. In a layer with a shortcut the backbone runs beside all this.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
+from ...spec.operators import batch_shape
 from ...spec.plan import LayerPlan
-from ..stages import Stage, exchange, start, wait
+from ..stages import Stage, compute, exchange, start, wait
 from .layer import Layer, attention, dense, route, shared
 
 COUNT_BYTES = 8  # one int64 per pair and chunk, exchanged before the rows
@@ -22,13 +25,13 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
         return _beside(layer, plans)
     if plans[0].chunks > 1:
         there, compute, back = flight(layer, plans)
-        return [*before(layer, plans[0].chunks), *there, *compute, *back, *shared(layer)]
+        return [*before(layer, plans[0].chunks, tables(layer, plans)), *there, *compute, *back, *shared(layer)]
     costs, group = layer.costs, layer.devices
     sent = layer.choices.dispatch(plans)
     out = costs.all_to_all(group, sent.rows.times(layer.row_bytes))
     home = costs.all_to_all(group, sent.back.times(layer.activation_bytes))
     return [
-        *before(layer),
+        *before(layer, decided=tables(layer, plans)),
         exchange("dispatch", "all_to_all", [out]),
         layer.each("dispatch", "ep_unpack", sent.computed),
         layer.experts(sent.experts),
@@ -64,7 +67,13 @@ def _beside(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     first, window = _window(layer)
     there, compute, back = flight(layer, plans)
     window.insert(plans[0].slot, compute)
-    return [*first, *before(layer, plans[0].chunks), *there, *(stage for part in window for stage in part), *back]
+    return [
+        *first,
+        *before(layer, plans[0].chunks, tables(layer, plans)),
+        *there,
+        *(stage for part in window for stage in part),
+        *back,
+    ]
 
 
 def _window(layer: Layer) -> tuple[list[Stage], list[list[Stage]]]:
@@ -80,12 +89,25 @@ def _window(layer: Layer) -> tuple[list[Stage], list[list[Stage]]]:
     return [], [*earlier, *own]
 
 
-def before(layer: Layer, chunks: int = 1) -> list[Stage]:
-    """What no placement changes, up to the exchange of rows."""
+def tables(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
+    """Where shares are decided by batch: the counts of all devices added up, and tables made of them."""
+    if plans[0].speeds is None:
+        return []
+    experts = layer.moe.num_experts
+    copied = np.array([[sum(n > 1 for n in Counter(chain(*plan.slots)).values())] for plan in plans])
+    added = layer.costs.all_reduce(layer.devices, COUNT_BYTES * experts)
+    seconds = layer.costs.operator(
+        "by_batch", batch_shape(layer.block, len(layer.devices)), copied=np.maximum(copied, 1)
+    )
+    return [exchange("dispatch", "all_reduce", [added]), compute("dispatch", "by_batch", seconds)]
+
+
+def before(layer: Layer, chunks: int = 1, decided: Sequence[Stage] = ()) -> list[Stage]:
+    """What no placement changes, up to the exchange of rows; decided: before tokens are packed."""
     counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES * chunks))
     pack = [part.each("dispatch", "ep_pack", part.tokens) for part in layer.chunks(chunks)]
     backbone = attention(layer) if layer.block.shortcut == "none" else []
-    return [*backbone, *route(layer), *pack, exchange("dispatch", "exchange counts", [counts])]
+    return [*backbone, *route(layer), *decided, *pack, exchange("dispatch", "exchange counts", [counts])]
 
 
 def after(layer: Layer) -> list[Stage]:

@@ -4,49 +4,27 @@ T tokens, D model, E experts, K top-k, G devices, P phases of the copy table, N 
 
 A token whose experts share a device crosses the wire once: the row names its experts there, the device returns one
 gate-weighted partial row, and the token's owner adds the partial rows up. Replicated experts are served by the copy
-that ``spec.routing.copy_table`` names.
+that ``spec.routing.copy_table`` names, or, by batch, by those that ``by_batch`` finds.
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...spec.layout import even
 from ...spec.plan import LayerPlan
-from ...spec.routing import COPY_PHASES, COPY_STEP, copy_table
+from ...spec.routing import COPY_PHASES, COPY_STEP
 from ..collectives import Pending, all_to_all_start, exchange_counts
 from ..kernels import expert_ffn
 from ..layout import Layout
+from .by_batch import ByBatch
 from .layer import Lap, LayerContext, Stored
 from .rows import empty_rows, fields, unpack
+from .serving import Serving, serving
 
 __all__ = ["ExpertParallel", "Serving", "combine", "fan_out", "pack", "served", "serving", "unpack"]
-
-
-class Serving(NamedTuple):
-    """Who serves what, seen from one device: expert [E, P] -> device, and the expert's index among that device's.
-
-    The tables are [E] where no expert is replicated.
-    """
-
-    device: Tensor
-    slot: Tensor
-    devices: int
-
-
-def serving(plan: LayerPlan, hosts: list[int], num_experts: int, rank: int, device: torch.device) -> Serving:
-    """The tables of ``rank``."""
-    served = copy_table(plan.slots, plan.shares, hosts, num_experts)[rank].astype(np.int64)
-    index = np.full((len(plan.slots), num_experts), -1, np.int64)
-    for g, experts in enumerate(plan.slots):
-        index[g, list(experts)] = np.arange(len(experts))
-    slot = index[served, np.arange(num_experts)[:, None]]
-    if sum(map(len, plan.slots)) == num_experts:
-        served, slot = served[:, 0], slot[:, 0]
-    return Serving(torch.from_numpy(served).to(device), torch.from_numpy(slot).to(device), len(plan.slots))
 
 
 @lru_cache(maxsize=8)
@@ -100,6 +78,7 @@ class ExpertParallel:
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
         self._table = serving(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
+        self._by_batch = ByBatch(plan, c.moe.num_experts, c.device) if plan.speeds is not None else None
         self._activation, self._chunks, self.slot = c.moe.activation, plan.chunks, plan.slot
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
@@ -117,10 +96,11 @@ class ExpertParallel:
 
     def begin(self, x: Tensor, ids: Tensor, weights: Tensor, layout: Layout, lap: Lap) -> "Flight":
         """Send every token to its experts; all chunks leave at once."""
+        table = self._table if self._by_batch is None else self._by_batch(ids)
         sizes = even(len(x), self._chunks)
         phase = phases(layout.first, len(x), x.device)
         parts = zip(*(t.split(sizes) for t in (x, ids, weights, phase)), strict=True)
-        packed = [pack(rows, chosen, gates, self._table, at) for rows, chosen, gates, at in parts]
+        packed = [pack(rows, chosen, gates, table, at) for rows, chosen, gates, at in parts]
         rows, tokens, sends = zip(*packed, strict=True)
         send = torch.stack(sends, dim=1)  # [G, chunks]
         sent, received = torch.stack([send, exchange_counts(send)]).transpose(1, 2).tolist()

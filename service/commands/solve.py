@@ -34,6 +34,9 @@ def solve(
         typer.Option(help="Only this one: ep, hierarchical, sharded, gathered, offload or (decode) coherent."),
     ] = None,
     even: Annotated[bool, typer.Option("--even", help="Divide as if all devices were equal, to compare.")] = False,
+    by_batch: Annotated[
+        bool, typer.Option("--by-batch", help="Copies of experts under ep take shares decided anew for every batch.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="f32, bf16 or f16; by default the model's own.")] = None,
     memory: Annotated[str | None, typer.Option(help="Limit per device, such as 8GiB; by default all.")] = None,
     seed: Annotated[
@@ -62,6 +65,7 @@ def solve(
             placement_path=str(placement or ""),
             strategy=strategy,
             even=even,
+            by_batch=by_batch,
             dtype=dtype,
             memory_bytes=parse_bytes(memory) if memory else None,
             seed=seed,
