@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-offload bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-offload bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -59,6 +59,9 @@ bench-systems: setup
 
 bench-coherent: setup
 	$(BIN)/python -m moeplan.benchmarks.coherent
+
+bench-by-batch: setup
+	$(BIN)/python -m moeplan.benchmarks.by_batch
 
 bench-offload: setup
 	$(BIN)/python -m moeplan.benchmarks.offload
