@@ -43,6 +43,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 LARGEST_KEPT = 32 << 20  # bytes: glibc takes no larger threshold
 
 
+RETURNED = 1 << 20  # bytes of an allocation that glibc gives back at once
+
+
+def return_freed_memory() -> None:
+    """Ask glibc to give large allocations back to the system as soon as they are freed, as before a step.
+
+    By itself it learns from what is freed to keep it: what loading needs for one expert after the other was held beside
+    the weights (lab-moe, 150 MiB a device: 231 MiB after loading, 141 of them in use).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, RETURNED)
+        mallopt(M_TRIM_THRESHOLD, RETURNED)
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to keep what is freed for the next allocation, instead of giving it back to the system.
 

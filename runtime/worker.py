@@ -23,7 +23,7 @@ from .executor import DTYPES, Executor
 from .launch import Rank
 from .launch.rank import resolve_entry
 from .load import LoadMeter
-from .memory import PeakMemory, available_bytes, keep_freed_memory
+from .memory import PeakMemory, available_bytes, keep_freed_memory, return_freed_memory
 from .random_weights import RandomWeights, random_tensor
 from .timers import Timers
 from .weights import WeightSource
@@ -65,7 +65,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     checkpoint.
     Raises MoeplanError for another trace, or devices other than the plan's.
     """
-    keep_freed_memory()
+    return_freed_memory()
     task = Job(**job)
     plan = Plan.parse(task.plan, "plan")
     verify_devices(plan, rank.seated())
@@ -83,6 +83,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     executor.cache.fill(workload.context, plan.seed)
     inputs = step_inputs(plan).to(rank.device)
     load_seconds = agree(perf_counter() - begin, rank.device)
+    keep_freed_memory()
     rank.emit({"what": "warming up"})
 
     measured = measure(executor, inputs, routing, task, plan, rank)
