@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-selection bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -59,6 +59,10 @@ bench-systems: setup
 
 bench-coherent: setup
 	$(BIN)/python -m moeplan.benchmarks.coherent
+
+# MODEL: what examples/tiny_moe/train.py wrote; without it the model is trained first.
+bench-selection: setup
+	$(BIN)/python -m moeplan.benchmarks.selection $(if $(MODEL),--model $(MODEL))
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup
