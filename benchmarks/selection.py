@@ -11,9 +11,11 @@ selection in turn, and reads the held-out text.
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 
@@ -21,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from moeplan import Plan, Report, profile, run, solve
+from moeplan.benchmarks.hardware import processor
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically
 
