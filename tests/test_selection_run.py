@@ -131,6 +131,7 @@ def plan_file(tmp_path_factory) -> Path:
 
 def test_run_compares_a_selection_with_the_models_own_routing(plan_file, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     run = ("run", plan_file, "--tolerance", "1e9", "--repetitions", "3", "--select", "piggyback:1")
     code, out, err = moeplan(monkeypatch, capfd, *run, "--quality-budget", "9", "-o", "r.json")
     assert code == 0, err
@@ -169,7 +170,8 @@ def test_run_compares_a_selection_with_the_models_own_routing(plan_file, tmp_pat
     [
         (("--select", "foo", "--quality-budget", "1"), "selection 'foo': expected lynx:EXPERTS"),
         (("--select", "lynx:4"), "--select lynx:4 needs --quality-budget NATS"),
-        (("--select", "lynx:4", "--quality-budget", "nan"), "--quality-budget nan: expected a number of nats"),
+        (("--select", "lynx:4", "--quality-budget", "inf"), "--quality-budget inf: expected a number of nats"),
+        (("--select", "lynx:4", "--quality-budget", "nan"), "quality-budget"),
         (("--select", "lynx:4", "--quality-budget", "-1"), "quality-budget"),
         (("--select", "lynx:1", "--quality-budget", "1"), "give lynx:2 to lynx:8"),
         (("--select", "piggyback:3", "--quality-budget", "1"), "give piggyback:1 to piggyback:2"),
