@@ -30,8 +30,7 @@ from torch import Tensor
 
 from ..spec.model import Gate
 from ..spec.selection import Selection
-from .gates import GATES, allowed_experts
-from .router import Choice
+from .gates import GATES, Choice, allowed_experts
 
 WIDTH, BINS = 1.0, 4  # nats of a bin; bins
 CONFIDENT = 1.0  # nats

@@ -38,6 +38,7 @@ MODELS = {
     "softmax": tiny_model(layers=2, shared=32),
     "softmax_topk": with_gate(tiny_model(layers=2), Gate(score="softmax_topk", bias=True)),
     "grouped sigmoid": with_gate(tiny_model(layers=2), GROUPED),
+    "cosine": with_gate(tiny_model(layers=2), Gate(score="cosine", rank=16)),
     "shortcut": shortcut_model("output", shared=32),
 }
 
