@@ -19,7 +19,7 @@ from .check import checked_layers, first_layers, planned_output, reference_outpu
 from .checkpoint import Checkpoint
 from .coherent import executor_of
 from .devices import verify_devices
-from .executor import DTYPES, Executor
+from .executor import DTYPES, Executor, Output
 from .launch import Rank
 from .launch.rank import resolve_entry
 from .load import LoadMeter
@@ -101,10 +101,7 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     peak = memory.bytes()
     probes.append(run_probe(rank, task, plan))
 
-    step_seconds = agree(max(measured["steps"]), rank.device)
-    free = available_bytes(rank.device) + peak  # what the executor holds is freed first
-    layers = checked_layers(plan, task.check_budget, free, step_seconds, load_seconds) if rank.rank == 0 else 0
-    layers = int(agree(layers, rank.device))
+    layers = layers_to_check(plan, task.check_budget, peak, max(measured["steps"]), load_seconds, rank)
     rank.emit({"what": f"checking {layers} of {len(plan.model.layers)} layers"})
     check = None
     if layers:
@@ -121,15 +118,22 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         dist.barrier()
         if rank.rank == 0:
             source = weight_source(plan, first_layers(plan.model, layers), task.weights_folder, rank.device)
-            wanted = [reference_output(plan, source, inputs, case.routing, case.alone) for case in cases.values()]
-            errors = map(relative_error, outputs, wanted)
-            check = {"layers": layers, **dict(zip(cases, errors, strict=True))}
+            errors = compare_with_reference(plan, source, inputs, cases, outputs)
+            check = {"layers": layers, **errors}
     weights = None
     if task.weights_folder and rank.rank == 0:
         rank.emit({"what": "checking the weights"})
         weights = check_weights(plan.model, Path(task.weights_folder), max(layers, 1), plan.seed)
     found = {"probes": probes, "memory": peak, "check": check, "weights": weights}
     return {**measured, **found, "environment": environment(rank)}
+
+
+def layers_to_check(plan: Plan, budget: float, peak: int, step_seconds: float, load_seconds: float, rank: Rank) -> int:
+    """Layers that all ranks compare with the reference: as many as rank 0 has time and memory for."""
+    step_seconds = agree(step_seconds, rank.device)
+    free = available_bytes(rank.device) + peak  # what the executor holds is freed first
+    layers = checked_layers(plan, budget, free, step_seconds, load_seconds) if rank.rank == 0 else 0
+    return int(agree(layers, rank.device))
 
 
 class CheckCase(NamedTuple):
@@ -147,6 +151,14 @@ def check_cases(routing: Routing | None, selecting: Selecting | None, plan: Plan
     if selecting and plan.dtype == "f32":
         cases["selected_error"] = CheckCase(None, selecting.selector, Selector(selecting.selector.selection))
     return cases
+
+
+def compare_with_reference(
+    plan: Plan, source: WeightSource, inputs: Tensor, cases: dict[str, CheckCase], outputs: list[Output]
+) -> dict[str, float]:
+    """Relative error of each case's output of the ranks."""
+    wanted = [reference_output(plan, source, inputs, case.routing, case.alone) for case in cases.values()]
+    return dict(zip(cases, map(relative_error, outputs, wanted), strict=True))
 
 
 def run_probe(rank: Rank, task: Job, plan: Plan) -> list[float]:
