@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-offload bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-offload bench-selection bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -65,6 +65,10 @@ bench-by-batch: setup
 
 bench-offload: setup
 	$(BIN)/python -m moeplan.benchmarks.offload
+
+# MODEL: what examples/tiny_moe/train.py wrote; without it the model is trained first.
+bench-selection: setup
+	$(BIN)/python -m moeplan.benchmarks.selection $(if $(MODEL),--model $(MODEL))
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup

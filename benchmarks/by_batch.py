@@ -55,7 +55,7 @@ def hottest(slots: Slots, batches: list[np.ndarray], by_batch: bool) -> tuple[fl
             ratios += (slots.hottest(batch, equal) / mean).tolist()
             continue
         for (held, _), load, even in zip(lists, batch, mean, strict=True):
-            shares = BatchShares(held, equal, batch.shape[1])
+            shares = BatchShares(held, equal.tolist(), batch.shape[1])
             begin = time.perf_counter()
             weights = shares.weights(load)
             spent, decided = spent + time.perf_counter() - begin, decided + 1

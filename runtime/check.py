@@ -13,6 +13,7 @@ from ..spec.routing import Routing
 from .collectives import all_to_all
 from .executor import DTYPES, Executor, Output
 from .reference import ReferenceModel
+from .router import Chooser, choose
 from .vocabulary import embed, head
 from .weights import WeightSource
 
@@ -57,16 +58,20 @@ def gather_rows(own: Tensor, counts: Sequence[int]) -> Tensor:
     return all_to_all(own, send, list(counts) if rank == 0 else [0] * world)
 
 
-def planned_output(executor: Executor, inputs: Tensor, routing: Routing | None, context: int, layers: int) -> Output:
+def planned_output(
+    executor: Executor, inputs: Tensor, routing: Routing | None, context: int, layers: int, chooser: Chooser = choose
+) -> Output:
     """The executor's output after ``layers`` layers, of all devices, on rank 0."""
     layout = executor.layout
     forced = executor.forced(routing, layout) if routing else None
-    output = executor.step(inputs[layout.own], layout, context, forced=forced, layers=layers)
+    output = executor.step(inputs[layout.own], layout, context, forced=forced, layers=layers, chooser=chooser)
     hidden = gather_rows(output.hidden, layout.tokens)
     return Output(hidden, None if output.logits is None else gather_rows(output.logits, layout.last_counts))
 
 
-def reference_output(plan: Plan, source: WeightSource, inputs: Tensor, routing: Routing | None) -> Output:
+def reference_output(
+    plan: Plan, source: WeightSource, inputs: Tensor, routing: Routing | None, chooser: Chooser = choose
+) -> Output:
     """The same by the single-process reference on ``source``'s (shortened) model."""
     model, workload = source.model, plan.workload
     reference = ReferenceModel(
@@ -79,7 +84,7 @@ def reference_output(plan: Plan, source: WeightSource, inputs: Tensor, routing: 
     )
     reference.fill_context(workload.context, plan.seed)
     x = embed(inputs, source.embedding()) if model.vocab_size else inputs
-    hidden = reference.forward_hidden(x, routing)
+    hidden = reference.forward_hidden(x, routing, chooser)
     if not model.vocab_size:
         return Output(hidden, None)
     last = hidden[workload.length - 1 :: workload.length]

@@ -21,7 +21,7 @@ from .dense import dense
 from .executor import Executor, Holder, Output, StepLap, no_lap
 from .layout import Layout
 from .reference import forced_choice
-from .router import Choice, route
+from .router import Choice, Chooser, choose, route
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
 from .strategies.coherent import Coherent
 from .timers import OUTSIDE, Timers
@@ -58,6 +58,7 @@ class CoherentExecutor(Executor):
         forced: list[Choice] | None = None,
         timers: Timers | None = None,
         layers: int | None = None,
+        chooser: Chooser = choose,
     ) -> Output:
         """As ``Executor.step``, for one new token of each sequence; raises MoeplanError for more."""
         if layout.length != 1:
@@ -73,7 +74,8 @@ class CoherentExecutor(Executor):
                 written[i] = number
                 lap(i, "attention")
             if i in self._coherent:
-                x, number = self._visit(x, number, i, forced[ordinal] if forced is not None else None, partial(lap, i))
+                choice = forced[ordinal] if forced is not None else None
+                x, number = self._visit(x, number, i, choice, chooser, partial(lap, i))
                 ordinal += 1
             if weights.dense is not None:
                 x = x + dense(x, weights.dense)
@@ -83,14 +85,14 @@ class CoherentExecutor(Executor):
         return self._finish(x, layout, lap)
 
     def _visit(
-        self, x: Tensor, number: Tensor, index: int, forced: Choice | None, lap: partial[None]
+        self, x: Tensor, number: Tensor, index: int, forced: Choice | None, chooser: Chooser, lap: partial[None]
     ) -> tuple[Tensor, Tensor]:
         """One mixture-of-experts layer: x [T, D] and number [T] of the tokens here before it -> of those after it."""
         moe, weights = self.model.layers[index].moe, self._layers[index]
         assert moe is not None
         assert weights.router is not None
         choice = None if forced is None else (forced[0][number], forced[1][number])
-        _, ids, gates = route(x, weights.router, moe, choice)
+        _, ids, gates = route(x, weights.router, moe, choice, chooser=chooser)
         lap("route")
         x, came = self._coherent[index].forward(x, ids, gates, number, weights.router, lap)
         if weights.shared is not None:

@@ -22,7 +22,7 @@ from .groups import consecutive_group, open_levels
 from .layout import Layout
 from .norms import rms_norm
 from .reference import forced_choice
-from .router import Choice, route
+from .router import Choice, Chooser, choose, route
 from .shortcut import Beside
 from .strategies import LayerContext, Region, Stored, Strategy, strategy_of
 from .strategies.resting import Resting
@@ -144,12 +144,15 @@ class Executor:
         forced: list[Choice] | None = None,
         timers: Timers | None = None,
         layers: int | None = None,
+        chooser: Chooser = choose,
     ) -> Output:
         """Process ``layout``'s new tokens after ``context`` tokens in the cache; all ranks together.
 
         inputs: this device's token ids [T], or hidden states [T, D] for a model without a vocabulary. ``forced`` (see
-        ``forced``) replaces the routers' choices. ``layers``: stop after so many.
+        ``forced``) replaces the routers' choices. ``layers``: stop after so many. ``chooser``: how
+        experts are chosen in a decoding step; prompts are routed by the gates.
         """
+        chooser = chooser if layout.length == 1 else choose
         lap = timers.lap if timers is not None else no_lap
         x = self._begin(inputs, lap)
         ordinals = {layer: ordinal for ordinal, layer in enumerate(self._strategies)}
@@ -157,7 +160,7 @@ class Executor:
         def choice(layer: int) -> Choice | None:
             return forced[ordinals[layer]] if forced is not None else None
 
-        beside = Beside(self.model, self._layers[:layers], self._strategies, layout, choice, lap)
+        beside = Beside(self.model, self._layers[:layers], self._strategies, layout, choice, lap, chooser)
         for i, weights in enumerate(self._layers[:layers]):
             beside.read(i, x, "output")
             beside.read(i + 1, x, "input")
@@ -171,7 +174,7 @@ class Executor:
             beside.read(i + 1, x, "mid")
             beside.turn()
             if strategy is not None and self.model.layers[i].shortcut == "none":
-                x = self._experts(x, i, strategy, layout, choice(i), partial(lap, i))
+                x = self._experts(x, i, strategy, layout, choice(i), chooser, partial(lap, i))
             x = self._ffn(x, i, partial(lap, i))
             x = beside.join(i, x)
         return self._finish(x, layout, lap)
@@ -216,12 +219,19 @@ class Executor:
         return reduce_scatter(part, layout.group_tokens, self._group)
 
     def _experts(
-        self, x: Tensor, index: int, strategy: Strategy, layout: Layout, forced: Choice | None, lap: partial[None]
+        self,
+        x: Tensor,
+        index: int,
+        strategy: Strategy,
+        layout: Layout,
+        forced: Choice | None,
+        chooser: Chooser,
+        lap: partial[None],
     ) -> Tensor:
         moe, weights = self.model.layers[index].moe, self._layers[index]
         assert moe is not None
         assert weights.router is not None
-        normed, ids, gates = route(x, weights.router, moe, forced)
+        normed, ids, gates = route(x, weights.router, moe, forced, chooser=chooser)
         lap("route")
         x = strategy.forward(normed, ids, gates, x, layout, lap)
         if weights.shared is not None:

@@ -23,8 +23,13 @@ class Layout:
         return cls(rank, plan.degrees.tensor, plan.tokens, plan.sequences, plan.workload.length)
 
     def decode(self) -> "Layout":
-        """The step that goes on with one token per sequence: each group's tokens evenly over its devices."""
-        return Layout(self.rank, self.tensor, tokens_of(self.sequences, 1, self.tensor), self.sequences, 1)
+        """The step that goes on with one token per sequence."""
+        return self.of_length(1)
+
+    def of_length(self, length: int) -> "Layout":
+        """A step of ``length`` new tokens per sequence: each group's tokens evenly over its devices."""
+        tokens = tokens_of(self.sequences, length, self.tensor)
+        return Layout(self.rank, self.tensor, tokens, self.sequences, length)
 
     @property
     def group(self) -> int:

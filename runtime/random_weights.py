@@ -20,6 +20,7 @@ from ..spec import Model, MoeplanError
 from .weights import AttentionWeights, DenseWeights, LayerWeights, Range, RouterWeights, check_supported, kv_range
 
 _SPREAD = math.sqrt((256**2 - 1) / 3)  # standard deviation of odd integers drawn evenly from -255..255
+TEMPERATURE = 0.125  # of cosine gates: exact in every type, and cosines become logits of several nats
 BIAS = 100  # the fan-in that gives biases of about a tenth
 _OUTSIDE = 2**32 - 1  # the "layer" of embedding, final norm and head
 
@@ -105,14 +106,22 @@ class RandomWeights:
         moe, hidden = self.model.layers[i].moe, self.model.layers[i].hidden_size
         if moe is None:
             return None
-        count = (moe.num_experts,)
-        return RouterWeights(
+        gate, count = moe.gate, (moe.num_experts,)
+        compared = gate.rank or hidden
+        weights = RouterWeights(
             self.model.norm_eps,
             self._norm(i, "ffn_norm", hidden),
-            self._draw(i, "router", (*count, hidden), hidden),
-            self._draw(i, "router_bias", count, BIAS) if moe.gate.bias else None,
-            self._draw(i, "correction_bias", count, BIAS) if moe.gate.correction_bias else None,
+            self._draw(i, "router", (*count, compared), compared),
+            self._draw(i, "router_bias", count, BIAS) if gate.bias else None,
+            self._draw(i, "correction_bias", count, BIAS) if gate.correction_bias else None,
         )
+        if gate.score == "noisy_topk":
+            weights = replace(weights, noise=self._draw(i, "router_noise", (*count, hidden), hidden))
+        if gate.rank is not None:
+            projection = self._draw(i, "router_projection", (gate.rank, hidden), hidden)
+            temperature = torch.full((1,), TEMPERATURE, dtype=self.dtype, device=self.device)
+            weights = replace(weights, projection=projection, temperature=temperature)
+        return weights
 
     def shared(self, i: int) -> DenseWeights | None:
         moe, hidden = self.model.layers[i].moe, self.model.layers[i].hidden_size

@@ -17,7 +17,7 @@ from .cache import KVCache
 from .dense import dense
 from .kernels import expert_ffn
 from .norms import rms_norm
-from .router import Choice, route
+from .router import Choice, Chooser, choose, route
 from .vocabulary import embed, head
 from .weights import LayerWeights, WeightSource, check_supported
 
@@ -60,9 +60,9 @@ class ReferenceModel:
         return self._logits(tokens)
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
+    def decode(self, tokens: Tensor, chooser: Chooser = choose) -> Tensor:
         """Process the next token of each sequence. tokens: [sequences] -> logits [sequences, V]."""
-        return self._logits(tokens[:, None])[:, 0]
+        return self._logits(tokens[:, None], chooser)[:, 0]
 
     @cached_property
     def _embedding(self) -> Tensor:
@@ -76,19 +76,20 @@ class ReferenceModel:
     def _norm(self) -> Tensor:
         return self.weights.final_norm()
 
-    def _logits(self, tokens: Tensor) -> Tensor:
-        x = self.forward_hidden(embed(tokens.reshape(-1), self._embedding))
+    def _logits(self, tokens: Tensor, chooser: Chooser = choose) -> Tensor:
+        x = self.forward_hidden(embed(tokens.reshape(-1), self._embedding), chooser=chooser)
         logits = head(x, self._norm, self.model.norm_eps, self._head, kernel=self.kernel)
         return logits.view(*tokens.shape, -1)
 
     @torch.no_grad()
-    def forward_hidden(self, x: Tensor, routing: Routing | None = None) -> Tensor:
+    def forward_hidden(self, x: Tensor, routing: Routing | None = None, chooser: Chooser = choose) -> Tensor:
         """All layers on hidden states, without embedding and head; the context then grows by the new tokens.
 
         x: [T, D], sequence-major, T a multiple of the sequences -> [T, D]. With ``routing`` (rows for these T tokens)
-        the experts and gate weights are forced, else the model's own router chooses.
+        the experts and gate weights are forced, else the model's own router chooses, in a decoding step by ``chooser``.
         """
         batch = Batch(self.sequences, len(x) // self.sequences, self.context)
+        chooser = chooser if batch.length == 1 else choose
         if batch.tokens != len(x) or batch.context + batch.length > self.cache.capacity:
             raise MoeplanError(
                 f"reference: {len(x)} new tokens after {batch.context} do not fit {self.sequences} sequences of at "
@@ -100,7 +101,7 @@ class ReferenceModel:
             layer, start, y = self.weights.layer(i), x, None
             if block.shortcut != "none":
                 read = {"output": x, "mid": middle, "input": before}[block.shortcut]
-                y = self._experts(read, layer, block, routing, ordinal)[1]
+                y = self._experts(read, layer, block, routing, ordinal, chooser)[1]
             if layer.attention is not None:
                 x = x + attention(x, layer.attention, self.cache.layers[i], self.rope, batch, kernel=self.kernel)
             middle = x
@@ -108,7 +109,7 @@ class ReferenceModel:
                 x = x + dense(x, layer.dense, kernel=self.kernel)
             if block.moe is not None:
                 if y is None:
-                    normed, y = self._experts(x, layer, block, routing, ordinal)
+                    normed, y = self._experts(x, layer, block, routing, ordinal, chooser)
                 else:
                     assert layer.router is not None
                     normed = rms_norm(x, layer.router.norm, layer.router.eps)
@@ -119,7 +120,7 @@ class ReferenceModel:
         return x
 
     def _experts(
-        self, x: Tensor, layer: LayerWeights, block: Block, routing: Routing | None, ordinal: int
+        self, x: Tensor, layer: LayerWeights, block: Block, routing: Routing | None, ordinal: int, chooser: Chooser
     ) -> tuple[Tensor, Tensor]:
         """The normalised tokens and their routed experts' output; both [T, D]."""
         assert block.moe is not None
@@ -127,7 +128,7 @@ class ReferenceModel:
         assert layer.gate_up is not None
         assert layer.down is not None
         forced = None if routing is None else forced_choice(routing, ordinal, x.device)
-        normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel)
+        normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel, chooser=chooser)
         experts, activation = (layer.gate_up, layer.down), block.moe.activation
         y = expert_ffn(normed, *experts, ids, gates, activation=activation, implementation=self.kernel)
         return normed, y

@@ -1,6 +1,7 @@
 """Run a plan on its devices and report what it did cost, part by part, against its prediction."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,50 @@ from scipy.stats import gmean
 
 from ..spec import Plan, Report
 from ..spec.load import Load, worst
-from ..spec.report import Comparison, Lap, Machine, NumericalCheck, PartComparison, ProbeComparison, Reads, WeightsCheck
+from ..spec.report import (
+    Comparison,
+    ExpertsUsed,
+    Lap,
+    Machine,
+    NumericalCheck,
+    PartComparison,
+    ProbeComparison,
+    Reads,
+    SelectionReport,
+    WeightsCheck,
+)
+from ..spec.selection import Selection
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
 from .devices import verify_devices
 from .launch import Launcher
+from .selected import COMPARED_STEPS, check_prompts
 from .worker import Job, planned_trace, weight_source
 
 ENTRY = "moeplan.runtime.worker:run_plan"
 EXCHANGING = ("dispatch", "gather", "combine")  # parts whose time is mostly messages'
 STEP_BUDGET, CHECK_BUDGET = 45.0, 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection that a user asks for.
+
+    budget: largest divergence of the output that passes, in nats. prompts: tokens of the file ``text`` [sequences,
+    context + COMPARED_STEPS + 1]; without them random ones.
+    """
+
+    selection: Selection
+    budget: float
+    prompts: list[list[int]] | None = None
+    text: str = ""
+
+    def check(self, plan: Plan) -> None:
+        """Raise MoeplanError where it makes no sense for the plan."""
+        self.selection.check(plan.model, plan.workload)
+        if self.prompts is not None:
+            length = plan.workload.context + COMPARED_STEPS + 1
+            check_prompts(plan.model, self.prompts, plan.workload.sequences, length)
 
 
 def run(
@@ -36,6 +71,7 @@ def run(
     timeout: float = 300.0,
     probe: str | None = None,
     timeline: bool = False,
+    selecting: Selected | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Report:
     """Execute ``plan``'s step on its devices.
@@ -48,8 +84,12 @@ def run(
     timeout: seconds without a sign of life.
     probe: the entry that times the plan's probes before and after the steps (``profiler.PROBE``); none: left out.
     timeline: whether the report has what every device did in the step of median duration.
+    selecting: a selection of experts to compare with the model's own routing, which then runs.
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
     """
+    if selecting:
+        selecting.check(plan)
+        own_routing = True
     job = Job(
         plan=plan.to_json(),
         trace=str(trace.absolute()) if trace else None,
@@ -60,6 +100,8 @@ def run(
         own_routing=own_routing,
         probe=probe,
         timeline=timeline,
+        select=str(selecting.selection) if selecting else None,
+        prompts=selecting.prompts if selecting else None,
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
     source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
@@ -67,15 +109,22 @@ def run(
         source.check()
     verify_devices(plan, launcher.seated())
     results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)
-    return assemble(plan, results, tolerance, own_routing)
+    return assemble(plan, results, tolerance, own_routing, selecting)
 
 
-def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_routing: bool = False) -> Report:
+def assemble(
+    plan: Plan,
+    results: list[dict[str, Any]],
+    tolerance: float,
+    own_routing: bool = False,
+    selecting: Selected | None = None,
+) -> Report:
     """The report of every rank's result, in rank order; see ``worker.run_plan``."""
     # A step lasts as long as its slowest device.
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
     check, found = numerical_check(plan, results[0]["check"]), results[0].get("weights")
     weights, reads = WeightsCheck(**found) if found else None, reads_of([result["reads"] for result in results])
+    selection = selection_report(plan, results, selecting) if selecting else None
     return Report(
         plan=plan.digest(),
         model=plan.model.name,
@@ -87,17 +136,52 @@ def assemble(plan: Plan, results: list[dict[str, Any]], tolerance: float, own_ro
         check=check,
         weights=weights,
         tolerance=tolerance,
-        passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights)),
-        notes=(*notes(plan, check, own_routing, weights), *reads_note(reads)),
+        passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights, selection)),
+        notes=(*notes(plan, check, own_routing, weights), *reads_note(reads), *selection_notes(selection)),
         environment=results[0]["environment"],
         machine=machine(plan, results, step),
         reads=reads,
+        selection=selection,
         timeline=tuple(
             Lap(device=device, layer=layer, part=part, begin=begin, end=end)
             for device, result in enumerate(results)
             for layer, part, begin, end in result["laps"]
         ),
     )
+
+
+def selection_report(plan: Plan, results: list[dict[str, Any]], selecting: Selected) -> SelectionReport:
+    """Steps with the selection beside the others, and their output; see ``worker.run_plan``."""
+    exact, selected = (np.max([r[name] for r in results], axis=0) for name in ("steps", "selected"))
+    low, ratio, high = np.percentile(exact / selected, (10, 50, 90)).tolist()
+    found, result = results[0]["compared"], results[0]["check"]
+    used = zip(plan.model.moe_layers, found["used"], strict=True)
+    check = None
+    if result and "selected_error" in result:
+        check = numerical_check(plan, result | {"error": result["selected_error"]})
+    return SelectionReport(
+        selection=selecting.selection,
+        budget=selecting.budget,
+        text=selecting.text,
+        layers=tuple(ExpertsUsed(layer=i, experts=n, before=was, after=now) for i, (was, now, n) in used),
+        exact_seconds=float(np.median(exact)),
+        selected_seconds=float(np.median(selected)),
+        speedup=ratio,
+        speedup_low=low,
+        speedup_high=high,
+        check=check,
+        passed=found["divergence"] <= selecting.budget and (check is None or check.passed),
+        **{name: found[name] for name in ("divergence", "changed", "tokens", "perplexity")},
+    )
+
+
+def selection_notes(selection: SelectionReport | None) -> tuple[str, ...]:
+    result = []
+    if selection and not selection.text:
+        result.append("divergence is of random tokens after a random context; --text gives the model something to read")
+    if selection and selection.check is None:
+        result.append("the selected output was not compared with a reference: only in f32, where the reference fits")
+    return tuple(result)
 
 
 def machine(plan: Plan, results: list[dict[str, Any]], step: Comparison) -> Machine:

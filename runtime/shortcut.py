@@ -13,7 +13,7 @@ from torch import Tensor
 from ..spec import Model
 from ..spec.operators import Part
 from .layout import Layout
-from .router import Choice, route
+from .router import Choice, Chooser, choose, route
 from .strategies import Strategy
 from .strategies.ep import ExpertParallel, Flight
 from .weights import LayerWeights
@@ -31,7 +31,8 @@ class _Trip:
 
 
 class Beside:
-    """``layers``: those of this step; ``choice``: forced experts of a layer, or None; ``lap`` books time of a layer."""
+    """``layers``: those of this step; ``choice``: forced experts of a layer, or None; ``lap`` books time of a layer;
+    ``chooser``: how experts are chosen otherwise."""
 
     def __init__(
         self,
@@ -41,9 +42,10 @@ class Beside:
         layout: Layout,
         choice: Callable[[int], Choice | None],
         lap: Callable[[int, Part], Any],
+        chooser: Chooser = choose,
     ) -> None:
         self._model, self._layers, self._strategies, self._layout = model, layers, strategies, layout
-        self._choice, self._lap = choice, lap
+        self._choice, self._lap, self._chooser = choice, lap, chooser
         self._trips: dict[int, _Trip] = {}
 
     def read(self, index: int, x: Tensor, state: str) -> None:
@@ -56,7 +58,7 @@ class Beside:
         assert weights.router is not None
         assert isinstance(strategy, ExpertParallel)
         lap = partial(self._lap, index)
-        normed, ids, gates = route(x, weights.router, block.moe, self._choice(index))
+        normed, ids, gates = route(x, weights.router, block.moe, self._choice(index), chooser=self._chooser)
         lap("route")
         self._trips[index] = _Trip(strategy, strategy.begin(normed, ids, gates, self._layout, lap), lap)
 

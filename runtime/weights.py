@@ -39,13 +39,19 @@ class AttentionWeights:
 
 @dataclass(frozen=True, eq=False)
 class RouterWeights:
-    """norm: [D], applied before the router and the experts; weight: [experts, D]; biases: [experts] or None."""
+    """norm: [D], applied before the router and the experts; weight: [experts, D]; biases: [experts] or None.
+
+    noise: [experts, D] of a noisy gate. Of a cosine gate projection: [R, D], temperature: [1], weight: [experts, R].
+    """
 
     eps: float
     norm: Tensor
     weight: Tensor
     bias: Tensor | None
     correction_bias: Tensor | None
+    noise: Tensor | None = None
+    projection: Tensor | None = None
+    temperature: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,15 @@ from .check import checked_layers, first_layers, planned_output, reference_outpu
 from .checkpoint import Checkpoint
 from .coherent import executor_of
 from .devices import verify_devices
-from .executor import DTYPES, Executor
+from .executor import DTYPES, Executor, Output
 from .launch import Rank
 from .launch.rank import resolve_entry
 from .load import LoadMeter
 from .memory import PeakMemory, available_bytes, keep_freed_memory, return_freed_memory
 from .random_weights import RandomWeights, random_tensor
+from .router import Chooser, choose
+from .selected import COMPARED_STEPS, Selecting
+from .selection import Selector
 from .timers import Timers
 from .weights import WeightSource
 from .weights_check import check_weights
@@ -38,7 +41,8 @@ WARM_UP_SHARE = 0.25  # of the budget: a second warm-up step if the first took l
 @dataclass(frozen=True)
 class Job:
     """What ``run`` asks of the ranks; JSON. ``probe``: the entry that times the plan's probes, if wanted; ``timeline``:
-    whether the laps of a step are."""
+    whether the laps of a step are; ``select``: a selection of experts to compare, with the tokens ``prompts`` of every
+    sequence, the context, ``COMPARED_STEPS`` and one more."""
 
     plan: str
     trace: str | None
@@ -49,6 +53,8 @@ class Job:
     own_routing: bool = False
     probe: str | None = None
     timeline: bool = False
+    select: str | None = None
+    prompts: list[list[int]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,7 +68,8 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     where nothing rests outside memory), ``load`` during the steps,
     ``probes`` [before the steps, after them] seconds of each, ``memory`` peak bytes, ``environment``, and on rank 0
     ``check`` {layers, error} or None where it does not fit, and ``weights``, see ``check_weights``, or None without a
-    checkpoint.
+    checkpoint. With a selection of experts also ``selected`` [seconds of each repetition], ``compared``, see
+    ``compare_outputs``, and in ``check`` ``selected_error``, None in low precision.
     Raises MoeplanError for another trace, or devices other than the plan's.
     """
     return_freed_memory()
@@ -79,41 +86,81 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     begin = perf_counter()
     rank.emit({"what": "loading weights"})
     source = weight_source(plan, plan.model, task.weights_folder, rank.device)
-    executor = executor_of(plan, rank.rank, source, device=rank.device, capacity=workload.context + workload.length)
+    more = COMPARED_STEPS if task.select else workload.length
+    executor = executor_of(plan, rank.rank, source, device=rank.device, capacity=workload.context + more)
     executor.cache.fill(workload.context, plan.seed)
     inputs = step_inputs(plan).to(rank.device)
+    selecting = Selecting.of(plan, executor, task.select, task.prompts) if task.select else None
     load_seconds = agree(perf_counter() - begin, rank.device)
     keep_freed_memory()
     rank.emit({"what": "warming up"})
 
-    measured = measure(executor, inputs, routing, task, plan, rank)
+    measured = measure(executor, inputs, routing, task, plan, rank, selecting)
+    if selecting:
+        rank.emit({"what": f"comparing the output of {task.select}"})
+        measured |= {"compared": selecting.compare()}
+        executor.cache.fill(workload.context, plan.seed)  # the check's own
     peak = memory.bytes()
     probes.append(run_probe(rank, task, plan))
 
-    step_seconds = agree(max(measured["steps"]), rank.device)
-    free = available_bytes(rank.device) + peak  # what the executor holds is freed first
-    layers = checked_layers(plan, task.check_budget, free, step_seconds, load_seconds) if rank.rank == 0 else 0
-    layers = int(agree(layers, rank.device))
+    layers = layers_to_check(plan, task.check_budget, peak, max(measured["steps"]), load_seconds, rank)
     rank.emit({"what": f"checking {layers} of {len(plan.model.layers)} layers"})
     check = None
     if layers:
         if routing is None and plan.dtype != "f32":
             # A router's close call may go either way in low precision: the check compares the same choices.
             routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
-        output = planned_output(executor, inputs, routing, workload.context, layers)
-        del executor, source
+        cases = check_cases(routing, selecting, plan)
+        outputs = [
+            planned_output(executor, inputs, case.routing, workload.context, layers, case.on_ranks)
+            for case in cases.values()
+        ]
+        del executor, source, selecting
         gc.collect()
         dist.barrier()
         if rank.rank == 0:
             source = weight_source(plan, first_layers(plan.model, layers), task.weights_folder, rank.device)
-            reference = reference_output(plan, source, inputs, routing)
-            check = {"layers": layers, "error": relative_error(output, reference)}
+            errors = compare_with_reference(plan, source, inputs, cases, outputs)
+            check = {"layers": layers, **errors}
     weights = None
     if task.weights_folder and rank.rank == 0:
         rank.emit({"what": "checking the weights"})
         weights = check_weights(plan.model, Path(task.weights_folder), max(layers, 1), plan.seed)
     found = {"probes": probes, "memory": peak, "check": check, "weights": weights}
     return {**measured, **found, "environment": environment(rank)}
+
+
+def layers_to_check(plan: Plan, budget: float, peak: int, step_seconds: float, load_seconds: float, rank: Rank) -> int:
+    """Layers that all ranks compare with the reference: as many as rank 0 has time and memory for."""
+    step_seconds = agree(step_seconds, rank.device)
+    free = available_bytes(rank.device) + peak  # what the executor holds is freed first
+    layers = checked_layers(plan, budget, free, step_seconds, load_seconds) if rank.rank == 0 else 0
+    return int(agree(layers, rank.device))
+
+
+class CheckCase(NamedTuple):
+    """A step that is compared with the reference: its routing, or who chooses on the ranks and in the reference."""
+
+    routing: Routing | None
+    on_ranks: Chooser = choose
+    alone: Chooser = choose
+
+
+def check_cases(routing: Routing | None, selecting: Selecting | None, plan: Plan) -> dict[str, CheckCase]:
+    """The step as it is, and with the selection; in low precision close calls of it may go either way for a whole
+    batch, so that it is left out."""
+    cases = {"error": CheckCase(routing)}
+    if selecting and plan.dtype == "f32":
+        cases["selected_error"] = CheckCase(None, selecting.selector, Selector(selecting.selector.selection))
+    return cases
+
+
+def compare_with_reference(
+    plan: Plan, source: WeightSource, inputs: Tensor, cases: dict[str, CheckCase], outputs: list[Output]
+) -> dict[str, float]:
+    """Relative error of each case's output of the ranks."""
+    wanted = [reference_output(plan, source, inputs, case.routing, case.alone) for case in cases.values()]
+    return dict(zip(cases, map(relative_error, outputs, wanted), strict=True))
 
 
 def run_probe(rank: Rank, task: Job, plan: Plan) -> list[float]:
@@ -164,30 +211,41 @@ def agree(value: float, device: torch.device) -> float:
 
 
 def measure(
-    executor: Executor, inputs: Tensor, routing: Routing | None, task: Job, plan: Plan, rank: Rank
+    executor: Executor,
+    inputs: Tensor,
+    routing: Routing | None,
+    task: Job,
+    plan: Plan,
+    rank: Rank,
+    selecting: Selecting | None = None,
 ) -> dict[str, Any]:
     """Steps after a warm-up, each from a barrier: seconds of each step, and of each part in each step, on this rank.
 
-    Without ``routing`` the model's routers choose.
+    Without ``routing`` the model's routers choose. With ``selecting`` its tokens are processed, and after every step
+    one that selects.
     """
     layout, timers, context = executor.layout, Timers(rank.device), plan.workload.context
+    inputs = selecting.tokens[:, 0] if selecting else inputs
     own, forced = inputs[layout.own], executor.forced(routing, layout) if routing else None
     steps: list[float] = []
+    selected: list[float] = []
     parts: list[dict[tuple[int, Part], float]] = []
     laps: list[list[tuple[int, Part, float, float]]] = []
 
-    def step() -> float:
+    def step(chooser: Chooser = choose) -> float:
         dist.barrier()
         synchronize(rank.device)
         begin = perf_counter()
         timers.start()
-        executor.step(own, layout, context, forced=forced, timers=timers)
+        executor.step(own, layout, context, forced=forced, timers=timers, chooser=chooser)
         synchronize(rank.device)
         return perf_counter() - begin
 
     seconds = agree(step(), rank.device)
     if seconds < WARM_UP_SHARE * task.step_budget:  # the first step also pays for what is made once
         seconds = agree(step(), rank.device)
+    if selecting:
+        seconds += agree(step(selecting.selector), rank.device)
     meter = LoadMeter()
     count = task.repetitions or repetitions(seconds, task.step_budget)
     said, before = 0.0, executor.reads()
@@ -196,11 +254,14 @@ def measure(
         parts.append(timers.seconds())
         if task.timeline:
             laps.append(timers.laps())
+        if selecting:
+            selected.append(step(selecting.selector))
         if i + 1 == count or perf_counter() - said > SAY_EVERY:
             said = perf_counter()
             rank.emit({"done": i + 1, "of": count, "what": f"step {i + 1}: {steps[-1]:.3g} s"})
     return {
         "steps": steps,
+        "selected": selected,
         "load": meter.since(meter.begin).model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
         "laps": laps[usual_step(steps, rank.device)] if task.timeline else [],

@@ -29,6 +29,7 @@ from .arguments import (
     optional,
     workload_of,
 )
+from .selecting import selected_of
 
 if TYPE_CHECKING:
     from ..spec.report import Report
@@ -216,6 +217,9 @@ def run(
     lab: str | Path | None = None,
     weights: str | Path | None = None,
     own_routing: bool = False,
+    select: str | None = None,
+    quality_budget: float | None = None,
+    text: str | Path | None = None,
     tolerance: float = 0.5,
     repetitions: int | None = None,
     timeout: float = 300.0,
@@ -226,6 +230,7 @@ def run(
     trace: the plan's, where it was not read from a file or the file has moved. lab: the YAML file of the emulated
     cluster that the plan is for. weights: folder of Hugging Face safetensors; random weights without it. own_routing:
     the model's routers choose the experts. tolerance: largest |predicted / measured - 1| of the step that passes.
+    select, quality_budget, text: compare decoding steps that use fewer experts, see ``moeplan run --help``.
     timeout: seconds without a sign of life of any rank.
 
     >>> report = run(plan)  # doctest: +SKIP
@@ -234,6 +239,7 @@ def run(
     decided, _ = document("plan", plan, Plan)
     check_seconds(timeout=timeout)
     check_whole(repetitions=repetitions)
+    selecting = selected_of(decided, select, quality_budget, _path(text), _path(weights))
     # torch takes seconds to import: a wrong file is refused before.
     from ..profiler import PROBE
     from ..runtime.launch.choose import choose_launcher
@@ -252,6 +258,7 @@ def run(
             repetitions=repetitions,
             timeout=timeout,
             probe=PROBE,
+            selecting=selecting,
             on_event=on_event,
         )
 

@@ -56,6 +56,8 @@ def _missing(model: Model, block: Block) -> str:
             return "the clamped SwiGLU activation"
         if ffn is not None and ffn.bias:
             return "biases in the FFN"
+    if block.moe and block.moe.gate.score == "expert_choice":
+        return "expert choice in a causal model: whether an expert takes a token depends on tokens that come later"
     if block.moe and block.moe.zero_experts:
         return "identity (zero-computation) experts"
     return ""

@@ -9,12 +9,13 @@ in the dtype and dequantises on loading. ``..._bytes`` are as stored, scales inc
 """
 
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from .document import Document, Part
-from .storage import Shape, Storage, stored_bytes
+from .gate import Gate as Gate  # a part of Moe, and known by this address
+from .storage import Extent, Shape, Storage, stored_bytes
 
 DType = Literal["f32", "bf16", "f16"]
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
@@ -22,7 +23,7 @@ Activation = Literal["silu", "gelu", "relu", "swiglu_clamped"]
 MAX_LAYERS = 512
 """Of a model, placement or trace: four times the deepest published one; each takes time and memory everywhere."""
 MAX_EXPERTS = 65536
-Size = Annotated[int, Field(ge=1, lt=2**31)]
+Size = Extent
 
 
 class Attention(Part):
@@ -147,22 +148,6 @@ class Dense(Part):
         return (2 if self.gated else 1) * self.ffn_size + hidden if self.bias else 0
 
 
-class Gate(Part):
-    """How a token chooses its experts and weighs them."""
-
-    score: Literal["softmax", "sigmoid", "softmax_topk"] = Field(
-        "softmax", description="softmax over all experts, sigmoid, or softmax over the chosen top-k only"
-    )
-    normalize: bool = Field(True, description="gate weights of the chosen experts are divided by their sum")
-    scale: float = Field(1.0, gt=0, description="factor on the gate weights (routed scaling factor)")
-    bias: bool = Field(False, description="the router's linear layer has a bias")
-    correction_bias: bool = Field(
-        False, description="a bias per expert enters the choice, not the weight (DeepSeek-V3)"
-    )
-    groups: Size = Field(1, description="group-limited routing: groups of experts")
-    top_groups: Size = Field(1, description="group-limited routing: groups a token may use")
-
-
 class Moe(Part):
     """A mixture-of-experts feed-forward network."""
 
@@ -218,8 +203,7 @@ class Moe(Part):
     def _routing(self, hidden: int) -> int:
         """Values of the router and of the shared expert's gate."""
         outputs = self.num_experts + self.zero_experts
-        count = hidden * outputs + outputs * (self.gate.bias + self.gate.correction_bias)
-        return count + (hidden if self.shared_gate else 0)
+        return self.gate.parameters(hidden, outputs) + (hidden if self.shared_gate else 0)
 
 
 class Block(Part):

@@ -106,9 +106,11 @@ def attention_shape(block: Block, tensor_parallel: int = 1) -> Shape:
 
 
 def route_shape(block: Block) -> Shape:
+    """Shape of ``route``; gates that take the same products are timed alike, cosine gates by their rank."""
     m = block.moe
     assert m is not None
-    return {"hidden": block.hidden_size, "experts": m.num_experts, "top_k": m.top_k}
+    projected: Shape = {} if m.gate.rank is None else {"rank": m.gate.rank}
+    return {"hidden": block.hidden_size, "experts": m.num_experts, "top_k": m.top_k} | projected
 
 
 def expert_shape(block: Block) -> Shape:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .document import Document, Part
 from .load import Load
+from .selection import Selection
 
 if TYPE_CHECKING:
     import pandas
@@ -98,6 +99,40 @@ class Reads(Part):
     vain: float = Field(description="read besides, and not needed")
 
 
+class ExpertsUsed(Part):
+    """Distinct experts of one layer in a step, means over the compared steps."""
+
+    layer: int = Field(description="index among all layers")
+    experts: int = Field(description="how many the layer has")
+    before: float
+    after: float
+
+
+class SelectionReport(Part):
+    """Decoding steps with a batch-aware selection of experts beside steps without, and how far the output moved.
+
+    Both kinds of steps ran in turn. Divergence is the mean over ``tokens`` distributions of the next token.
+    """
+
+    selection: Selection
+    budget: float = Field(ge=0, description="largest divergence that passes, in nats")
+    divergence: float = Field(description="mean Kullback-Leibler divergence from the exact distribution, in nats")
+    changed: float = Field(ge=0, le=1, description="part of the distributions whose likeliest token is another one")
+    tokens: int = Field(description="distributions that were compared")
+    text: str = Field("", description="what the model read; empty: random tokens after a random context")
+    perplexity: tuple[float, float] | None = Field(None, description="of the text, exact and selected")
+    layers: tuple[ExpertsUsed, ...]
+    exact_seconds: float = Field(description="median step without selection")
+    selected_seconds: float = Field(description="median step with it")
+    speedup: float = Field(description="median over pairs of steps of exact / selected")
+    speedup_low: float = Field(description="10th percentile of the same")
+    speedup_high: float = Field(description="90th percentile")
+    check: NumericalCheck | None = Field(
+        description="the selected step beside a reference that selects by the same rule"
+    )
+    passed: bool
+
+
 class Report(Document):
     """Predicted, measured, error."""
 
@@ -118,6 +153,7 @@ class Report(Document):
     environment: dict[str, str]
     machine: Machine | None = None
     reads: Reads | None = Field(None, description="of offload plans")
+    selection: SelectionReport | None = Field(None, description="where a selection was asked for")
     timeline: tuple[Lap, ...] = Field((), description="the step of median duration, where it was asked for")
 
     def parts_frame(self) -> "pandas.DataFrame":

@@ -19,6 +19,7 @@ ALONE = {
     "test_run",
     "test_run_placement",
     "test_run_weights",
+    "test_selection_run",
     "test_strategies",
     "test_two_hosts",
 }

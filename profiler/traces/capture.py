@@ -55,7 +55,8 @@ def capture(
     longest = getattr(config, "max_position_embeddings", None)
     if isinstance(longest, int) and sequence_length > longest:
         raise MoeplanError(f"sequences of {sequence_length} tokens: {config_path} allows at most {longest}")
-    sequences, tokenizer_name = read_sequences(transformers, folder, config, Path(text), tokens, sequence_length, seed)
+    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
+    sequences, tokenizer_name = read_sequences(folder, vocabulary, Path(text), tokens, sequence_length, seed)
     net = load_model(transformers, folder, config, config_path, random_weights, seed, device)
     recording = _record(net, sequences, device, on_event)
     origin = f"random weights, seed {seed}" if random_weights else "its own weights"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...spec import MoeplanError
+from ...spec import Model, MoeplanError
 from ...spec.claims import check_unclaimed
 from ...spec.files import read_bytes, read_text
 from ..devices import memory_available
@@ -24,7 +24,7 @@ def import_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        raise MoeplanError("capturing a trace needs Transformers: pip install 'moeplan[hf]'") from None
+        raise MoeplanError("capturing a trace and tokenizing need Transformers: pip install 'moeplan[hf]'") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -60,11 +60,10 @@ def read_config(transformers: ModuleType, path: Path) -> Any:
 
 
 def read_sequences(
-    transformers: ModuleType, folder: Path, config: Any, text: Path, tokens: int, length: int, seed: int
+    folder: Path, vocabulary: int, text: Path, tokens: int, length: int, seed: int
 ) -> tuple[list[Tensor], str]:
     """A seeded choice of the text's consecutive pieces, in the text's order, as int64 [length]; and how it was read."""
-    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
-    ids, first, how = _tokenize(transformers, folder, text, vocabulary)
+    ids, first, how = _tokenize(folder, text, vocabulary)
     if len(ids) and int(ids.max()) >= vocabulary:
         raise MoeplanError(f"{folder}: its tokenizer gives token {int(ids.max())}, vocab_size is {vocabulary}")
     first = first if length > 1 else []
@@ -82,13 +81,14 @@ def read_sequences(
     return rows, how
 
 
-def _tokenize(transformers: ModuleType, folder: Path, text: Path, vocabulary: int) -> tuple[Tensor, list[int], str]:
+def _tokenize(folder: Path, text: Path, vocabulary: int) -> tuple[Tensor, list[int], str]:
     """Token ids of a text, int64; the tokens that a sequence begins with; and what made them."""
     raw = read_bytes(text, MAX_TEXT_BYTES)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         if vocabulary < 256:
             raise MoeplanError(f"{folder}: has no tokenizer, and vocab_size {vocabulary} is too small for bytes (256)")
         return torch.from_numpy(np.frombuffer(raw, np.uint8).astype(np.int64)), [], "bytes (no tokenizer)"
+    transformers = import_transformers()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         ids = tokenizer(raw.decode("utf-8"), add_special_tokens=False, verbose=False)["input_ids"]
@@ -100,6 +100,12 @@ def _tokenize(transformers: ModuleType, folder: Path, text: Path, vocabulary: in
         raise MoeplanError(f"{folder}: its tokenizer does not work ({_first_line(error)})") from None
     first = [tokenizer.bos_token_id] if begins else []
     return torch.tensor(ids, dtype=torch.long), first, f"{type(tokenizer).__name__} tokens"
+
+
+def read_prompts(folder: Path, model: Model, text: Path, sequences: int, length: int, seed: int) -> list[list[int]]:
+    """Tokens [sequences, length] of a text, as the tokenizer of the model's folder gives them, or its bytes."""
+    rows, _ = read_sequences(folder, model.vocab_size, text, sequences * length, length, seed)
+    return [row.tolist() for row in rows]
 
 
 def load_model(

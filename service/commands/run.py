@@ -17,7 +17,9 @@ from ...spec.workload import Workload
 from ..console import note, out, print_json, progress, say
 from ..options import CLUSTER, WORKLOAD, output_option, picture_option
 from ..pages.report import draw_report, machine_notes, report_table
+from ..pages.selection import selection_table
 from ..pages.timeline import perfetto
+from ..selecting import selected_of
 
 PLANNING = 1e6  # seconds, which is no limit: under torchrun every rank must make the same plan
 
@@ -55,6 +57,26 @@ def run(
     own_routing: Annotated[
         bool, typer.Option("--own-routing", help="The model's routers choose the experts, not the plan's trace.")
     ] = False,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE:N",
+            help="Compare decoding steps that use fewer experts with the model's own routing: lynx:EXPERTS of a layer "
+            "for the batch, or piggyback:CHOICES of a token that are always kept.",
+        ),
+    ] = None,
+    quality_budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="NATS",
+            help="With --select: largest mean divergence of the next token's distribution that passes.",
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="With --select and --weights: text that the model reads; by default random tokens."),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="Largest error of the step: |predicted / measured - 1|.")
     ] = 0.5,
@@ -82,7 +104,8 @@ def run(
 ) -> None:
     """Execute a plan or a placement, compare its output with a plain reference and its time with the prediction.
 
-    Exit code 1 when either is beyond tolerance. Under torchrun every process is a rank.
+    Exit code 1 when either is beyond tolerance, or a selection's divergence above its budget. Under torchrun every
+    process is a rank.
 
     Example: `moeplan run plan.json --picture report.png`; of a placement:
     `moeplan run --placement place.json --model olmoe --trace trace.npz --workload prefill:512`
@@ -98,6 +121,7 @@ def run(
         if timeline is not None:
             del planning["--cluster"]
         plan = _planned(plan_path, [option for option, value in planning.items() if value is not None])
+    selecting = selected_of(plan, select, quality_budget, text, weights)
     predicted = _simulated(plan, cluster, trace) if timeline and cluster else None
     # torch takes seconds to import: wrong files are refused before.
     from ...profiler import PROBE
@@ -123,6 +147,7 @@ def run(
             timeout=timeout,
             probe=PROBE,
             timeline=timeline is not None,
+            selecting=selecting,
             on_event=show,
         )
         if not is_primary(launcher):
@@ -131,12 +156,14 @@ def run(
     if picture:
         draw_report(report, picture)
     if timeline:
-        text = perfetto(report.timeline, predicted)
-        write_atomically(timeline, lambda f: f.write(text.encode()))
+        events = perfetto(report.timeline, predicted)
+        write_atomically(timeline, lambda f: f.write(events.encode()))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
         out.print(report_table(report))
+        if report.selection:
+            out.print(selection_table(report.selection))
         for known in (*report.notes, *machine_notes(report)):
             note(known)
         say(f"wrote {' and '.join(str(path) for path in (output, picture, timeline) if path)}")
