@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -59,6 +59,11 @@ bench-systems: setup
 
 bench-coherent: setup
 	$(BIN)/python -m moeplan.benchmarks.coherent
+
+# MOMENTS: of each strategy.
+MOMENTS ?= 100
+bench-kills: setup
+	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS)
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup
