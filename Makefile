@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-layers bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -59,6 +59,10 @@ bench-systems: setup
 
 bench-coherent: setup
 	$(BIN)/python -m moeplan.benchmarks.coherent
+
+# One layer beside Transformers' and DeepSpeed-MoE's; the last are measured where DeepSpeed is installed.
+bench-layers: setup
+	for case in local link skew; do $(BIN)/python -m moeplan.benchmarks.layers --case $$case || exit 1; done
 
 # MOMENTS: of each strategy.
 MOMENTS ?= 100
