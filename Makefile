@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-layers bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-layers bench-settings bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -63,6 +63,11 @@ bench-coherent: setup
 # One layer beside Transformers' and DeepSpeed-MoE's; the last are measured where DeepSpeed is installed.
 bench-layers: setup
 	for case in local link skew; do $(BIN)/python -m moeplan.benchmarks.layers --case $$case || exit 1; done
+
+# Twelve fixed lab settings and twelve drawn by SEED; goes on where it was stopped.
+SEED ?= 1
+bench-settings: setup
+	$(BIN)/python -m moeplan.benchmarks.settings --seed $(SEED)
 
 # MOMENTS: of each strategy.
 MOMENTS ?= 100
