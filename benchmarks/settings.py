@@ -47,7 +47,7 @@ FIXED = [
     Setting(FAST, "top8", "decode:64@128"),
     Setting(FAST, "tiny-moe", "prefill:4096@512"),
 ]
-DRAWN_LABS, OF_EACH = 4, 3
+DRAWN_LABS, OF_EACH = 3, 4
 SHARES = {1: (0.45, 0.6, 0.75, 0.9), 2: (0.22, 0.3, 0.38, 0.45)}  # by devices of a host
 RATES = (0.05, 0.2, 0.5, 2.0, 5.0)
 MODELS = ("tiny-moe", "lab-moe", "top8")
@@ -55,13 +55,15 @@ WORKLOADS = ("prefill:128", "prefill:512", "prefill:2048", "decode:8@128", "deco
 
 
 def drawn(seed: int) -> list[Setting]:
-    """Twelve settings in four labs."""
+    """Twelve settings in three labs."""
     draw = random.Random(seed)
-    found: dict[Setting, None] = {}
-    for _ in range(DRAWN_LABS):
+    labs: dict[LabShape, None] = {}
+    while len(labs) < DRAWN_LABS:
         ranks = draw.choice((1, 2))
-        lab = LabShape((draw.choice(SHARES[ranks]), draw.choice(SHARES[ranks])), ranks, draw.choice(RATES))
-        while sum(setting.lab == lab for setting in found) < OF_EACH:
+        labs[LabShape((draw.choice(SHARES[ranks]), draw.choice(SHARES[ranks])), ranks, draw.choice(RATES))] = None
+    found: dict[Setting, None] = {}
+    for i, lab in enumerate(labs):
+        while len(found) < (i + 1) * OF_EACH:
             found[Setting(lab, draw.choice(MODELS), draw.choice(WORKLOADS), draw.random() < 0.7)] = None
     return list(found)
 
