@@ -28,6 +28,7 @@ PROFILE_SECONDS, SOLVE_SECONDS = 75.0, 12.0
 STEP_SECONDS, CHECK_SECONDS = 3.0, 2.0  # of each plan and round; checks are made in the first
 HOPELESS = 5.0  # a strategy predicted to take so many times the fastest one's seconds is not run
 CHOSEN = "chosen"
+NEEDED = ("sharded", "gathered")  # what fits into tight memory
 
 Say = Callable[[str], None]
 
@@ -52,8 +53,8 @@ class LabShape:
 
 @dataclass(frozen=True)
 class Setting:
-    """``model``: of the catalogue, or a folder of examples/labs. ``tight``: memory for what ``gathered`` needs and a
-    fiftieth more, so that the devices cannot all hold everything."""
+    """``model``: of the catalogue, or a folder of examples/labs. ``tight``: memory for what ``sharded`` and ``gathered``
+    need and a fiftieth more, so that the devices cannot all hold everything."""
 
     lab: LabShape
     model: str
@@ -96,14 +97,14 @@ def plans_of(setting: Setting, cluster: Cluster, trace: Trace | None = None, tra
 
     limit = None
     if setting.tight:
-        limit = int(1.02 * max(m.total for m in solved("gathered", None, even=True).predicted.memory))
+        needed = [solved(name, None, even=True).predicted.memory for name in NEEDED]
+        limit = int(1.02 * max(device.total for devices in needed for device in devices))
     found = {}
     for strategy in STRATEGIES:
         try:
             found[strategy] = solved(strategy, limit)
-        except MoeplanError as error:  # one device on a host has no levels, prompts are not coherent
-            if strategy in ("ep", "sharded", "gathered"):
-                raise MoeplanError(f"{setting.lab}, {setting}, {strategy}: {error}") from None
+        except MoeplanError:  # no levels with one device on a host, prompts are not coherent, memory is short
+            continue
     return found | {CHOSEN: solved(None, limit)}
 
 
