@@ -125,8 +125,8 @@ def page(groups: dict[str, list[Setting]], folder: Path, command: str) -> str:
         "Predicted / measured ms of a step: the median over the rounds' medians. slow: predicted to take five times as "
         "long as the fastest, and not run; empty: not possible there. / best: measured time of the choice over that "
         "of the fastest plan. Error: predicted over measured less one. Spread: within a round (90th - 10th percentile "
-        "over median), the largest. Devices have memory for what `sharded` and `gathered` need unless it says otherwise.\n\n"
-        + "\n".join([*lines, "", *summaries, ""])
+        "over median), the largest. Devices have memory for what `sharded` and `gathered` need unless it says "
+        "otherwise.\n\n" + "\n".join([*lines, "", *summaries, ""])
     )
 
 

@@ -53,8 +53,8 @@ class LabShape:
 
 @dataclass(frozen=True)
 class Setting:
-    """``model``: of the catalogue, or a folder of examples/labs. ``tight``: memory for what ``sharded`` and ``gathered``
-    need and a fiftieth more, so that the devices cannot all hold everything."""
+    """``model``: of the catalogue, or a folder of examples/labs. ``tight``: memory for what ``sharded`` and
+    ``gathered`` need and a fiftieth more, so that the devices cannot all hold everything."""
 
     lab: LabShape
     model: str
