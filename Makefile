@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-kills bench-layers bench-settings bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-coherent bench-crossover bench-duplicates bench-kills bench-layers bench-settings bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -68,6 +68,12 @@ bench-layers: setup
 SEED ?= 1
 bench-settings: setup
 	$(BIN)/python -m moeplan.benchmarks.settings --seed $(SEED)
+
+bench-crossover: setup
+	for case in sharded map; do $(BIN)/python -m moeplan.benchmarks.crossover --case $$case || exit 1; done
+
+bench-duplicates: setup
+	$(BIN)/python -m moeplan.benchmarks.duplicates
 
 # MOMENTS: of each strategy.
 MOMENTS ?= 100

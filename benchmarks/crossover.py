@@ -11,6 +11,7 @@ for each link rate; what is in the folder is not measured again. Linux and root.
 import argparse
 import json
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -157,9 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say = lambda text: console.print(text, style="dim")  # noqa: E731
     found = cells(case, args.measure, args.folder, args.minutes, say)
     routing = ", a tenth of the experts with 60 % of the tokens" if case.skewed else ""
+    command = shlex.join(["python", "-m", "moeplan.benchmarks.crossover", *sys.argv[1:]])
     text = (
         f"# The fastest strategy over tokens and link rates: {args.case}\n\n{processor()}, Linux {platform.release()}; "
-        f"`python -m moeplan.benchmarks.crossover {' '.join(sys.argv[1:])}`. Two emulated hosts of one device of 0.9 "
+        f"`{command}`. Two emulated hosts of one device of 0.9 "
         f"cores; {case.model}, prompts of 16 tokens{routing}. Predicted / measured, of {', '.join(COMPARED)} in every "
         f"layer; bold: not as predicted.\n\n{picture(case, found)}\n\nMilliseconds of a step, predicted / measured; "
         f"chosen: by `solve`, layer by layer.\n\n{details(case, found)}\n"

@@ -11,6 +11,7 @@ Exchange: all of a layer's seconds that are not its experts', mean over devices;
 
 import argparse
 import platform
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -165,9 +166,10 @@ def main() -> None:
     with Lab(LabSpec.model_validate({"name": "duplicates", "hosts": hosts, "uplink_gbit": args.gbit})) as lab:
         results = LabLauncher(lab).run(ENTRY, job, timeout=120)
     s = SHAPE
+    command = shlex.join(["python", "-m", "moeplan.benchmarks.duplicates", *sys.argv[1:]])
     text = (
         f"# Tokens that tensor-parallel devices share, sent once or by each\n\n{processor()}, Linux "
-        f"{platform.release()}; `python -m moeplan.benchmarks.duplicates {' '.join(sys.argv[1:])}`. Two emulated hosts "
+        f"{platform.release()}; `{command}`. Two emulated hosts "
         f"of {tensor} devices of {share:g} cores, {args.gbit:g} Gbit/s between them; {s.experts} experts of {s.ffn}, "
         f"top-{s.top_k}, hidden {s.hidden}, f32. Exchange: what is not the experts' time, mean over devices; layer: "
         "the slowest device; medians over interleaved rounds, spread (90th - 10th percentile) / median. Outputs are "

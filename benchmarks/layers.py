@@ -17,6 +17,7 @@ DeepSpeed is no dependency; it is measured where it is installed, in an environm
 
 import argparse
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -131,7 +132,7 @@ def main() -> None:
     if args.dtypes:
         case = Case(**{**vars(case), "dtypes": tuple(args.dtypes.split(","))})
     results = measured(case, args.seconds)
-    command = f"python -m moeplan.benchmarks.layers {' '.join(sys.argv[1:])}".strip()
+    command = shlex.join(["python", "-m", "moeplan.benchmarks.layers", *sys.argv[1:]])
     text = page(args.case, case, results, command)
     output = args.output or HERE / "results" / f"layers-{args.case}.md"
     write_atomically(output, lambda file: file.write(text.encode()))

@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import random
+import shlex
 import sys
 from pathlib import Path
 from statistics import mean, median
@@ -143,7 +144,8 @@ def main() -> None:
     asked = [setting for name, group in groups.items() if name.startswith(args.only or "") for setting in group]
     say = lambda text: console.print(text, style="dim")  # noqa: E731
     measure_settings(asked, args.folder, args.rounds, say, args.minutes)
-    text = page(groups, args.folder, f"python -m moeplan.benchmarks.settings {' '.join(sys.argv[1:])}")
+    command = shlex.join(["python", "-m", "moeplan.benchmarks.settings", *sys.argv[1:]])
+    text = page(groups, args.folder, command)
     write_atomically(args.output, lambda file: file.write(text.encode()))
     print(text)
 
