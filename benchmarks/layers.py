@@ -21,7 +21,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +128,9 @@ def main() -> None:
     args = parser.parse_args()
     case = CASES[args.case]
     if args.tokens:
-        case = Case(**{**vars(case), "tokens": tuple(map(int, args.tokens.split(",")))})
+        case = replace(case, tokens=tuple(map(int, args.tokens.split(","))))
     if args.dtypes:
-        case = Case(**{**vars(case), "dtypes": tuple(args.dtypes.split(","))})
+        case = replace(case, dtypes=tuple(args.dtypes.split(",")))
     results = measured(case, args.seconds)
     command = shlex.join(["python", "-m", "moeplan.benchmarks.layers", *sys.argv[1:]])
     text = page(args.case, case, results, command)
