@@ -121,7 +121,7 @@ def page(name: str, case: Case, results: list[dict[str, Any]], command: str) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", choices=list(CASES), default="local")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for the calls of a row; five rounds at least")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for the calls of a row; three rounds at least")
     parser.add_argument("--tokens", help="comma-separated, other than the case's")
     parser.add_argument("--dtypes", help="comma-separated, other than the case's")
     parser.add_argument("--output", type=Path, help="by default benchmarks/results/layers-CASE.md")

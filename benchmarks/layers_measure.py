@@ -16,7 +16,7 @@ from moeplan.runtime.memory import keep_freed_memory
 from moeplan.runtime.worker import agree
 from moeplan.spec.errors import MoeplanError
 
-ROUNDS = (5, 40)  # at least, at most
+ROUNDS = (3, 40)  # at least, at most
 
 
 def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
