@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-offload bench-selection bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-kills bench-layers bench-offload bench-selection bench-settings bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -69,6 +69,26 @@ bench-offload: setup
 # MODEL: what examples/tiny_moe/train.py wrote; without it the model is trained first.
 bench-selection: setup
 	$(BIN)/python -m moeplan.benchmarks.selection $(if $(MODEL),--model $(MODEL))
+
+# One layer beside Transformers' and DeepSpeed-MoE's; the last are measured where DeepSpeed is installed.
+bench-layers: setup
+	for case in local link skew; do $(BIN)/python -m moeplan.benchmarks.layers --case $$case || exit 1; done
+
+# Twelve fixed lab settings and twelve drawn by SEED; goes on where it was stopped.
+SEED ?= 1
+bench-settings: setup
+	$(BIN)/python -m moeplan.benchmarks.settings --seed $(SEED)
+
+bench-crossover: setup
+	for case in sharded map; do $(BIN)/python -m moeplan.benchmarks.crossover --case $$case || exit 1; done
+
+bench-duplicates: setup
+	$(BIN)/python -m moeplan.benchmarks.duplicates
+
+# MOMENTS: of each strategy.
+MOMENTS ?= 100
+bench-kills: setup
+	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS)
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup

@@ -121,7 +121,7 @@ CASES = {
     ),
     "uneven": Case(
         "HEXA-MoE: uneven splits at shares of 0.40 and 0.60",
-        lab((0.96, 0.64), 10.0, ranks=1),
+        lab((0.93, 0.62), 10.0, ranks=1),
         lab_model,
         "prefill:512",
         uneven_contenders,

@@ -61,9 +61,9 @@ def steps(axis: str, *values: int) -> tuple[Step, ...]:
 
 
 SIZES = Grid(
-    {"bytes": 1 << 10}, steps("bytes", 1 << 20, 1 << 16, 1 << 24, 1 << 22, 1 << 18, 1 << 14, 1 << 12), needed=1
+    {"bytes": 1 << 10}, steps("bytes", 1 << 20, 1 << 16, 1 << 24, 1 << 22, 1 << 18, 1 << 14, 1 << 12), needed=2
 )
-"""Of messages: 1 KiB to 16 MiB."""
+"""Of messages: 1 KiB to 16 MiB. On a slow link 1 MiB may take all the time there is, 64 KiB little beside it."""
 
 
 class Growth:
@@ -142,12 +142,18 @@ class Growth:
         return all(map(self.fits, self._slab(step)))
 
     def _foreseen(self, step: Step) -> float:
-        """Cost of a slab from the nearest larger one, else from the largest, scaled up."""
+        """Cost of a slab: on a straight line between its neighbours, as the smallest's, or the largest's scaled up."""
         known = self.values[step.axis]
-        near = min((v for v in known if v > step.value), default=max(known))
-        ratio = max(1.0, step.value / near) ** (2 if step.axis in self.grid.quadratic else 1)
-        points = (self.points[tuple((at | {step.axis: near}).values())] for at in self._slab(step))
-        return sum(point.build + self.pace.cost(point.call * ratio) for point in points)
+        above = min((v for v in known if v > step.value), default=max(known))
+        below = max((v for v in known if v < step.value), default=above)
+        ratio = max(1.0, step.value / above) ** (2 if step.axis in self.grid.quadratic else 1)
+        part = min(1.0, (step.value - below) / (above - below)) if above > below else 1.0
+        total = 0.0
+        for at in self._slab(step):
+            low, high = (self.points[tuple((at | {step.axis: value}).values())] for value in (below, above))
+            call = low.call + part * (high.call - low.call)
+            total += low.build + part * (high.build - low.build) + self.pace.cost(call * ratio)
+        return total
 
     def _grow(self, step: Step) -> None:
         self.pending.remove(step)

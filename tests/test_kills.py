@@ -18,6 +18,7 @@ import torch.distributed as dist
 from moeplan.runtime.kernels.cpp.build import build
 from moeplan.runtime.launch.local import LocalLauncher
 from moeplan.spec.errors import MoeplanError, RunError
+from moeplan.tests.killing import left, processes, ranks_of
 
 HERE = "moeplan.tests.test_kills"
 KILLS = 20
@@ -31,31 +32,6 @@ def meet(rank, job):
         go = torch.tensor([float(time.monotonic() < until)])
         dist.all_reduce(go, op=dist.ReduceOp.MIN)
     return {}
-
-
-def processes():
-    """(id, parent, session, command) of every process that has not ended."""
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/stat") as stat, open(f"/proc/{entry}/cmdline") as line:
-                fields, command = stat.read().rpartition(")")[2].split(), line.read()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] not in "ZX":
-            yield int(entry), int(fields[1]), int(fields[3]), command
-
-
-def ranks_of(parent):
-    """Ids of the rank processes of one launcher, in rank order: they are started one after the other."""
-    return sorted(pid for pid, ppid, _, command in processes() if ppid == parent and "moeplan.runtime.child" in command)
-
-
-def left(found, seconds=20.0):
-    """What ``found`` still finds when it finds nothing, or after ``seconds``."""
-    until = time.monotonic() + seconds
-    while (still := found()) and time.monotonic() < until:
-        time.sleep(0.05)
-    return still
 
 
 def kill_a_rank(draw, killed):

@@ -263,6 +263,7 @@ def test_message_sizes_reach_16_mib_on_a_fast_link_and_stop_early_on_a_slow_one(
 
         return visit
 
-    fast, slow = (grow(SIZES, link(rate), PLAIN, 1.0).axes[0].values for rate in (1e10, 1e7))
+    fast, slow, slower = (grow(SIZES, link(rate), PLAIN, 1.0).axes[0].values for rate in (1e10, 1e7, 1e6))
     assert (fast[0], fast[-1], len(fast)) == (1 << 10, 1 << 24, 8)
     assert 1 << 20 <= slow[-1] < 1 << 24
+    assert 1 << 16 in slower
