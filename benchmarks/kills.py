@@ -40,6 +40,7 @@ CASES = (*STRATEGIES, CHUNKED)
 WORLDS = (2, 2, 3, 4)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
 ENDLESS = 10**9
+DISK = 1e8  # bytes per second
 TIMEOUT, WITHIN = 30.0, 1.0  # seconds: the run's, and those in which the moment is drawn
 
 
@@ -58,9 +59,14 @@ def plan_of(case: str, launcher: LocalLauncher) -> Plan:
     """A plan of this case for the launcher's ranks."""
     hosts = list(dict.fromkeys(seat.host for seat in launcher.seats))
     model = load_model("tiny-moe")
-    cluster = synthetic_cluster(model, len(hosts), len(launcher.seats) // len(hosts))
-    strategy = "ep" if case == CHUNKED else case
-    plan = solve(model, cluster, Workload.from_text("decode:48@32"), strategy=strategy, even=True)
+    cluster = synthetic_cluster(model, len(hosts), len(launcher.seats) // len(hosts), disk=DISK)
+    workload, strategy = Workload.from_text("decode:48@32"), "ep" if case == CHUNKED else case
+    plan = solve(model, cluster, workload, strategy=strategy, even=True)
+    if plan.offload is not None:  # half of the experts in memory, the others in a file of the run's folder
+        held = max(m.total - m.weights // 2 for m in plan.predicted.memory)
+        plan = solve(model, cluster, workload, strategy=strategy, even=True, memory_bytes=held)
+        assert plan.offload is not None
+        plan = plan.model_copy(update={"offload": plan.offload.model_copy(update={"folder": tempfile.gettempdir()})})
     if case == CHUNKED:
         plan = plan.model_copy(update={"layers": tuple(p.model_copy(update={"chunks": 3}) for p in plan.layers)})
     seats = zip(plan.devices, launcher.seats, strict=True)

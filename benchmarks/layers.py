@@ -94,8 +94,8 @@ def table(results: list[dict[str, Any]], methods: Sequence[str]) -> str:
             cells.append(f"{middle[name] * 1e3:.2f} ±{(high - low) / middle[name]:.0%}")
         fastest = min(middle[name] for name in methods if name not in OURS)
         best = min(middle[name] for name in methods if name in OURS)
-        for name, base in product(methods, (("`ep`", middle["ep"]), ("the fastest of ours", best))):
-            ratios.setdefault((row["dtype"], base[0], name), []).append(middle[name] / base[1])
+        for name, (base, seconds) in product(methods, (("`ep`", middle["ep"]), ("the fastest of ours", best))):
+            ratios.setdefault((row["dtype"], base, name), []).append(middle[name] / seconds)
         cells += [f"{fastest / middle['ep']:.2f}", f"{fastest / best:.2f}"]
         lines.append(f"| {row['shape']} | {row['dtype']} | {row['tokens']} | {row['routing']} | {' | '.join(cells)} |")
     lines += ["", "Geometric means of the ratios:", "", f"| dtype | time over that of | {' | '.join(methods)} |"]

@@ -62,7 +62,8 @@ def reference(shape: Shape, weights: Any, batch: Batch) -> Tensor:
     """Output for this rank's tokens, computed by itself."""
     own = batch.own()
     common: dict[str, Any] = {"activation": shape.activation, "implementation": "reference"}
-    return own.residual.float() + expert_ffn(own.x, *weights, own.ids, own.weights, **common).float()
+    gate_up, down = weights
+    return own.residual.float() + expert_ffn(own.x, gate_up, down, own.ids, own.weights, **common).float()
 
 
 def check(methods: dict[str, Method], batch: Batch, wanted: Tensor, dtype: str, errors: dict[str, float]) -> float:

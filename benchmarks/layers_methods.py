@@ -73,7 +73,8 @@ class Batch(NamedTuple):
 
     def own(self) -> "Batch":
         """This rank's tokens."""
-        return Batch(*(t[self.layout.own] for t in self[:5]), self.layout)
+        at = self.layout.own
+        return Batch(self.x[at], self.residual[at], self.ids[at], self.weights[at], self.gates[at], self.layout)
 
 
 Method = Callable[[Batch], Tensor]
@@ -116,7 +117,7 @@ def ours(strategy: Strategy, shape: Shape, w: Weights, hosts: list[int]) -> Meth
     device = w.down.device
     region = Region(w.down.dtype, device)
     layer = strategy_of(plan, LayerContext(rank, hosts, shape.moe(), shape.hidden, device, region))
-    experts, (first, end) = layer.stored
+    experts, (first, end), _ = layer.stored
     here = slice(experts[0], experts[-1] + 1)
     layer.prepare(w.gate_up[here, :, first:end].contiguous(), w.down[here, :, first:end].contiguous())
 

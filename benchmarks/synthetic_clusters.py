@@ -26,7 +26,13 @@ from moeplan.tests.synthetic import cluster
 MEMORY = 192 * 2**30  # bytes of a device: the layers of the catalogue's largest model fit, or share storage
 TENSORS = (1, 2, 4, 8)
 LIKE = "deepseek-v3-like"
-LATER = ("attention_scattered", "coherent_", "hierarchical_")  # operators that version 1 does not know
+LATER = (
+    "attention_scattered",
+    "by_batch",
+    "coherent_",
+    "hierarchical_",
+    "offload_",
+)  # operators that version 1 does not know
 MOST_SPELLED_OUT = 64  # devices: a file of version 1 grows with their square
 
 
@@ -58,8 +64,10 @@ def synthetic_cluster(
     switches: int = 1,
     memory: float = MEMORY,
     dtype: str | None = None,
+    disk: float | None = None,
 ) -> Cluster:
-    """``hosts`` times ``devices``; host i has speed i of ``speeds``, in turn. dtype: the model's own by default.
+    """``hosts`` times ``devices``; host i has speed i of ``speeds``, in turn. dtype: the model's own by default. disk:
+    bytes per second of the hosts' disks, where they have any.
 
     Raises ValueError for no device, too many, or a speed or memory that none has.
     """
@@ -75,6 +83,7 @@ def synthetic_cluster(
         dtype=dtype or model.dtype,
         tensors=[t for t in TENSORS if t <= devices and _divides_heads(model, t)],
         switches=switches,
+        disk=disk,
     )
 
 
