@@ -26,7 +26,7 @@ from moeplan.runtime.launch.choose import choose_launcher
 from moeplan.runtime.run import run
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically
-from moeplan.spec.plan import STRATEGIES
+from moeplan.spec.plan import IN_MEMORY
 
 WORKLOADS = ("prefill:512", "decode:16")
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ console = Console(stderr=True)
 
 def strategies(workload: str) -> list[str]:
     """Those that can execute it."""
-    return [name for name in STRATEGIES if name != "coherent" or workload.startswith("decode")]
+    return [name for name in IN_MEMORY if name != "coherent" or workload.startswith("decode")]
 
 
 def plans(model_name: str, cluster: Cluster) -> dict[tuple[str, str], Plan]:
@@ -76,7 +76,7 @@ def table(reports: dict[tuple[str, str], list[Report]]) -> tuple[str, dict[str, 
         spread = max(r.step.spread for r in found)
         figures = f"{predicted[key] * 1e3:.1f} | {step[key] * 1e3:.1f} | {spread:.0%} | {error[key]:+.1%}"
         lines.append(f"| {workload} | {case} | {figures} |")
-    judged = [abs(error[key]) for key in reports if key[1] in STRATEGIES]
+    judged = [abs(error[key]) for key in reports if key[1] in IN_MEMORY]
     summary: dict[str, Any] = {"largest": max(judged), "mean": mean(judged)}
     for text in WORKLOADS:
         best = min(step[text, strategy] for strategy in strategies(text))

@@ -23,7 +23,7 @@ from statistics import mean
 
 from moeplan.benchmarks.hardware import processor
 from moeplan.spec.document import write_atomically
-from moeplan.spec.plan import STRATEGIES
+from moeplan.spec.plan import IN_MEMORY
 
 WORKLOADS = (
     "prefill:128",
@@ -36,7 +36,7 @@ WORKLOADS = (
 )
 MODEL = "tiny-moe"
 HERE = Path(__file__).parent
-LOCAL = tuple(strategy for strategy in STRATEGIES if strategy != "hierarchical")  # one host has one level
+LOCAL = tuple(strategy for strategy in IN_MEMORY if strategy != "hierarchical")  # one host has one level
 
 
 def moeplan(folder: Path, *arguments: str) -> None:

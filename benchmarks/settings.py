@@ -25,7 +25,7 @@ from rich.console import Console
 from moeplan.benchmarks.hardware import processor
 from moeplan.benchmarks.settings_lab import CHOSEN, LabShape, Setting, measure_settings
 from moeplan.spec.document import write_atomically
-from moeplan.spec.plan import STRATEGIES
+from moeplan.spec.plan import IN_MEMORY
 
 HERE = Path(__file__).parent
 console = Console(stderr=True)
@@ -80,7 +80,7 @@ def row(setting: Setting, plans: dict[str, Any]) -> tuple[str, float, list[float
     errors = {name: plans[name]["predicted"] / taken - 1 for name, taken in times.items()}
     over = times[CHOSEN] / min(times.values())
     cells = []
-    for name in STRATEGIES:
+    for name in IN_MEMORY:
         entry = plans.get(name)
         taken = times.get(name)
         cells.append(
@@ -111,8 +111,8 @@ def summary(name: str, rows: list[tuple[str, float, list[float], float]]) -> str
 
 def page(groups: dict[str, list[Setting]], folder: Path, command: str) -> str:
     """The table of all settings that were measured."""
-    head = f"| lab | setting | {' | '.join(STRATEGIES)} | chosen | of it | / best | error | spread |"
-    lines = [head, f"|---|---|{'--:|' * len(STRATEGIES)}---|{'--:|' * 4}"]
+    head = f"| lab | setting | {' | '.join(IN_MEMORY)} | chosen | of it | / best | error | spread |"
+    lines = [head, f"|---|---|{'--:|' * len(IN_MEMORY)}---|{'--:|' * 4}"]
     rows: dict[str, list[tuple[str, float, list[float], float]]] = {}
     for name, settings in groups.items():
         found = [setting for setting in settings if setting.file(folder).exists()]

@@ -20,7 +20,7 @@ from moeplan.runtime.worker import Job
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically
 from moeplan.spec.errors import MoeplanError
-from moeplan.spec.plan import STRATEGIES
+from moeplan.spec.plan import IN_MEMORY
 
 MODELS = Path(__file__).parent.parent / "examples" / "labs"
 ENTRY = "moeplan.benchmarks.settings_ranks:run_all"
@@ -100,7 +100,7 @@ def plans_of(setting: Setting, cluster: Cluster, trace: Trace | None = None, tra
         needed = [solved(name, None, even=True).predicted.memory for name in NEEDED]
         limit = int(1.02 * max(device.total for devices in needed for device in devices))
     found = {}
-    for strategy in STRATEGIES:
+    for strategy in IN_MEMORY:
         try:
             found[strategy] = solved(strategy, limit)
         except MoeplanError:  # no levels with one device on a host, prompts are not coherent, memory is short

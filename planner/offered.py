@@ -6,7 +6,7 @@ from ..spec.levels import across_groups, inside_groups, two_levels
 from ..spec.model import Model
 from ..spec.operators import OPERATORS, attention_shape, cache_shape, exchange_shape, levels_shape
 from ..spec.placement import Placement
-from ..spec.plan import STRATEGIES, Strategy
+from ..spec.plan import IN_MEMORY, STRATEGIES, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from .costs import Costs
@@ -24,8 +24,7 @@ def asked_for(asked: str | None, placement: Placement | None, model: Model, work
 
     Raises MoeplanError where that leaves out what was ``asked`` for.
     """
-    usual = tuple(known for known in STRATEGIES if known != "offload")
-    found = usual if asked is None else tuple(known for known in STRATEGIES if known == asked)
+    found = IN_MEMORY if asked is None else tuple(known for known in STRATEGIES if known == asked)
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
     if any(block.shortcut != "none" for block in model.blocks):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHUNKED",
+    "IN_MEMORY",
     "MAX_CHUNKS",
     "STRATEGIES",
     "Candidate",
@@ -58,6 +59,8 @@ __all__ = [
 
 Strategy = Literal["ep", "hierarchical", "sharded", "gathered", "coherent", "offload"]
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
+IN_MEMORY: tuple[Strategy, ...] = tuple(known for known in STRATEGIES if known != "offload")
+"""Strategies whose experts are all in the devices' memory."""
 CHUNKED: tuple[Strategy, ...] = ("ep",)
 """Strategies whose tokens may travel in several chunks."""
 MAX_CHUNKS = 64

@@ -49,6 +49,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     device, budget = ("cpu", DRY_BUDGET) if settings.dry else ("cuda", BUDGET)
     found = moeplan(
         *("profile", "--model", model_of(settings), "--device", device, "--ranks", "1", "--budget", str(budget)),
+        *(("--offload", str(settings.folder)) if settings.dry else ()),  # on a GPU experts rest in its host's memory
         *("--accept-noise", "--fresh", "--output", str(output)),
     )
     if found.returncode or not output.exists():
