@@ -5,12 +5,13 @@
 FOLDER is what examples/tiny_moe/train.py wrote; without it the model is trained first (minutes). The tiny model's
 experts are so small that calls cost more than weights. ``--widen M`` repeats every FFN column of every expert M times
 and divides its output by M: the same function, and so the same divergence, with experts M times as large. For each
-width and number of sequences this profiles and solves as the commands do; steps without a selection and with every
-setting are timed in turn, after a context of the held-out text, and their output is compared as `moeplan run` does it.
+width and number of sequences, steps without a selection and with every setting are timed in turn, under ``ep`` with the
+experts divided evenly, after a context of the held-out text; their output is compared as ``moeplan run`` does it.
 """
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from moeplan import Plan, Trace, profile, solve
+from moeplan import Plan, Trace
 from moeplan.benchmarks.hardware import processor
 from moeplan.profiler.traces.hugging_face import read_prompts
 from moeplan.runtime.check import planned_output, reference_output, relative_error
@@ -40,7 +41,10 @@ from moeplan.runtime.selection import Selector
 from moeplan.runtime.worker import step_inputs
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically
+from moeplan.spec.layout import even
+from moeplan.spec.plan import LayerPlan
 from moeplan.spec.selection import Selection
+from moeplan.tests.plans import even_slots, hand_made_plan
 
 HERE = Path(__file__).parent
 TRAIN = HERE.parent / "examples" / "tiny_moe" / "train.py"
@@ -118,8 +122,8 @@ def origin(folder: Path) -> str:
 
 
 def settings(experts: int, top_k: int) -> list[str]:
-    """Both rules: piggyback with fewer than all choices, lynx from few experts to most."""
-    steps = [experts * i // 8 for i in range(2, 8)]
+    """Both rules: piggyback with fewer than all choices, lynx with 2, 3, 4 and 5 eighths of the experts."""
+    steps = [experts * i // 8 for i in range(2, 6)]
     return [f"piggyback:{k}" for k in range(1, top_k)] + [f"lynx:{m}" for m in steps if m >= top_k]
 
 
@@ -142,7 +146,6 @@ def main() -> None:
     parser.add_argument("--batches", default="8,32")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--processor-time", action="store_true", help="of one rank, on a machine that others share")
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds of each profile")
     parser.add_argument("--repetitions", type=int, default=60)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "selection.md")
     args = parser.parse_args()
@@ -155,11 +158,13 @@ def main() -> None:
             model = load_model(str(wide / "config.json"))
             moe = model.moe_block().moe
             assert moe is not None
-            console.print(f"profiling, experts {times} times as large")
-            cluster = profile(model, dtype="f32", ranks=args.ranks, budget_seconds=args.budget, accept_noise=True)
             for batch in args.batches.split(","):
-                plan = solve(model, cluster, f"decode:{batch}@{CONTEXT}", dtype="f32", strategy="ep")
-                console.print(f"decode:{batch}@{CONTEXT}")
+                workload, count = f"decode:{batch}@{CONTEXT}", moe.num_experts
+                layer = LayerPlan(strategy="ep", slots=even_slots(count, args.ranks))
+                tokens = even(int(batch), args.ranks)
+                threads = max(1, len(os.sched_getaffinity(0)) // args.ranks)
+                plan = hand_made_plan(model, workload, [layer], tokens=tokens, threads=threads)
+                console.print(f"experts {times} times as large, {workload}")
                 texts = settings(moe.num_experts, moe.top_k)
                 prompts = read_prompts(wide, model, text, int(batch), CONTEXT + COMPARED_STEPS + 1, plan.seed)
                 job = {
@@ -173,7 +178,7 @@ def main() -> None:
                 entry = "moeplan.benchmarks.selection:on_rank"
                 rows = list(rows_of(texts, launcher.run(entry, job | {"repetitions": args.repetitions}, timeout=300)))
                 size = model.computed_expert_bytes(0, "f32") / 2**20
-                title = f"## Experts of {size:.2f} MiB ({times} times the trained ones), decode:{batch}@{CONTEXT}"
+                title = f"## Experts of {size:.2f} MiB ({times} times the trained ones), {workload}"
                 sections.append(f"{title}\n\n{HEAD}" + "\n".join(rows) + "\n")
     options = f"--widen {args.widen} --batches {args.batches} --ranks {args.ranks} --repetitions {args.repetitions}"
     clock = ""
