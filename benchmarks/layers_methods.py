@@ -73,7 +73,8 @@ class Batch(NamedTuple):
 
     def own(self) -> "Batch":
         """This rank's tokens."""
-        return Batch(*(t[self.layout.own] for t in self[:5]), self.layout)
+        x, residual, ids, weights, gates = (t[self.layout.own] for t in self[:5])
+        return Batch(x, residual, ids, weights, gates, self.layout)
 
 
 Method = Callable[[Batch], Tensor]
