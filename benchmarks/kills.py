@@ -12,6 +12,7 @@ Markdown table; the exit code is 1 where a moment failed.
 import argparse
 import os
 import random
+import shlex
 import signal
 import sys
 import tempfile
@@ -168,21 +169,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [case for case in cases if case not in CASES]:
         parser.error(f"--cases: {unknown[0]!r} is none of {', '.join(CASES)}")
     draw, started = random.Random(args.seed), time.monotonic()
+    command = shlex.join(["python", "-m", "moeplan.benchmarks.kills", *(arguments or sys.argv[1:])])
     found: dict[str, list[Moment]] = {case: [] for case in cases}
+    text = ""
     for i in range(args.moments):
         for case, moments in found.items():
             moments.append(moment := kill_once(case, draw))
             print(f"{i + 1} {case}: {moment.wrong or f'right, {moment.seconds:.2f} s'}", file=sys.stderr)
-    each = (time.monotonic() - started) / (args.moments * len(cases))
-    command = f"python -m moeplan.benchmarks.kills --moments {args.moments} --cases '{args.cases}' --seed {args.seed}"
-    text = (
+        text = page(found, command, (time.monotonic() - started) / ((i + 1) * len(cases)))
+        write(args.output, text)  # an interrupted run keeps its rounds
+    print(text)
+    sys.exit(1 if any(moment.wrong for moments in found.values() for moment in moments) else 0)
+
+
+def page(found: dict[str, list[Moment]], command: str, each: float) -> str:
+    """The whole result; each: seconds that a moment took."""
+    wrong = [f"- {case}: {moment}\n" for case, moments in found.items() for moment in moments if moment.wrong]
+    return (
         f"# A rank killed at random moments of endless steps\n\n{processor()}; `{command}`, {each:.1f} s for each "
         f"moment. Right: the error names the rank and the signal, and nothing is left.\n\n{table(found)}\n"
-    )
-    wrong = [f"- {case}: {moment}\n" for case, moments in found.items() for moment in moments if moment.wrong]
-    write_atomically(args.output, lambda file: file.write((text + "".join(wrong)).encode()))
-    print(text, *wrong)
-    sys.exit(1 if wrong else 0)
+    ) + "".join(wrong)
+
+
+def write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -94,14 +94,14 @@ def table(results: list[dict[str, Any]], methods: Sequence[str]) -> str:
             cells.append(f"{middle[name] * 1e3:.2f} ±{(high - low) / middle[name]:.0%}")
         fastest = min(middle[name] for name in methods if name not in OURS)
         best = min(middle[name] for name in methods if name in OURS)
-        for name, (base, seconds) in product(methods, (("`ep`", middle["ep"]), ("the fastest of ours", best))):
-            ratios.setdefault((row["dtype"], base, name), []).append(middle[name] / seconds)
+        for name, (other, taken) in product(methods, (("`ep`", middle["ep"]), ("the fastest of ours", best))):
+            ratios.setdefault((row["dtype"], other, name), []).append(middle[name] / taken)
         cells += [f"{fastest / middle['ep']:.2f}", f"{fastest / best:.2f}"]
         lines.append(f"| {row['shape']} | {row['dtype']} | {row['tokens']} | {row['routing']} | {' | '.join(cells)} |")
     lines += ["", "Geometric means of the ratios:", "", f"| dtype | time over that of | {' | '.join(methods)} |"]
     lines.append(f"|---|---|{'--:|' * len(methods)}")
-    for dtype, base in dict.fromkeys(key[:2] for key in ratios):
-        lines.append(f"| {dtype} | {base} | {' | '.join(f'{gmean(ratios[dtype, base, n]):.2f}' for n in methods)} |")
+    for dtype, other in dict.fromkeys((dtype, other) for dtype, other, _ in ratios):
+        lines.append(f"| {dtype} | {other} | {' | '.join(f'{gmean(ratios[dtype, other, n]):.2f}' for n in methods)} |")
     return "\n".join(lines)
 
 

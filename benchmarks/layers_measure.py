@@ -7,7 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moeplan.benchmarks.layers_methods import METHODS, Batch, Method, Shape, UnavailableError, make_batch, make_weights
+from moeplan.benchmarks.layers_methods import (
+    METHODS,
+    Batch,
+    Method,
+    Shape,
+    UnavailableError,
+    Weights,
+    make_batch,
+    make_weights,
+)
 from moeplan.runtime.check import TOLERANCE
 from moeplan.runtime.executor import DTYPES
 from moeplan.runtime.kernels import expert_ffn
@@ -46,7 +55,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "errors": errors, "missing": missing}
 
 
-def build(rank: Rank, shape: Shape, weights: Any, wanted: list[str], missing: dict[str, str]) -> dict[str, Method]:
+def build(rank: Rank, shape: Shape, weights: Weights, wanted: list[str], missing: dict[str, str]) -> dict[str, Method]:
     """The methods that can run this shape here; why others cannot goes into ``missing``."""
     names = list(dict.fromkeys(rank.hosts))
     hosts, built = [names.index(host) for host in rank.hosts], {}
@@ -58,12 +67,11 @@ def build(rank: Rank, shape: Shape, weights: Any, wanted: list[str], missing: di
     return built
 
 
-def reference(shape: Shape, weights: Any, batch: Batch) -> Tensor:
+def reference(shape: Shape, w: Weights, batch: Batch) -> Tensor:
     """Output for this rank's tokens, computed by itself."""
     own = batch.own()
     common: dict[str, Any] = {"activation": shape.activation, "implementation": "reference"}
-    gate_up, down = weights
-    return own.residual.float() + expert_ffn(own.x, gate_up, down, own.ids, own.weights, **common).float()
+    return own.residual.float() + expert_ffn(own.x, w.gate_up, w.down, own.ids, own.weights, **common).float()
 
 
 def check(methods: dict[str, Method], batch: Batch, wanted: Tensor, dtype: str, errors: dict[str, float]) -> float:

@@ -73,8 +73,8 @@ class Batch(NamedTuple):
 
     def own(self) -> "Batch":
         """This rank's tokens."""
-        at = self.layout.own
-        return Batch(self.x[at], self.residual[at], self.ids[at], self.weights[at], self.gates[at], self.layout)
+        x, residual, ids, weights, gates = (t[self.layout.own] for t in self[:5])
+        return Batch(x, residual, ids, weights, gates, self.layout)
 
 
 Method = Callable[[Batch], Tensor]
