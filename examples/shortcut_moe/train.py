@@ -29,6 +29,8 @@ from moeplan.examples.common.training import (
     windows,
 )
 from moeplan.examples.shortcut_moe.shortcut_moe import FORMS, ShortcutMoe, form_model, save
+from moeplan.runtime.checkpoint import Checkpoint
+from moeplan.runtime.reference import ReferenceModel
 from moeplan.spec import MoeplanError
 from moeplan.spec.document import write_atomically
 
@@ -77,6 +79,18 @@ def table(nets: dict[str, ShortcutMoe], losses: Losses, seconds: dict[str, np.nd
     return shown
 
 
+@torch.inference_mode()
+def difference(net: ShortcutMoe, folder: Path, sample: Tensor) -> float:
+    """max |logits of moeplan's reference on the weights in ``folder`` - the net's| / max |the net's|.
+
+    sample: ids [sequences, length].
+    """
+    wanted, source = net(sample)[0], Checkpoint(net.model, folder, torch.float32)
+    sequences, length = sample.shape
+    got = ReferenceModel(net.model, source, sequences=sequences, capacity=length).prefill(sample)
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a model with a shortcut beside the standard one.")
     parser.add_argument("--steps", type=int, default=400, help="Training steps of each form.")
@@ -102,6 +116,8 @@ def main() -> None:
         save(net, options.output / form, max_length=LENGTH)
         source = f"examples/shortcut_moe/train.py: {form}, {options.steps} steps, seed {options.seed}"
         record_trace(net, sample, source).write(options.output / form / "trace.npz")
+        error = difference(net, options.output / form, sample[:4])
+        console.print(f"{form}: logits of moeplan's reference on the written weights differ by {error:.0e}")
     final = losses[options.steps]
     written = {form: {"bits_per_byte": final[form], "steps": options.steps, "seed": options.seed} for form in nets}
     body = json.dumps(written, indent=1).encode() + b"\n"
