@@ -22,6 +22,7 @@ from moeplan.spec.routing import check_shape
 from moeplan.spec.shortcut import WINDOWS
 from moeplan.tests.plans import even_slots, hand_made_plan
 
+torch.set_num_threads(1)
 STEPS, SEED = 8, 1
 SEQUENCES, SHORT = 4, 16  # of the comparisons with other code
 
@@ -46,15 +47,15 @@ def trained(form: str) -> ShortcutMoe:
 def test_command_trains_both_forms(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = ["--steps", str(STEPS), "--evaluations", "2", "--seed", str(SEED), "--output", str(tmp_path)]
+    asked = ["--steps", str(STEPS), "--evaluations", "1", "--seed", str(SEED), "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train.py", *asked])
     train.main()
     printed = capsys.readouterr().out
     losses = [[float(x) for x in pair] for pair in re.findall(r"after \d+ steps +([\d.]+) +([\d.]+)", printed)]
-    assert len(losses) == 3
-    for before, between, after in zip(*losses, strict=True):
+    assert len(losses) == 2
+    for before, after in zip(*losses, strict=True):
         assert before > 7  # uniform over 256 bytes is 8
-        assert before - 1 > between > after
+        assert after < before - 1
     assert losses[1][0] != losses[1][1]
     assert len(set(re.search(r"parameters +(\S+) +(\S+)", printed).groups())) == 1  # type: ignore[union-attr]
     assert re.search(r"training step, ms +\d+ +\d+", printed)
@@ -85,33 +86,33 @@ def test_the_forms_differ_in_nothing_but_the_wiring() -> None:
     assert (outputs[0] - outputs[1]).abs().max() > 0.01 * outputs[0].abs().max()
 
 
-def on_rank(rank: Rank, job: dict[str, str]) -> dict[str, float]:
-    """Relative error of the last logits of every form and slot against the model in plain PyTorch, on rank 0."""
+def on_rank(rank: Rank, job: dict[str, str]) -> dict[str, list[list[float]]]:
+    """Logits of each sequence's last token, of every form and slot, on rank 0."""
     found = {}
     for form in FORMS:
-        net = trained(form)
-        source = Checkpoint(net.model, Path(job["folder"]) / form, torch.float32)
-        for slot in range(len(WINDOWS[net.model.layers[1].shortcut]) + 1):
+        model = form_model(form)
+        source = Checkpoint(model, Path(job["folder"]) / form, torch.float32)
+        for slot in range(len(WINDOWS[model.layers[1].shortcut]) + 1):
             layer = LayerPlan(strategy="ep", slots=even_slots(8, rank.world), slot=slot)
-            plan = hand_made_plan(net.model, f"prefill:{SEQUENCES * SHORT}@{SHORT}", [layer], tokens=(48, 16))
+            plan = hand_made_plan(model, f"prefill:{SEQUENCES * SHORT}@{SHORT}", [layer], tokens=(48, 16))
             executor = Executor(plan, rank.rank, source, device=torch.device("cpu"), capacity=SHORT)
             layout = executor.layout
             logits = executor.step(text().flatten()[layout.own], layout, 0).logits
             assert logits is not None
-            got = gather_rows(logits, layout.last_counts)
-            if rank.rank == 0:
-                with torch.inference_mode():
-                    wanted = net(text())[0][:, -1]
-                found[f"{form}, slot {slot}"] = ((got - wanted).abs().max() / wanted.abs().max()).item()
+            found[f"{form} {slot}"] = gather_rows(logits, layout.last_counts).tolist()
     return found
 
 
 def test_the_runtime_computes_what_plain_pytorch_does(tmp_path: Path) -> None:
-    for form in FORMS:
-        save(trained(form), tmp_path / form, max_length=SHORT)
-    errors = LocalLauncher(2).run("moeplan.tests.test_shortcut_moe:on_rank", {"folder": str(tmp_path)}, timeout=120)[0]
-    assert len(errors) == sum(len(WINDOWS[kind]) + 1 for kind in ("none", "mid"))
-    assert max(errors.values()) < 1e-5, errors
+    nets = {form: trained(form) for form in FORMS}
+    for form, net in nets.items():
+        save(net, tmp_path / form, max_length=SHORT)
+    found = LocalLauncher(2).run("moeplan.tests.test_shortcut_moe:on_rank", {"folder": str(tmp_path)}, timeout=240)[0]
+    assert len(found) == sum(len(WINDOWS[kind]) + 1 for kind in ("none", "mid"))
+    for name, logits in found.items():
+        with torch.inference_mode():
+            wanted = nets[name.split()[0]](text())[0][:, -1]
+        assert (torch.tensor(logits) - wanted).abs().max() < 1e-5 * wanted.abs().max(), name
 
 
 def test_the_standard_form_is_a_qwen2_moe_to_transformers(tmp_path: Path) -> None:
