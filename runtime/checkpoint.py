@@ -1,4 +1,4 @@
-"""Real weights: a Hugging Face folder with safetensors of Mixtral, Qwen2-MoE, Qwen3-MoE or OLMoE.
+"""Real weights: a Hugging Face folder with safetensors of Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE or ScMoE.
 
 Only the slices that a device needs are read, and quantised ones become numbers (``dequantise``).
 """

@@ -35,6 +35,7 @@ FAMILIES = {
     "qwen2_moe": _PROJECTIONS,
     "qwen3_moe": _PROJECTIONS,
     "olmoe": _PROJECTIONS,
+    "scmoe": _PROJECTIONS,  # no hub has one: a Qwen2-MoE with a shortcut
 }
 FUSED = "mlp.experts"
 Parts = tuple[Tensor, Tensor, Tensor]  # gate [H, D], up [H, D], down [D, H]

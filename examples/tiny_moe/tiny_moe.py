@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from moeplan.examples.common.layers import Rope, attend, choose, experts, matrix, rope_tables
 from moeplan.spec import Model
 from moeplan.spec.document import write_atomically
 from moeplan.spec.model import Attention, Moe
-
-INITIAL_STD = 0.06
 
 
 class Layer(nn.Module):
@@ -26,44 +25,19 @@ class Layer(nn.Module):
         self.attention, self.moe, self.eps = attention, moe, eps
         q_size, kv_size = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
         self.input_norm, self.post_norm = (nn.Parameter(torch.ones(hidden)) for _ in range(2))
-        self.q, self.k, self.v = _matrix(q_size, hidden), _matrix(kv_size, hidden), _matrix(kv_size, hidden)
-        self.o = _matrix(hidden, q_size)
-        self.router = _matrix(moe.num_experts, hidden)
-        self.gate_up = _matrix(moe.num_experts, 2 * moe.ffn_size, hidden)  # [E, 2H, D]: H rows of gate, H of up
-        self.down = _matrix(moe.num_experts, hidden, moe.ffn_size)  # [E, D, H]
+        self.q, self.k, self.v = matrix(q_size, hidden), matrix(kv_size, hidden), matrix(kv_size, hidden)
+        self.o = matrix(hidden, q_size)
+        self.router = matrix(moe.num_experts, hidden)
+        self.gate_up = matrix(moe.num_experts, 2 * moe.ffn_size, hidden)  # [E, 2H, D]: H rows of gate, H of up
+        self.down = matrix(moe.num_experts, hidden, moe.ffn_size)  # [E, D, H]
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x [sequences, length, D] -> output, expert ids [T, K], gate weights [T, K], load-balancing loss (scalar)."""
-        x = x + self._attend(F.rms_norm(x, x.shape[-1:], self.input_norm, self.eps), rope)
+        normed = F.rms_norm(x, x.shape[-1:], self.input_norm, self.eps)
+        x = x + attend(normed, (self.q, self.k, self.v, self.o), self.attention.head_dim, rope)
         tokens = F.rms_norm(x, x.shape[-1:], self.post_norm, self.eps).flatten(0, 1)
-        probabilities = (tokens @ self.router.T).softmax(-1)
-        weights, ids = probabilities.topk(self.moe.top_k)
-        weights = weights / weights.sum(-1, keepdim=True)
-        # Switch Transformer, equation 4: E * sum_e (share of the choices) * (mean probability); 1 when even.
-        load = torch.bincount(ids.flatten(), minlength=self.moe.num_experts) / ids.numel()
-        balance = self.moe.num_experts * (load * probabilities.mean(0)).sum()
-        return x + self._experts(tokens, ids, weights).view_as(x), ids, weights, balance
-
-    def _attend(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (
-            (x @ projection.T).unflatten(-1, (-1, self.attention.head_dim)).transpose(1, 2)
-            for projection in (self.q, self.k, self.v)
-        )
-        out = F.scaled_dot_product_attention(_rotate(q, rope), _rotate(k, rope), v, is_causal=True, enable_gqa=True)
-        return out.transpose(1, 2).flatten(2) @ self.o.T
-
-    def _experts(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """Dropless: (token, choice) pairs sorted by expert, one dense FFN per contiguous segment."""
-        order = ids.flatten().argsort(stable=True)
-        token = order // self.moe.top_k
-        counts = torch.bincount(ids.flatten(), minlength=self.moe.num_experts).tolist()
-        outputs = []
-        for rows, gate_up, down in zip(
-            x.index_select(0, token).split(counts), self.gate_up.unbind(), self.down.unbind(), strict=True
-        ):
-            gate, up = (rows @ gate_up.T).chunk(2, -1)
-            outputs.append((F.silu(gate) * up) @ down.T)
-        return torch.zeros_like(x).index_add(0, token, torch.cat(outputs) * weights.flatten()[order, None])
+        ids, weights, balance = choose(tokens, self.router, self.moe.top_k)
+        return x + experts(tokens, ids, weights, self.gate_up, self.down).view_as(x), ids, weights, balance
 
 
 class TinyMoe(nn.Module):
@@ -74,7 +48,7 @@ class TinyMoe(nn.Module):
         self.model = model
         torch.manual_seed(seed)
         hidden = model.layers[0].hidden_size
-        self.embed, self.head = _matrix(model.vocab_size, hidden), _matrix(model.vocab_size, hidden)
+        self.embed, self.head = matrix(model.vocab_size, hidden), matrix(model.vocab_size, hidden)
         self.norm = nn.Parameter(torch.ones(hidden))
         layers = []
         for block in model.layers:
@@ -85,7 +59,10 @@ class TinyMoe(nn.Module):
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ids [sequences, length] -> logits, expert ids [T, L, K], gate weights [T, L, K], load-balancing loss."""
-        rope = self._rope(ids.shape[1])
+        attention, theta = self.model.layers[0].attention, self.model.rope_theta
+        assert attention
+        assert theta
+        rope = rope_tables(ids.shape[1], attention.head_dim, theta)
         x, chosen, weights, balance = F.embedding(ids, self.embed), [], [], []
         for layer in self.layers:
             x, *routing = layer(x, rope)
@@ -93,23 +70,6 @@ class TinyMoe(nn.Module):
                 collected.append(value)
         x = F.rms_norm(x, x.shape[-1:], self.norm, self.model.norm_eps)
         return x @ self.head.T, torch.stack(chosen, 1), torch.stack(weights, 1), torch.stack(balance).mean()
-
-    def _rope(self, length: int) -> tuple[Tensor, Tensor]:
-        attention, theta = self.model.layers[0].attention, self.model.rope_theta
-        assert attention
-        assert theta
-        frequency = theta ** (-torch.arange(0, attention.head_dim, 2) / attention.head_dim)
-        angle = torch.outer(torch.arange(length), frequency).repeat(1, 2)
-        return angle.cos(), angle.sin()
-
-
-def _matrix(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape) * INITIAL_STD)
-
-
-def _rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * rope[0] + torch.cat((-second, first), -1) * rope[1]
 
 
 def save(net: TinyMoe, folder: Path, max_length: int) -> None:
