@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,11 @@ STEPS, SEED = 8, 1
 SEQUENCES, SHORT = 4, 16  # of the comparisons with other code
 
 
+library = cache(standard_library)
+
+
 def text() -> Tensor:
-    return windows(standard_library()[1], SEQUENCES, SHORT, torch.Generator().manual_seed(0))
+    return windows(library()[1], SEQUENCES, SHORT, torch.Generator().manual_seed(0))
 
 
 def trained(form: str) -> ShortcutMoe:
@@ -40,7 +44,7 @@ def trained(form: str) -> ShortcutMoe:
                 parameter.mul_(torch.rand_like(parameter) + 0.5)
     training, generator = Training(net, 2), torch.Generator().manual_seed(SEED)
     for step in range(2):
-        training.step(step, windows(standard_library()[0], BATCH, SHORT + 1, generator))
+        training.step(step, windows(library()[0], BATCH, SHORT + 1, generator))
     return net.eval()
 
 
