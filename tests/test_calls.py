@@ -19,7 +19,7 @@ MOE = Block(
 )
 DENSE = Block(hidden_size=32, attention=MOE.attention, dense=Dense(ffn_size=40))
 MODEL = Model(name="test", family="test", vocab_size=64, blocks=(DENSE, MOE))
-AT = {"sequences": 2, "length": 5, "context": 7, "tokens": 9, "ffn": 10, "experts": 3}
+AT = {"sequences": 2, "length": 5, "context": 7, "tokens": 9, "ffn": 10, "experts": 3, "copied": 2}
 
 
 def call(operator, block=MOE, dtype=torch.float32, devices=4, tensor=1, hosts=1, **at):

@@ -217,7 +217,7 @@ def test_report_takes_the_slowest_device_and_the_mean_of_parts():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
     part = {"layer": 1, "part": "expert", "seconds": [0.1, 0.1, 0.4]}
     base = {"memory": 5, "environment": {"torch": "x"}, "check": {"layers": 5, "error": 1e-3}}
-    base |= {"load": {"seconds": 1.0, "foreign": 0.1}, "probes": [[], []], "laps": []}
+    base |= {"load": {"seconds": 1.0, "foreign": 0.1}, "probes": [[], []], "laps": [], "reads": []}
     results = [base | {"steps": [0.2, 0.1, 0.3], "parts": [part]}, base | {"steps": [0.1, 0.4, 0.2], "parts": []}]
     report = assemble(plan, results, 0.5)
     assert (report.step.predicted, report.step.measured) == (0.2, 0.3)
@@ -243,7 +243,7 @@ def test_the_machine_is_compared_with_its_profile_and_the_prediction_re_scaled()
     predicted = plan.predicted.model_copy(update={"layers": (LayerPrediction(layer=0, parts=parts),)})
     quiet = Load(seconds=60, foreign=0.02)
     plan = plan.model_copy(update={"probes": points, "profile_load": quiet, "predicted": predicted})
-    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.5, 0.5], "laps": []}
+    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.5, 0.5], "laps": [], "reads": []}
     busy = {"seconds": 3.0, "foreign": 0.4, "steal": None}
     results = [
         base | {"load": busy | {"foreign": 0.1}, "probes": [[3e-3, 1e-3, 5e-4], [3e-3, 3e-3, 3e-4]]},
@@ -272,7 +272,7 @@ def test_an_unchanged_machine_is_worth_no_word():
     plan = hand_made_plan(MODEL, "prefill:8", [EP], tokens=(8, 0), predicted=0.2)
     point = ProbePoint(kind="compute", operator="expert_ffn", at={"tokens": 128}, seconds=(1e-3, 1e-3))
     plan = plan.model_copy(update={"probes": (point,), "profile_load": Load(seconds=60, foreign=0.3)})
-    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.2], "laps": []}
+    base = {"memory": 5, "environment": {}, "check": None, "parts": [], "steps": [0.2], "laps": [], "reads": []}
     result = base | {"load": {"seconds": 3.0, "foreign": 0.35}, "probes": [[1.1e-3], [1.0e-3]]}
     report = assemble(plan, [result, result], 10.0)
     assert machine_notes(report) == []
