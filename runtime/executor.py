@@ -91,13 +91,8 @@ class Executor:
         for ordinal, (i, layer_plan) in enumerate(zip(self.model.moe_layers, plan.layers, strict=True)):
             block = self.model.layers[i]
             assert block.moe is not None
-            yield (
-                i,
-                layer_plan,
-                LayerContext(
-                    rank, hosts, block.moe, block.hidden_size, self.device, region, levels, ordinal, self.resting
-                ),
-            )
+            here = rank, hosts, block.moe, block.hidden_size, self.device, region, levels
+            yield i, layer_plan, LayerContext(*here, ordinal, self.resting)
 
     def _sequences(self) -> Range:
         """Those whose keys and values this device keeps."""
@@ -149,8 +144,8 @@ class Executor:
         """Process ``layout``'s new tokens after ``context`` tokens in the cache; all ranks together.
 
         inputs: this device's token ids [T], or hidden states [T, D] for a model without a vocabulary. ``forced`` (see
-        ``forced``) replaces the routers' choices. ``layers``: stop after so many. ``chooser``: how
-        experts are chosen in a decoding step; prompts are routed by the gates.
+        ``forced``) replaces the routers' choices. ``layers``: stop after so many. ``chooser``: how experts are
+        chosen in a decoding step; prompts are routed by the gates.
         """
         chooser = chooser if layout.length == 1 else choose
         lap = timers.lap if timers is not None else no_lap
