@@ -1,6 +1,6 @@
 """Batch-aware selection of experts on the trained tiny model: time saved against divergence, over settings.
 
-    python -m moeplan.benchmarks.selection [--model FOLDER] [--widen 1,16] [--batches 8,32] [--output FILE.md]
+    python -m moeplan.benchmarks.selection [--model FOLDER] [--widen 1,16,64] [--batches 8,32] [--output FILE.md]
 
 FOLDER is what examples/tiny_moe/train.py wrote; without it the model is trained first (minutes). The tiny model's
 experts are so small that calls cost more than weights. ``--widen M`` repeats every FFN column of every expert M times
@@ -142,7 +142,7 @@ HEAD = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--widen", default="1,16")
+    parser.add_argument("--widen", default="1,16,64")
     parser.add_argument("--batches", default="8,32")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--processor-time", action="store_true", help="of one rank, on a machine that others share")
