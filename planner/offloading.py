@@ -106,7 +106,7 @@ class Offloading:
         placed = self._placements[method]
         stays = [
             kept(self._needed, [plan.slots[g] for plan in placed], room)
-            for g, room in enumerate(self._rooms(step, method, tiers.places))
+            for g, room in enumerate(self._rooms(step, method, tiers.places, max(self._sizes)))
         ]
         layers = [self._layer(j, plan, [of[j] for of in stays], tiers.ahead) for j, plan in enumerate(placed)]
         resting = [any(len(of[j]) < len(plan.slots[g]) for j, plan in enumerate(placed)) for g, of in enumerate(stays)]
@@ -131,13 +131,18 @@ class Offloading:
         self.options.also(ordinal, plan, made)
         return made
 
-    def _rooms(self, step: Step, method: str, places: int) -> list[int]:
-        """[G] experts that stay at most, beside so many places."""
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """[L] bytes of an expert."""
+        model, dtype = self.options.model, self.options.costs.dtype
+        return [model.computed_expert_bytes(j, dtype) for j in range(len(model.moe_layers))]
+
+    def _rooms(self, step: Step, method: str, places: int, size: int) -> list[int]:
+        """[G] experts of so many bytes that stay at most, beside so many places."""
         nothing = {"strategy": "offload", "resident": ((),) * len(self.limits), "ahead": ((),) * len(self.limits)}
         placed = [plan.model_copy(update=nothing) for plan in self._placements[method]]
         step = replace(step, places=(places,) * len(self.limits))
         held = step.memory(placed, len(step.model.layers), self.limits)
-        size = step.model.computed_expert_bytes(0, step.costs.dtype)
         return [max(0, m.limit - m.total) // size for m in held]
 
     def _least(self, step: Step, method: str) -> float:
@@ -147,7 +152,7 @@ class Offloading:
         layers = (layer for layer in step.layers if layer.block.moe)
         for layer, plan in zip(layers, self._placements[method], strict=True):
             active += (layer.choices.dispatch([plan]).experts.devices[0] > 0).sum(1)
-        short = np.maximum(active - np.array(self._rooms(step, method, 0)), 0)
+        short = np.maximum(active - np.array(self._rooms(step, method, 0, min(self._sizes))), 0)
         return float((short * np.where(short > 0, seconds, 0.0)).max())
 
 

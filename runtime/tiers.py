@@ -109,9 +109,10 @@ class HostMemory:
         gpu = device.type == "cuda"
         try:
             self._memory = torch.empty((entries, size), dtype=torch.uint8, pin_memory=gpu)
-        except RuntimeError:
+        except RuntimeError as error:
             raise MoeplanError(
-                f"{entries * size / 2**30:.2f} GiB of experts do not fit in the host's memory: raise --memory"
+                f"{entries * size / 2**30:.2f} GiB of the host's memory for experts: {error}; raise --memory, so that "
+                "fewer rest there"
             ) from None
         self._stream = torch.cuda.Stream(device) if gpu else None
 

@@ -148,8 +148,7 @@ def cold_layers(draw):
         late = draw(st.integers(0, 3))
         count = sum(ahead) + late
         seconds = draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))
-        early = [True] * sum(ahead) + [False] * late
-        found.append((draw(st.integers(0, 20)), Cold(draw(st.integers(0, 9)), early, list(seconds), ahead)))
+        found.append((draw(st.integers(0, 20)), Cold(draw(st.integers(0, 9)), list(seconds), ahead)))
     return found
 
 

@@ -23,18 +23,17 @@ from .layer import Layer, attention, dense
 
 
 class Cold(NamedTuple):
-    """One layer's experts on one device: seconds of those in memory; of each that it reads and needs, in order, whether
-    it is read ahead, and seconds; those that it reads ahead, in order, and whether they are needed."""
+    """One layer's experts on one device: seconds of those in memory; of each that it reads and needs, in order; and
+    whether those that it reads ahead, in order, are needed."""
 
     hot: float
-    early: list[bool]
     seconds: list[float]
     ahead: list[bool]
 
 
 @dataclass
 class Reading:
-    """One device's reader: when it is free, when each of its places is, and what it did.
+    """One device's reader: when it is free, and when each of its places is.
 
     read: seconds of one expert. begun: when it could begin to read ahead for the layer that comes.
     """
@@ -43,9 +42,6 @@ class Reading:
     places: list[float]
     begun: float = 0.0
     free: float = 0.0
-    needed: int = 0
-    ahead: int = 0
-    vain: int = 0
 
     def layer(self, now: float, cold: Cold) -> tuple[float, float]:
         """Seconds in which the device waits for experts, and computes them; ``now``: when its tokens are there."""
@@ -61,7 +57,6 @@ class Reading:
             if wanted:
                 there.append(self.free)
             else:
-                self.vain += 1
                 heapq.heappush(self.places, max(self.free, now))
         ready, waited = now + cold.hot, 0.0
         for i, seconds in enumerate(cold.seconds):
@@ -72,8 +67,6 @@ class Reading:
             waited += max(come - ready, 0.0)
             ready = max(come, ready) + seconds
             heapq.heappush(self.places, ready)
-        self.needed += len(cold.seconds)
-        self.ahead += sum(cold.early)
         self.begun = now
         return waited, cold.hot + sum(cold.seconds)
 
@@ -154,19 +147,10 @@ class Walk:
         counts = rows[of, np.array([e for order in orders for e in order], int)]
         alone = self.costs.expert_ffn(layer.block, width, counts[:, None], of) + self._visits(layer, counts, of)
         single = np.split(alone, np.cumsum([len(order) for order in orders])[:-1])
-        found = []
-        for g, order in enumerate(orders):
-            early = plan.ahead[g]
-            known = set(early)
-            found.append(
-                Cold(
-                    float(together[g]),
-                    [expert in known for expert in order],
-                    single[g].tolist(),
-                    [bool(rows[g, expert]) for expert in early],
-                )
-            )
-        return found
+        return [
+            Cold(float(seconds), own.tolist(), [bool(rows[g, expert]) for expert in plan.ahead[g]])
+            for g, (seconds, own) in enumerate(zip(together, single, strict=True))
+        ]
 
     def _visits(self, layer: Layer, counts: np.ndarray, of: np.ndarray) -> np.ndarray:
         """[N] seconds of selecting an expert's rows and adding its outputs up; of: [N] devices."""
