@@ -256,3 +256,15 @@ def test_what_cannot_be_offloaded_is_said():
         solve(MODEL, bare.model_copy(update={"kinds": kinds}), DECODE, strategy="offload")
     with pytest.raises(InfeasibleError):
         solve(MODEL, machines(), DECODE, memory_bytes=2**16)
+
+
+def test_layers_whose_experts_differ_in_size_keep_to_the_limit():
+    small, large = (tiny_model(layers=2, ffn=ffn).blocks[0] for ffn in (64, 256))
+    model = MODEL.model_copy(update={"blocks": (small, large)})
+    machine = cluster(model, ((1.0, 0.5),), disk=1e8)
+    whole = solve(model, machine, DECODE, strategy="offload")
+    limit = max(m.total - m.weights // 4 for m in whole.predicted.memory)
+    plan = solve(model, machine, DECODE, strategy="offload", memory_bytes=limit)
+    assert all(m.total <= limit for m in plan.predicted.memory)
+    assert any(layer.resident != layer.slots for layer in plan.layers)
+    assert plan.solver.bound <= plan.solver.objective
