@@ -24,6 +24,8 @@ from moeplan.tests.hostile_seeds import Case, draw, make_seeds
 
 SECONDS, MEMORY, PATIENCE = 10, 2**30, 120
 STOPPED = "stopped by the test: all was read"
+# What may stand beside the one line of an error: notes, a warning's opening, and on a slow machine how far it is.
+BESIDE = re.compile(r"note:|moeplan:|[\w ]+, \d+ s: ")
 
 
 def prepare() -> None:
@@ -138,7 +140,7 @@ def fault(ended: dict[str, Any]) -> str | None:
     if ended["bytes"] > MEMORY:
         return f"{ended['bytes'] >> 20} MiB"
     if ended["code"] == 2 and not err.lstrip().startswith("Usage:"):
-        errors = [line for line in err.splitlines() if not line.startswith(("note:", "moeplan:"))]
+        errors = [line for line in err.splitlines() if not BESIDE.match(line)]
         if len(errors) != 1 or not errors[0].startswith("error: ") or not errors[0].isprintable():
             return "not one line"
         if re.search(r"error: (\w*Error|\w*Exception)\b", errors[0]) or len(errors[0]) > 2000:
