@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-kills bench-layers bench-offload bench-selection bench-settings bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -84,6 +84,10 @@ bench-crossover: setup
 
 bench-duplicates: setup
 	$(BIN)/python -m moeplan.benchmarks.duplicates
+
+# The pictures of docs/strategies.
+bench-timelines: setup
+	$(BIN)/python -m moeplan.benchmarks.timelines
 
 # MOMENTS: of each strategy.
 MOMENTS ?= 100

@@ -45,7 +45,7 @@ def model_of(trace: Trace) -> Model:
     return Model(name="offload-bench", family="benchmark", vocab_size=256, blocks=(block,), dtype="f32")
 
 
-def limit_of(model: Model, cluster: Cluster, workload: Workload, trace: Trace, share: float) -> int:
+def limit_of(model: Model, cluster: Cluster, workload: Workload, trace: Trace | None, share: float) -> int:
     """Bytes in which so much of every device's experts fits, beside everything else."""
     whole = solve(model, cluster, workload, trace, strategy="offload")
     experts = max(sum(len(layer.slots[g]) for layer in whole.layers) for g in range(len(cluster.devices)))

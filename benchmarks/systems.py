@@ -119,6 +119,21 @@ CASES = {
         shortcut_contenders,
         travel=True,
     ),
+    "chunks-long": Case(
+        "FSMoE: the same with so many tokens that a chunk's calls are as efficient as whole ones",
+        lab((0.84, 0.84), 0.3, ranks=1),
+        lab_model,
+        "prefill:4096",
+        chunk_contenders,
+    ),
+    "shortcut-long": Case(
+        "ScMoE: the same with so many tokens that a message's own time counts little",
+        lab((0.84, 0.84), 0.5, ranks=1),
+        lambda: shortcut("mid"),
+        "prefill:4096",
+        shortcut_contenders,
+        travel=True,
+    ),
     "uneven": Case(
         "HEXA-MoE: uneven splits at shares of 0.40 and 0.60",
         lab((0.93, 0.62), 10.0, ranks=1),

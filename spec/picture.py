@@ -23,6 +23,11 @@ def picture_kind(path: str | Path) -> str:
     return kind
 
 
+def is_picture(path: str | Path) -> bool:
+    """Whether a file's ending says that it is to be a picture."""
+    return Path(path).suffix.lower().removeprefix(".") in UNDATED
+
+
 def plain(text: str) -> str:
     """A text for Matplotlib to draw as it is: a name between dollar signs is no formula."""
     return "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")

@@ -1,9 +1,13 @@
-"""What ran beside what was predicted, in one file for ui.perfetto.dev."""
+"""What ran beside what was predicted, in one file for ui.perfetto.dev, or as a picture."""
 
 import json
+from pathlib import Path
+
+import pytest
 
 from moeplan.planner.simulator import Operation, simulate
 from moeplan.service.pages.timeline import perfetto
+from moeplan.service.pages.timeline_picture import draw_timeline
 from moeplan.spec.report import Lap
 
 
@@ -28,3 +32,21 @@ def test_every_lap_and_every_operation_that_takes_time_is_there():
     names = {e["pid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"}
     assert (names[2], names[3]) == ("device 1, measured", "device 1, predicted")
     assert all("predicted" not in json.dumps(e) for e in json.loads(perfetto(laps))["traceEvents"])
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_picture_has_a_row_per_device_and_kind_and_a_closer_look_at_many_layers(tmp_path: Path, layers: int):
+    laps, calls = [], []
+    for layer in range(layers):
+        for device in (0, 1):
+            laps.append(Lap(device=device, layer=layer, part="expert", begin=layer, end=layer + 0.5))
+            calls.append(Operation("experts", "expert", device, layer, 0.5, {"cores": 1.0}))
+            calls.append(Operation("all_to_all", "combine", device, layer, 0.25, {"link": 1.0}, transfer=True))
+    for predicted, rows in ((simulate(calls), 4), (None, 2)):
+        path = tmp_path / f"{rows}.svg"
+        draw_timeline("ep", laps, predicted, path)
+        text = path.read_text()
+        panels = 1 if layers == 1 else 2
+        assert text.count("<!-- device 0, ran -->") == text.count("<!-- device 1, ran -->") == panels
+        assert text.count("<!-- device 1, predicted -->") == (panels if rows == 4 else 0)
+        assert text.count("layers 0 to 1, each row from where they begin -->") == panels - 1

@@ -10,8 +10,10 @@ from ...spec.catalogue import load_model
 from ...spec.cluster import Cluster
 from ...spec.document import write_atomically
 from ...spec.errors import MoeplanError
+from ...spec.picture import is_picture
 from ...spec.placement import Placement
 from ...spec.plan import Plan
+from ...spec.report import Report
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..console import note, out, print_json, progress, say
@@ -19,6 +21,7 @@ from ..options import CLUSTER, WORKLOAD, output_option, picture_option
 from ..pages.report import draw_report, machine_notes, report_table
 from ..pages.selection import selection_table
 from ..pages.timeline import perfetto
+from ..pages.timeline_picture import draw_timeline
 from ..selecting import selected_of
 
 PLANNING = 1e6  # seconds, which is no limit: under torchrun every rank must make the same plan
@@ -95,8 +98,8 @@ def run(
     timeline: Annotated[
         Path | None,
         output_option(
-            "What every device did in the median step, for ui.perfetto.dev; with --cluster beside it what "
-            "was predicted.",
+            "What every device did in the median step, for ui.perfetto.dev, or as a picture where the file's name "
+            "ends in .png, .svg or .pdf; with --cluster beside it what was predicted.",
             "--timeline",
         ),
     ] = None,
@@ -156,8 +159,7 @@ def run(
     if picture:
         draw_report(report, picture)
     if timeline:
-        events = perfetto(report.timeline, predicted)
-        write_atomically(timeline, lambda f: f.write(events.encode()))
+        _write_timeline(report, predicted, timeline)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -169,6 +171,15 @@ def run(
         say(f"wrote {' and '.join(str(path) for path in (output, picture, timeline) if path)}")
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _write_timeline(report: Report, predicted: Timeline | None, path: Path) -> None:
+    """Draw it or write it for Perfetto, as the file's ending says."""
+    if is_picture(path):
+        draw_timeline(f"{report.model}, {report.workload}", report.timeline, predicted, path)
+    else:
+        events = perfetto(report.timeline, predicted)
+        write_atomically(path, lambda f: f.write(events.encode()))
 
 
 def _simulated(plan: Plan, cluster: Path, trace: Path | None) -> Timeline:
