@@ -3,7 +3,7 @@
 Nothing is fitted. An operator's seconds are read from its curve at the actual counts, once for each kind of device. A
 collective's seconds are read from its measured equal-traffic curve, at the size whose equal exchange takes, in the
 flow model, as long as the actual bytes do: exact for equal traffic, and the flow model only translates skew. Readings
-beyond what was measured are collected in ``notes``.
+beyond what was measured grow as the operator's work does, and are collected in ``beyond``.
 """
 
 # B layers that are costed together, G devices, n members of a group, E experts
@@ -21,9 +21,11 @@ from ..spec.levels import Groups
 from ..spec.model import DTYPE_BYTES, Block, Model
 from ..spec.operators import Collective, Shape, expert_shape
 from .curves import Table
+from .extrapolation import Extrapolation
 from .flows import FlowModel
 from .spread import Spread
 from .traffic import Traffic
+from .unmeasured import Unmeasured
 
 LISTED = 64  # members up to which all pairs of a collective are listed
 OFFLOAD_REMEDY = "measure it with `moeplan profile --model {} --dtype {} --offload FOLDER`"
@@ -75,7 +77,7 @@ class Costs:
         self._cores = np.array([kind.cpu_share if kind.type == "cpu" else 1.0 for kind in cluster.kinds])
         self.representatives = [int(np.argmax(self.kinds == kind)) for kind in range(len(cluster.kinds))]
         self._of_kind = [np.flatnonzero(self.kinds == kind) for kind in range(len(cluster.kinds))]
-        self._beyond: dict[str, dict[str, float]] = {}
+        self.beyond = Unmeasured()
         self._operators: dict[tuple, Table] = {}
         self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
         self._flows: dict[tuple, FlowModel] = {}
@@ -94,9 +96,10 @@ class Costs:
                 mine = {name: np.broadcast_to(value, common)[..., devices] for name, value in points.items()}
                 if min(value.max() for value in mine.values()) <= 0:
                     continue  # nothing to do, so that no curve is needed
-                seconds[..., devices], beyond = self.table(int(devices[0]), operator, shape).read(**mine)
+                table = self.table(int(devices[0]), operator, shape)
+                seconds[..., devices], beyond = table.read(**mine)
                 if beyond.any():
-                    self._note(operator, {name: float(value[beyond].max()) for name, value in mine.items()})
+                    self.beyond.add(operator, table.axes, {name: value[beyond] for name, value in mine.items()})
             self._readings[key] = seconds
         return self._readings[key]
 
@@ -125,11 +128,12 @@ class Costs:
         active = np.bincount(call, minlength=len(counts))
         # Calls of equal width and active experts read one line of the curve.
         choices, line = np.unique(np.stack([columns, active]), axis=1, return_inverse=True)
-        lines = self.table(device, "expert_ffn", expert_shape(block)).lines(*choices)
-        tokens = counts[call, expert]
+        table = self.table(device, "expert_ffn", expert_shape(block))
+        lines, tokens = table.lines(*choices), counts[call, expert]
         each, beyond = lines.read(line.ravel()[call], tokens)
         if beyond.any():
-            self._note("expert_ffn", {"ffn": int(columns[call[beyond]].max()), "tokens": int(tokens[beyond].max())})
+            far = {"ffn": columns[call[beyond]], "experts": active[call[beyond]], "tokens": tokens[beyond]}
+            self.beyond.add("expert_ffn", table.axes, far)
         return np.bincount(call, each, len(counts)) / np.maximum(active, 1)
 
     def of_devices(self, of_kinds: np.ndarray) -> np.ndarray:
@@ -231,7 +235,7 @@ class Costs:
         longest = flows.max(1)
         whole, beyond = curve.read(bytes=size)
         if beyond.any():
-            self._note(what, {"bytes": round(size.max())})
+            self.beyond.add(what, curve.axes, {"bytes": size})
         share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
         share[longest <= 0] = 1.0
         least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
@@ -341,26 +345,13 @@ class Costs:
         if key not in self._operators:
             remedy = self._remedy() or (OFFLOAD_REMEDY.format(self.asked, self.dtype) if "offload" in operator else "")
             curve = self.cluster.operator(device, operator, shape, self.dtype, self.asked, remedy)
-            self._operators[key] = Table(curve)
+            self._operators[key] = Table(curve, Extrapolation(operator, shape, curve))
         return self._operators[key]
 
     def _remedy(self) -> str:
         """What to do about a missing curve of a model that cannot be profiled."""
         missing = not_executed(self.model)
         return f"`moeplan profile` cannot measure {self.asked} ({missing}); {ELSE}" if missing else ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One line for each curve that was read beyond what was measured, with the furthest such reading."""
-        return tuple(
-            f"extrapolated: {what} up to {', '.join(f'{name} {value:g}' for name, value in at.items())} "
-            "lies beyond what was measured"
-            for what, at in self._beyond.items()
-        )
-
-    def _note(self, what: str, at: dict[str, float]) -> None:
-        known = self._beyond.setdefault(what, dict(at))
-        known.update({name: max(value, known[name]) for name, value in at.items()})
 
 
 def _named(group: tuple[int, ...]) -> str:

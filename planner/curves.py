@@ -1,36 +1,50 @@
 """Measured curves prepared for reading many points at once."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ..spec.curve import Axis, Curve
+from .extrapolation import Extrapolation
 
 
 class Lines(NamedTuple):
     """A curve along its last axis, for R choices of the others.
 
     values: [R, knots] seconds; beyond, nothing: [R] whether the others lie beyond what was measured, or at 0 or less.
+    others: [R] coordinates of each other axis; extrapolation: what is beyond grows so, or, without, on its last slope.
     """
 
     axis: Axis
     values: np.ndarray
     beyond: np.ndarray
     nothing: np.ndarray
+    others: Sequence[np.ndarray] = ()
+    extrapolation: Extrapolation | None = None
 
     def read(self, row: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Seconds at ``at`` on the lines ``row``, and whether extrapolated; both of one shape."""
-        seconds, beyond, nothing = _along(self.axis, self.values, row, at)
-        nothing |= self.nothing[row]
-        return np.where(nothing, 0.0, np.maximum(seconds, 0.0)), (beyond | self.beyond[row]) & ~nothing
+        far = _far(self.axis, at) | self.beyond[row]
+        seconds = _along(self.axis, self.values, row, _near(self.axis, at, self.extrapolation))
+        nothing = (at <= 0) | self.nothing[row]
+        far &= ~nothing
+        if self.extrapolation is not None and far.any():
+            coordinates = [*(other[row[far]] for other in self.others), at[far]]
+            seconds[far] *= self.extrapolation.growth(coordinates)
+        return np.where(nothing, 0.0, np.maximum(seconds, 0.0)), far
 
 
 class Table:
-    """A curve as an array. ``read`` gives exactly what ``Curve.at`` gives, for whole arrays of points."""
+    """A curve as an array, read for whole arrays of points.
 
-    def __init__(self, curve: Curve) -> None:
-        self.axes = curve.axes
+    Without an ``extrapolation`` it gives exactly what ``Curve.at`` gives; with one, other seconds where this is beyond
+    what was measured.
+    """
+
+    def __init__(self, curve: Curve, extrapolation: Extrapolation | None = None) -> None:
+        self.axes, self.extrapolation = curve.axes, extrapolation
         self.grid = np.asarray(curve.median).reshape([len(axis.values) for axis in curve.axes])
         self.values = [np.asarray(axis.values) for axis in curve.axes]
 
@@ -41,10 +55,10 @@ class Table:
         beyond, nothing = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
         rest = np.broadcast_to(self.grid, (len(rows), *self.grid.shape))  # [R, axes that are left]
         for axis, at in zip(self.axes, points, strict=False):
-            rest, far, none = _along(axis, rest, rows, at)
-            beyond |= far
-            nothing |= none
-        return Lines(self.axes[-1], rest, beyond, nothing)
+            rest = _along(axis, rest, rows, _near(axis, at, self.extrapolation))
+            beyond |= _far(axis, at)
+            nothing |= at <= 0
+        return Lines(self.axes[-1], rest, beyond, nothing, points, self.extrapolation)
 
     def read(self, **coordinates: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """Seconds and whether extrapolated, both in the common shape of the coordinates (one per axis)."""
@@ -60,16 +74,24 @@ class Table:
         return seconds.reshape(shape), beyond.reshape(shape)
 
 
-def _along(axis: Axis, grid: np.ndarray, row: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``grid`` [R, knots, ...] read at ``at`` on its rows ``row``: values, whether extrapolated, whether nothing."""
+def _far(axis: Axis, at: np.ndarray) -> np.ndarray:
+    """Whether a reading there is extrapolated."""
+    return at > axis.values[-1] if axis.beyond == "flagged" else np.zeros(at.shape, bool)
+
+
+def _near(axis: Axis, at: np.ndarray, extrapolation: Extrapolation | None) -> np.ndarray:
+    """Where to read the grid: at the last point, where what lies beyond grows from there."""
+    return at if extrapolation is None or axis.beyond == "linear" else np.minimum(at, axis.values[-1])
+
+
+def _along(axis: Axis, grid: np.ndarray, row: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """``grid`` [R, knots, ...] read at ``at`` on its rows ``row``."""
     knots = np.asarray(axis.values)
-    nothing = at <= 0
-    beyond = at > knots[-1] if axis.beyond == "flagged" else np.zeros(at.shape, bool)
     across = (..., *(None,) * (grid.ndim - 2))  # a value per point, for all axes that are left
     if len(knots) == 1:
-        return grid[row, 0] * np.maximum(1.0, at / knots[0])[across], beyond, nothing
+        return grid[row, 0] * np.maximum(1.0, at / knots[0])[across]
     upper = np.clip(np.searchsorted(knots, at), 1, len(knots) - 1)
     low, high = grid[row, upper - 1], grid[row, upper]
     weight = np.maximum((at - knots[upper - 1]) / (knots[upper] - knots[upper - 1]), 0.0)[across]
     line = low * (1 - weight) + high * weight
-    return np.where(weight > 1, np.maximum(line, high), line), beyond, nothing  # a falling last slope: flat
+    return np.where(weight > 1, np.maximum(line, high), line)  # a falling last slope: flat

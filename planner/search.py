@@ -130,7 +130,7 @@ def _plan(
     best, model, dtype = _best(search), search.model, search.costs.dtype
     assert best is not None
     objective = best.seconds
-    final = Costs(cluster, model, dtype)  # its notes are about the chosen plan alone
+    final = Costs(cluster, model, dtype)  # what it reads is of the chosen plan alone
     step = Step(final, model, best.step.layout, search.routing, best.step.places, counted=best.step.counted)
     # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
     prediction = step.predict(best.plans, search.stored, search.limits).model_copy(update={"step_seconds": objective})
@@ -170,7 +170,7 @@ def _plan(
         solve_seconds=time.perf_counter() - started,
         baselines={name: _baseline_seconds(search, name) for name in BASELINES},
         candidates=tuple(choice.candidate for choice in search.choices),
-        notes=(*notes, *final.notes),
+        notes=(*notes, *final.beyond.notes(model, search.costs.asked, search.workload, dtype)),
         seed=search.seed,
         digests=digests,
         probes=probe_points(cluster, model, dtype),

@@ -25,9 +25,9 @@ class Axis(Part):
     """One coordinate of a grid.
 
     ``beyond`` says what lies past the last value: ``linear`` where the operation is linear by construction (one more
-    expert in a loop costs the same again), ``flagged`` where a reading continues the last slope and is reported as
-    extrapolated. A falling last slope (noise) is continued flat. Below the first value the first value counts:
-    nothing is cheaper than the smallest measured call.
+    expert in a loop costs the same again), ``flagged`` where a reading is reported as extrapolated. Both continue the
+    last slope, and a falling one (noise) flat; plans have operators grow as their work does instead, where it is
+    flagged. Below the first value the first value counts: nothing is cheaper than the smallest measured call.
     """
 
     name: str

@@ -11,7 +11,8 @@ from moeplan.planner.flows import FlowModel
 from moeplan.planner.traffic import Traffic
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.errors import MissingCurveError
-from moeplan.tests.synthetic import CALL, LATENCY, cluster, tiny_model
+from moeplan.spec.workload import Workload
+from moeplan.tests.synthetic import CALL, LATENCY, SIZES, cluster, tiny_model
 
 ALL = (0, 1, 2, 3)
 MODEL = tiny_model()
@@ -62,7 +63,7 @@ def test_equal_traffic_costs_what_was_measured(costs, name, size):
         else getattr(costs, name)(ALL, np.full((1, 4), size))
     )
     assert exchange.seconds[0] == pytest.approx([measured] * 4, rel=1e-6)
-    assert not costs.notes
+    assert not str(costs.beyond)
 
 
 def test_a_devices_own_share_is_free(costs):
@@ -125,9 +126,14 @@ def test_a_collective_alone_never_exceeds_a_capacity(sizes):
 def test_what_lies_beyond_the_measured_range_is_noted(costs):
     costs.all_to_all(ALL, traffic(np.full((4, 4), 1e9)))
     costs.expert_ffn(MODEL.moe_block(), 128, np.array([9000]), 2)
-    notes = " ".join(costs.notes)
-    assert "all_to_all over devices [0, 1, 2, 3] up to bytes" in notes
-    assert "expert_ffn up to ffn 128, tokens 9000" in notes
+    measured = f"(measured to {SIZES[-1]:,.0f})"
+    assert str(costs.beyond) == (
+        f"all_to_all over devices [0, 1, 2, 3] at bytes 1,000,000,000 {measured}; "
+        "expert_ffn at tokens 9,000 (measured to 4,096)"
+    )
+    (note,) = costs.beyond.notes(MODEL, "its path", Workload.from_text("prefill:512"), "bf16")
+    assert note.startswith("extrapolated: all_to_all over ")
+    assert "`moeplan profile --model 'its path' --dtype bf16 --workload prefill:512@128` on the same devices" in note
 
 
 def test_equal_rows_per_expert_read_the_curve_itself(costs):
