@@ -117,17 +117,18 @@ class Measured:
 
 
 def measure_collectives(
-    family: Family, bench: Bench, dtype: torch.dtype, allowance: float, gathered: int = 0
+    family: Family, bench: Bench, dtype: torch.dtype, allowance: float, gathered: int = 0, message: int = 0
 ) -> list[Measured]:
     """Every collective over this rank's group, measured; noisy points may be measured again later.
 
     ``dtype`` matters to those that add up: bf16 sums cost a conversion. ``gathered``: bytes that a device contributes
     when a layer's experts are gathered, measured as well where time allows; 0 where this group gathers none.
+    ``message``: the largest that a workload asks for; 0 without one.
     """
     curves, kinds = [], kinds_over(family.groups, bench.hosts)
     for i, (name, traffic, weight) in enumerate(kinds):
         start, waited = time.perf_counter(), bench.patience.waited
-        grid = with_size(SIZES, gathered) if name == "all_gather" else SIZES
+        grid = with_size(with_size(SIZES, message), gathered if name == "all_gather" else 0)
         part = weight / sum(w for *_, w in kinds[i:])
         curve = Measured(family, bench, name, traffic, dtype, grid)
         curve.growth.start()

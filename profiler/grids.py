@@ -7,7 +7,7 @@ slabs already measured; what does not fit is left out, first of all the far end 
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from math import inf
+from math import inf, prod
 from typing import NamedTuple
 
 from ..spec.curve import Axis, Curve
@@ -24,13 +24,14 @@ class Step(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """``start`` gives every axis its first value; the first ``needed`` steps are taken whatever they cost."""
+    """``start`` gives every axis its first value; the first ``needed`` steps are taken whatever they cost, the
+    ``early`` ones after them before anything else is made finer."""
 
     start: Coordinates
     steps: tuple[Step, ...]
     needed: int
     linear: tuple[str, ...] = ()
-    quadratic: tuple[str, ...] = ()
+    early: int = 0
 
 
 NOISY_SPREAD = 0.5  # of a point: beyond it the point is measured again later
@@ -70,6 +71,7 @@ class Growth:
     """A grid being measured: ``start`` takes what is needed, ``refine`` as much more as fits into its time.
 
     ``visit`` measures one point; ``fits`` says whether a point's memory is there. Both must answer alike on all ranks.
+    ``work``: how much a call has to do, in any unit, to foresee what calls beyond the largest one take.
     """
 
     def __init__(
@@ -78,24 +80,47 @@ class Growth:
         visit: Callable[[Coordinates], Point],
         pace: Pace,
         fits: Callable[[Coordinates], bool] = lambda coordinates: True,
+        work: Callable[[Coordinates], float] = lambda coordinates: prod(coordinates.values()),
     ) -> None:
-        self.grid, self.visit, self.pace, self.fits = grid, visit, pace, fits
+        self.grid, self.visit, self.pace, self.fits, self.work = grid, visit, pace, fits, work
         self.values = {axis: [value] for axis, value in grid.start.items()}
         self.points: dict[tuple[int, ...], Point] = {}
         self.spent = 0.0
         self.pending = [step for step in dict.fromkeys(grid.steps) if step.value != grid.start[step.axis]]
 
     def start(self) -> None:
+        """What is needed; of a size whose memory is not there the largest smaller one instead."""
         needed = self.grid.steps[: self.grid.needed]
         self._take(dict(self.grid.start))
-        for step in [step for step in self.pending if step in needed and self._fits(step)]:
-            self._grow(step)
+        for step in [step for step in self.pending if step in needed]:
+            smaller = [s for s in self.pending if s.axis == step.axis and s.value < step.value and self._fits(s)]
+            if step in self.pending and self._fits(step):
+                self._grow(step)
+            elif step in self.pending and smaller:
+                self._grow(max(smaller))
 
-    def refine(self, allowance: float) -> None:
-        """Take the first pending step that fits, again and again, for ``allowance`` more seconds."""
-        end = self.spent + allowance
-        while step := next((s for s in self.pending if self.spent + self._foreseen(s) <= end and self._fits(s)), None):
+    @property
+    def early(self) -> list[Step]:
+        """Steps to take before other grids are made finer."""
+        first = self.grid.needed
+        return [step for step in self.pending if step in self.grid.steps[first : first + self.grid.early]]
+
+    @property
+    def lacking(self) -> list[Step]:
+        """Needed steps that were left out, for want of memory."""
+        return [step for step in self.pending if step in self.grid.steps[: self.grid.needed]]
+
+    def refine(self, allowance: float, early: bool = False) -> int:
+        """Take the first pending (or ``early``) step that fits, again and again, for ``allowance`` more seconds; how
+        many."""
+        end, taken = self.spent + allowance, 0
+        while step := next((s for s in self._open(early) if self.spent + self._foreseen(s) <= end), None):
             self._grow(step)
+            taken += 1
+        return taken
+
+    def _open(self, early: bool) -> list[Step]:
+        return [step for step in (self.early if early else self.pending) if self._fits(step)]
 
     def doubt(self, coordinates: Coordinates) -> float:
         """How noisy a point is: its spread, or what it takes beyond a larger call; the same on all ranks."""
@@ -142,14 +167,15 @@ class Growth:
         return all(map(self.fits, self._slab(step)))
 
     def _foreseen(self, step: Step) -> float:
-        """Cost of a slab: on a straight line between its neighbours, as the smallest's, or the largest's scaled up."""
+        """Cost of a slab: on a straight line between its neighbours, as the smallest's, or the largest's times as much
+        work."""
         known = self.values[step.axis]
         above = min((v for v in known if v > step.value), default=max(known))
         below = max((v for v in known if v < step.value), default=above)
-        ratio = max(1.0, step.value / above) ** (2 if step.axis in self.grid.quadratic else 1)
         part = min(1.0, (step.value - below) / (above - below)) if above > below else 1.0
         total = 0.0
         for at in self._slab(step):
+            ratio = max(1.0, self.work(at) / self.work(at | {step.axis: above}))
             low, high = (self.points[tuple((at | {step.axis: value}).values())] for value in (below, above))
             call = low.call + part * (high.call - low.call)
             total += low.build + part * (high.build - low.build) + self.pace.cost(call * ratio)

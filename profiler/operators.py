@@ -1,12 +1,11 @@
-"""Which operators a model needs, over which grids, and their measurement.
+"""Which operators a model needs, and their measurement: in which order the time is spent.
 
-Axis values are ordered by what a prediction gains from them (see ``grids``): what is needed spans an axis, because a
-reading below its first value is that value; the rest makes it finer or longer. ``expert_ffn`` is linear in its active
-experts by construction, so a few values are enough there.
+First what every curve needs, then how far those reach whose sizes are not cheap, then finer grids (see ``sizes``).
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from math import ceil, prod
 from typing import NamedTuple
 
@@ -31,68 +30,16 @@ from ..spec.operators import (
     route_shape,
     vocabulary_shape,
 )
-from .grids import Coordinates, Grid, Growth, Point, measured, repair, steps
+from ..spec.work import work
+from ..spec.workload import Workload
+from .grids import Coordinates, Grid, Growth, Point, measured, repair
 from .measure import Bench, ColdTimer, Timing, measure, timer
+from .sizes import COPIED, DECODE, LAST_ROWS, PREFILL, ROWS, TOKENS, expert_grid, reaching, workload_steps
 
 TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
 MOST_BETWEEN = 32 * 2**20  # bytes read between two calls: beyond the caches of a core
 MOST_COPIES = 8  # of calls to rotate over: each has to be built
-
-TOKENS = Grid({"tokens": 1}, steps("tokens", 64, 512, 16, 256, 128, 2048, 4, 1024, 32, 4096), needed=2)
-ROWS = Grid({"tokens": 1}, steps("tokens", 64, 16, 256, 512, 128, 4, 1024, 32, 2048), needed=1)
-COPIED = Grid({"copied": 1}, steps("copied", 32, 8, 128), needed=1)
-PREFILL = Grid(
-    {"sequences": 1, "length": 32},
-    (
-        *steps("sequences", 4),
-        *steps("length", 128, 512),
-        *steps("sequences", 2, 8),
-        *steps("length", 256, 1024),
-        *steps("sequences", 16),
-        *steps("length", 64, 2048),
-    ),
-    needed=2,
-    quadratic=("length",),
-)
-DECODE = Grid(
-    {"sequences": 1, "context": 1},
-    (
-        *steps("sequences", 8),
-        *steps("context", 2048),
-        *steps("sequences", 64),
-        *steps("context", 128),
-        *steps("sequences", 16, 4, 32),
-        *steps("context", 512, 1024, 4096),
-        *steps("sequences", 2),
-    ),
-    needed=2,
-)
-
-
-def expert_grid(ffn_size: int, num_experts: int) -> Grid:
-    """Fractions of the FFN's columns x active experts x tokens for each."""
-    ffn = [max(1, ffn_size * eighths // 8) for eighths in (1, 4, 2, 6)]
-    experts = [min(4, num_experts), min(16, num_experts), min(8, num_experts)]
-    return Grid(
-        {"ffn": ffn_size, "experts": 1, "tokens": 1},
-        (
-            *steps("tokens", 16, 128),
-            *steps("experts", experts[0]),
-            *steps("ffn", ffn[0]),
-            *steps("tokens", 256, 64, 4),
-            *steps("ffn", ffn[1]),
-            *steps("experts", experts[1]),
-            *steps("tokens", 32, 8, 512),
-            *steps("ffn", *ffn[2:]),
-            *steps("tokens", 2),
-            *steps("experts", experts[2]),
-            *steps("tokens", 2048),
-        ),
-        needed=4,
-        linear=("experts",),
-    )
-
 
 EXCHANGES = tuple(
     name
@@ -104,7 +51,8 @@ LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
     (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache", "by_batch"), 0.5
 )
-"""Weights of the operators in dividing the time for finer grids; others have 1."""
+"""Weights of the operators in dividing the time beyond what they need; others have 1."""
+FINER = 0.3  # of the time that is left is kept for noisy points and finer grids
 
 
 class Task(NamedTuple):
@@ -155,9 +103,18 @@ class Task(NamedTuple):
             return expert_grid(moe.ffn_size, moe.num_experts)
         if self.operator in ("attention_decode", "attention_scattered"):
             return DECODE
-        return {"attention_prefill": PREFILL, "head": ROWS, "dense_ffn": ROWS, "by_batch": COPIED}.get(
+        return {"attention_prefill": PREFILL, "head": LAST_ROWS, "dense_ffn": ROWS, "by_batch": COPIED}.get(
             self.operator, TOKENS
         )
+
+    def grid_for(self, workloads: Sequence[Workload]) -> Grid:
+        """The grid with the sizes of these workloads' steps."""
+        found = [workload_steps(self.operator, step, self.block, self.devices, self.tensor) for step in workloads]
+        return reaching(self.grid, list(dict.fromkeys(chain.from_iterable(found))))
+
+    def work(self, at: Coordinates) -> float:
+        """How much one call has to do."""
+        return float(work(self.operator, self.shape, at).sum())
 
     def weight_bytes(self, at: Coordinates) -> int:
         """Bytes of weights that one call reads."""
@@ -292,7 +249,7 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str], offload: bool) -> I
         yield Task("head", model, model.layers[-1], dtype, world)
 
 
-def growth(task: Task, bench: Bench) -> Growth:
+def growth(task: Task, bench: Bench, workloads: Sequence[Workload] = ()) -> Growth:
     """The task's grid, ready to be measured. Raises MoeplanError where not even its first point fits into memory."""
 
     def call(at: Coordinates) -> Callable[[], None]:
@@ -325,13 +282,14 @@ def growth(task: Task, bench: Bench) -> Growth:
     def fits(at: Coordinates) -> bool:
         return task.memory_bytes(at) * task.copies(at) < bench.available // 2
 
-    need = task.memory_bytes(task.grid.start) * task.copies(task.grid.start)
-    if not fits(task.grid.start):
+    grid = task.grid_for(workloads)
+    need = task.memory_bytes(grid.start) * task.copies(grid.start)
+    if not fits(grid.start):
         raise MoeplanError(
             f"measuring {task.operator} of {task.model.name} ({task.dtype}) takes about {need >> 20} MiB on each "
             f"device, {bench.available >> 21} MiB may be used: profile with fewer ranks per host"
         )
-    return Growth(task.grid, visit, bench.pace, fits)
+    return Growth(grid, visit, bench.pace, fits, task.work)
 
 
 def compiled(call: Callable[[], None], device: torch.device) -> float:
@@ -345,6 +303,13 @@ def compiled(call: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+class MeasuredOperators(NamedTuple):
+    """``lacking``: sizes of workloads for which there was no memory, in words."""
+
+    curves: list[OperatorCurve]
+    lacking: list[str]
+
+
 def measure_operators(
     work: Sequence[Task],
     bench: Bench,
@@ -352,25 +317,52 @@ def measure_operators(
     show: Callable[[str], None],
     others: Sequence[Growth] = (),
     late: float = 0.0,
-) -> list[OperatorCurve]:
-    """All curves: first what each one needs, then, in the seconds that are ``left`` (agreed), finer grids.
+    workloads: Sequence[Workload] = (),
+) -> MeasuredOperators:
+    """All curves: first what each one and the ``workloads`` need, then, in the seconds that are ``left`` (agreed),
+    what comes early, and finer grids.
 
     In between and at the end, there up to ``late`` seconds more, the noisy points are measured again, those of
     ``others`` (the collectives') among them.
     """
-    growths = [growth(task, bench) for task in work]
+    growths = [growth(task, bench, workloads) for task in work]
     for task, grid in zip(work, growths, strict=True):
         show(f"{task.model.name} {task.dtype} {task.operator}")
         grid.start()
+    show("longer prompts, more tokens")
+    reach(work, growths, left)
     every = [*others, *growths]
     half = left() / 2
     repair(every, lambda: left() < half, bench.patience.wait)
     for i, (task, grid) in enumerate(zip(work, growths, strict=True)):
         show(f"{task.model.name} {task.dtype} {task.operator}, finer")
-        weights = [SHARES.get(t.operator, 1.0) for t in work[i:]]
-        grid.refine(left() * weights[0] / sum(weights))
+        grid.refine(left() * part([t.operator for t in work[i:]]))
     repair(every, lambda: left() < -late, bench.patience.wait)
-    return [
+    curves = [
         OperatorCurve(operator=task.operator, shape=task.shape, dtype=task.dtype, curve=grid.curve())
         for task, grid in zip(work, growths, strict=True)
     ]
+    lacking = [
+        f"{task.operator} of {task.model.name} at {step.axis} {step.value:,}"
+        for task, grid in zip(work, growths, strict=True)
+        for step in grid.lacking
+    ]
+    return MeasuredOperators(curves, lacking if workloads else [])
+
+
+def reach(work: Sequence[Task], growths: Sequence[Growth], left: Callable[[], float]) -> None:
+    """Take early steps while any fits into its operator's part of the time, but for ``FINER`` of what is left."""
+    kept = FINER * left()
+    while True:
+        among = [(task.operator, grid) for task, grid in zip(work, growths, strict=True) if grid.early]
+        taken = 0
+        for i, (_, grid) in enumerate(among):
+            taken += grid.refine((left() - kept) * part([name for name, _ in among[i:]]), early=True)
+        if not taken:
+            return
+
+
+def part(operators: Sequence[str]) -> float:
+    """Of the time for all of these the first one's."""
+    weights = [SHARES.get(name, 1.0) for name in operators]
+    return weights[0] / sum(weights)

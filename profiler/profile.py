@@ -15,6 +15,7 @@ from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
 from ..spec.load import Load, worst
 from ..spec.model import Model
+from ..spec.workload import Workload
 from .alike import within_spread
 from .devices import check_device
 from .noise import UNUSABLE_PART, UNUSABLE_SPREAD, noise, refusal, warnings
@@ -35,6 +36,7 @@ def profile(
     accept_noise: bool = False,
     command: str = "moeplan profile",
     asked: Sequence[str] = (),
+    workloads: Sequence[Workload] = (),
     offload: Path | None = None,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Cluster:
@@ -42,8 +44,9 @@ def profile(
 
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
     it, and up to two fifths more where they wait for other programs to leave the processors alone. ``accept_noise``
-    keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. offload: a
-    folder of every host, whose disk is measured besides. Raises MoeplanError for noisy curves otherwise, for a model
+    keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. workloads: the
+    sizes of their steps are measured first and whatever they cost. offload: a folder of every host, whose disk is
+    measured besides. Raises MoeplanError for noisy curves otherwise, for a model
     that the runtime does not execute and for GPUs that are not there.
     """
     if not models:
@@ -55,6 +58,7 @@ def profile(
         "models": [model.model_dump(mode="json") for model in models],
         "dtypes": [dtype or model.dtype for model in models],
         "seconds": budget_seconds,
+        "workloads": [workload.model_dump(mode="json") for workload in workloads],
         "offload": None if offload is None else str(offload.absolute()),
     }
     lab = launcher.lab.spec.name if isinstance(launcher, LabLauncher) else None
@@ -77,9 +81,15 @@ def profile(
     # A lab's ranks wait for their cores by design: spreads are wide there, and averages are what a run sees.
     if lab is None and not accept_noise and (unusable := refusal(found, provenance)):
         raise MoeplanError(unusable)
-    judged = {"noise": found, "warnings": warnings(found, provenance.load), "noise_accepted": accept_noise}
+    said = [*warnings(found, provenance.load), *short(results[0]["lacking"])]
+    judged = {"noise": found, "warnings": tuple(said), "noise_accepted": accept_noise}
     measured = measured.model_copy(update={"provenance": provenance.model_copy(update=judged)})
     return by_class(measured, within_spread)
+
+
+def short(lacking: Sequence[str]) -> list[str]:
+    """One line about the workloads' sizes for which there was no memory."""
+    return [f"too large for the memory here, not measured: {'; '.join(lacking)}"] if lacking else []
 
 
 def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Measurement:

@@ -14,7 +14,9 @@ from ..runtime.launch import Rank
 from ..runtime.load import LoadMeter
 from ..runtime.memory import keep_freed_memory
 from ..spec.cluster.measurement import MeasuredDevice
-from ..spec.model import Model
+from ..spec.model import DTYPE_BYTES, Model
+from ..spec.operators import row_bytes
+from ..spec.workload import Workload
 from .collectives import Measured, group_families, kinds_over, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
 from .disk import measure_disk
@@ -22,6 +24,7 @@ from .links import measure_links, measure_uplinks
 from .measure import Agree, Bench, Pace, processor_clock
 from .operators import TORCH_DTYPES, measure_operators, tasks, tensor_degrees
 from .patience import Patience
+from .sizes import message_bytes
 
 # Parts of the budget; the operators have what is left.
 LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05
@@ -66,14 +69,17 @@ def open_bench(rank: Rank, agree: Agree, meter: LoadMeter, patience: float, say:
 @torch.inference_mode()
 def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a rank. job: ``models`` (documents), ``dtypes`` (one for each), ``seconds`` (the budget),
-    ``offload`` (a folder on a disk to measure, or None).
+    ``workloads`` (documents; their sizes are measured whatever they cost), ``offload`` (a folder on a disk to measure,
+    or None).
 
     Returns this rank's ``device``, ``links``, ``collectives``, ``uplinks``, ``versions``, ``load``, the seconds
-    ``waited`` for other programs and the number of points that they ``disturbed`` all the same, as JSON.
+    ``waited`` for other programs, the number of points that they ``disturbed`` all the same, and what was ``lacking``
+    of the workloads, as JSON.
     """
     started = time.perf_counter()
     keep_freed_memory()
     models = [Model.model_validate(body) for body in job["models"]]
+    workloads = [Workload.model_validate(body) for body in job["workloads"]]
     dtypes, hosts = list(job["dtypes"]), tuple(rank.hosts)
     agree = agreement(rank.device)
     agree(0.0)
@@ -87,7 +93,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
     families = group_families(hosts, degrees)
     work = tasks(models, dtypes, hosts, offload=rank.device.type == "cuda" or job["offload"] is not None)
-    steps = 3 + (job["offload"] is not None) + len(families) + 2 * len(work)
+    steps = 4 + (job["offload"] is not None) + len(families) + 2 * len(work)
 
     def next_step(what: str) -> None:
         nonlocal step
@@ -112,13 +118,15 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         family = open_family(groups, rank.rank, bench.world)
         allowance = COLLECTIVES_SHARE * job["seconds"] * weight / sum(weights)
         gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
-        collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered)
+        message = sent_bytes(models, dtypes, workloads, bench.world)
+        collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered, message)
 
     def left() -> float:
         return job["seconds"] + beside + bench.patience.waited - agree(time.perf_counter() - started)
 
     late = LATE_SHARE * job["seconds"]
-    operators = measure_operators(work, bench, left, next_step, [c.growth for c in collectives], late)
+    growths = [c.growth for c in collectives]
+    operators, lacking = measure_operators(work, bench, left, next_step, growths, late, workloads)
     next_step("done")
 
     device = MeasuredDevice(
@@ -141,6 +149,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         "uplinks": uplinks,
         "load": meter.since(meter.begin).model_dump(mode="json"),
         "waited": bench.patience.waited,
+        "lacking": lacking,
         "disturbed": disturbed_points(collectives) | {"links": sum(timing.disturbed for timing in links)},
         "versions": versions(rank.device),
     }
@@ -170,6 +179,18 @@ def gathered_bytes(models: Sequence[Model], dtypes: Sequence[str], world: int) -
         for model, dtype in zip(models, dtypes, strict=True)
         for ordinal, index in enumerate(model.moe_layers)
         if (block := model.layers[index]).moe
+    )
+
+
+def sent_bytes(models: Sequence[Model], dtypes: Sequence[str], workloads: Sequence[Workload], world: int) -> int:
+    """The largest message of these workloads' steps; 0 without any."""
+    return max(
+        (
+            message_bytes(workload, world, row_bytes(model.moe_block(), DTYPE_BYTES[dtype])) // 8 * 8
+            for model, dtype in zip(models, dtypes, strict=True)
+            for workload in workloads
+        ),
+        default=0,
     )
 
 

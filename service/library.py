@@ -46,13 +46,14 @@ def profile(
     device: str | None = None,
     lab: str | Path | None = None,
     budget_seconds: float = 75.0,
+    workloads: Workload | str | Sequence[Workload | str] = (),
     accept_noise: bool = False,
     on_event: OnEvent | None = None,
 ) -> Cluster:
     """Measure every device and link with the operators that these models run; see ``moeplan profile --help``.
 
     ranks: local ranks, by default two on processors and every GPU. device: ``cpu`` or ``cuda``. lab: a YAML file of an
-    emulated cluster, which needs root. budget_seconds: to spend, about.
+    emulated cluster, which needs root. budget_seconds: to spend, about. workloads: steps whose sizes are measured too.
 
     >>> cluster = profile("tiny-moe", ranks=2)  # doctest: +SKIP
     """
@@ -61,6 +62,7 @@ def profile(
     from ..runtime.launch.choose import choose_launcher
 
     given = [models] if isinstance(models, str | Model) else list(models)
+    steps = [workloads] if isinstance(workloads, str | Workload) else list(workloads)
     with choose_launcher(_path(lab), ranks, device) as launcher:
         return measure(
             launcher,
@@ -70,6 +72,7 @@ def profile(
             accept_noise=accept_noise,
             command="moeplan.profile",
             asked=[_asked(model) for model in given],
+            workloads=[workload_of(step) for step in steps],
             on_event=on_event,
         )
 

@@ -13,6 +13,7 @@ from ...spec.claims import replacing
 from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
 from ...spec.output import locked
+from ...spec.workload import Workload
 from ..console import note, out, print_json, progress, say
 from ..options import output_option
 from ..pages.tables import WholeTable
@@ -34,6 +35,14 @@ def profile(
     budget: Annotated[
         float, typer.Option(min=5, help="Seconds to spend, about; two fifths more if it waits for others.")
     ] = 75.0,
+    workload: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            help="Measure this step's sizes too: prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT]; repeatable.",
+        ),
+    ] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="Rendezvous port; by default a free one.")] = None,
     accept_noise: Annotated[
         bool, typer.Option("--accept-noise", help="Keep curves that other programs made too noisy to be used.")
@@ -51,7 +60,8 @@ def profile(
     """Measure every device and link with the operators that the runtime really runs.
 
     Without --model: Mixtral 8x7B and the tiny example. A second profile on the same devices adds its curves to the
-    file. Under torchrun every process is a rank.
+    file. Grids reach as far as the time allows; --workload makes sure of a step's own sizes. Under torchrun every
+    process is a rank.
 
     Example: `moeplan profile --model olmoe --ranks 2`
     """
@@ -61,6 +71,7 @@ def profile(
 
     asked = model or DEFAULT_MODELS
     chosen = [load_model(name) for name in asked]
+    workloads = [Workload.from_text(text) for text in workload or []]
     if not fresh:
         _there(output)  # a file that cannot be added to is said now
     replaced = _mark(output) if fresh else None
@@ -72,6 +83,7 @@ def profile(
             budget_seconds=budget,
             accept_noise=accept_noise,
             asked=asked,
+            workloads=workloads,
             offload=offload,
             on_event=show,
         )
