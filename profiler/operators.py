@@ -1,6 +1,7 @@
 """Which operators a model needs, and their measurement: in which order the time is spent.
 
-First what every curve needs, then how far those reach whose sizes are not cheap, then finer grids (see ``sizes``).
+First what every curve needs, those first that most of a step's time goes into, so that they reach far; then how far the
+others do; then finer grids (see ``sizes``).
 """
 
 import time
@@ -49,7 +50,7 @@ EXCHANGES = tuple(
 OFFLOAD = tuple(name for name in OPERATORS if name.startswith("offload_"))  # where a disk is measured
 LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
-    (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache", "by_batch"), 0.5
+    (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache", "by_batch"), 0.25
 )
 """Weights of the operators in dividing the time beyond what they need; others have 1."""
 FINER = 0.3  # of the time that is left is kept for noisy points and finer grids
@@ -326,9 +327,11 @@ def measure_operators(
     ``others`` (the collectives') among them.
     """
     growths = [growth(task, bench, workloads) for task in work]
-    for task, grid in zip(work, growths, strict=True):
+    order = first_those_that_matter(work)
+    for i, index in enumerate(order):
+        task = work[index]
         show(f"{task.model.name} {task.dtype} {task.operator}")
-        grid.start()
+        growths[index].start(left() * part([work[other].operator for other in order[i:]]))
     show("longer prompts, more tokens")
     reach(work, growths, left)
     every = [*others, *growths]
@@ -348,6 +351,12 @@ def measure_operators(
         for step in grid.lacking
     ]
     return MeasuredOperators(curves, lacking if workloads else [])
+
+
+def first_those_that_matter(work: Sequence[Task]) -> list[int]:
+    """Positions by weight, the largest first; dtypes stay together, as in ``work``."""
+    dtypes = list(dict.fromkeys(task.dtype for task in work))
+    return sorted(range(len(work)), key=lambda i: (dtypes.index(work[i].dtype), -SHARES.get(work[i].operator, 1.0)))
 
 
 def reach(work: Sequence[Task], growths: Sequence[Growth], left: Callable[[], float]) -> None:

@@ -1,8 +1,9 @@
 """Which sizes an operator is measured at, in what order, and which a workload adds.
 
 Axis values are ordered by what a prediction gains from them (see ``grids``). What is needed spans an axis with few
-sizes, because a reading below its first value is that value. What comes early reaches as far as steps usually do,
-before any curve is made finer: between sizes a reading is a straight line, beyond them it is a guess.
+sizes, as far as steps usually reach or else as there is time: between sizes a reading is a straight line, beyond them
+it is a guess, and below the first it is that value. What moves tokens is a line anyway: two sizes have to do, because
+there are many such operators.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,14 @@ from ..spec.model import Block
 from ..spec.workload import Workload
 from .grids import Grid, Step, steps
 
-TOKENS = Grid({"tokens": 1}, steps("tokens", 64, 2048, 512, 16, 256, 128, 4, 1024, 32, 4096), needed=2)
-ROWS = Grid({"tokens": 1}, steps("tokens", 64, 512, 2048, 16, 256, 128, 4, 1024, 32), needed=1, early=2)
+TOKENS = Grid({"tokens": 1}, steps("tokens", 2048, 64, 512, 16, 256, 128, 4, 1024, 32, 4096), needed=1)
+ROWS = Grid(
+    {"tokens": 1},
+    steps("tokens", 64, 512, 2048, 16, 256, 128, 4, 1024, 32),
+    needed=1,
+    early=2,
+    instead=steps("tokens", 2048, 512),
+)
 LAST_ROWS = Grid({"tokens": 1}, steps("tokens", 64, 16, 256, 4, 512, 128, 1024, 32), needed=1)
 COPIED = Grid({"copied": 1}, steps("copied", 32, 8, 128), needed=1)
 PREFILL = Grid(
@@ -28,6 +35,7 @@ PREFILL = Grid(
     ),
     needed=2,
     early=3,
+    instead=steps("length", 2048, 512),
 )
 DECODE = Grid(
     {"sequences": 1, "context": 1},
@@ -57,10 +65,10 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
     return Grid(
         {"ffn": ffn_size, "experts": 1, "tokens": 1},
         (
-            *steps("tokens", 16, 128),
+            *steps("tokens", 16),
             *steps("experts", experts[0]),
             *steps("ffn", ffn[0]),
-            *steps("tokens", 1024),
+            *steps("tokens", 128, 1024),
             *steps("tokens", 256, 64, 4),
             *steps("ffn", ffn[1]),
             *steps("experts", experts[1]),
@@ -71,17 +79,21 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
             *steps("tokens", 2048),
         ),
         needed=4,
-        early=1,
         linear=("experts",),
+        early=1,
+        instead=steps("tokens", 1024),
     )
 
 
 def reaching(grid: Grid, more: Sequence[Step]) -> Grid:
-    """The grid with these sizes, which are needed; those below its first values become the first."""
+    """The grid with these sizes, which are needed; those below its first values become the first. It reaches no further
+    than they do before there is time."""
+    if not more:
+        return grid
     start = {axis: min([value, *(s.value for s in more if s.axis == axis)]) for axis, value in grid.start.items()}
     first = [Step(axis, value) for axis, value in grid.start.items() if value > start[axis]]
     needed = (*first, *more, *grid.steps[: grid.needed])
-    return grid._replace(start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed))
+    return grid._replace(start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed), instead=())
 
 
 def workload_steps(operator: str, workload: Workload, block: Block, devices: int, tensor: int = 1) -> list[Step]:
