@@ -14,7 +14,7 @@ class Lines(NamedTuple):
     """A curve along its last axis, for R choices of the others.
 
     values: [R, knots] seconds; beyond, nothing: [R] whether the others lie beyond what was measured, or at 0 or less.
-    others: [R] coordinates of each other axis; extrapolation: what is beyond grows so, or, without, on its last slope.
+    others: [R] coordinates of each other axis; extrapolation: without one, the last slope goes on beyond.
     """
 
     axis: Axis
@@ -27,7 +27,7 @@ class Lines(NamedTuple):
     def read(self, row: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Seconds at ``at`` on the lines ``row``, and whether extrapolated; both of one shape."""
         far = _far(self.axis, at) | self.beyond[row]
-        seconds = _along(self.axis, self.values, row, _near(self.axis, at, self.extrapolation))
+        seconds = _along(self.axis, self.values, row, at, self.extrapolation)
         nothing = (at <= 0) | self.nothing[row]
         far &= ~nothing
         if self.extrapolation is not None and far.any():
@@ -39,8 +39,8 @@ class Lines(NamedTuple):
 class Table:
     """A curve as an array, read for whole arrays of points.
 
-    Without an ``extrapolation`` it gives exactly what ``Curve.at`` gives; with one, other seconds where this is beyond
-    what was measured.
+    Without an ``extrapolation`` it gives exactly what ``Curve.at`` gives; with one, seconds that follow the operator's
+    work between the measured points and beyond them.
     """
 
     def __init__(self, curve: Curve, extrapolation: Extrapolation | None = None) -> None:
@@ -55,7 +55,7 @@ class Table:
         beyond, nothing = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
         rest = np.broadcast_to(self.grid, (len(rows), *self.grid.shape))  # [R, axes that are left]
         for axis, at in zip(self.axes, points, strict=False):
-            rest = _along(axis, rest, rows, _near(axis, at, self.extrapolation))
+            rest = _along(axis, rest, rows, at, self.extrapolation)
             beyond |= _far(axis, at)
             nothing |= at <= 0
         return Lines(self.axes[-1], rest, beyond, nothing, points, self.extrapolation)
@@ -79,14 +79,15 @@ def _far(axis: Axis, at: np.ndarray) -> np.ndarray:
     return at > axis.values[-1] if axis.beyond == "flagged" else np.zeros(at.shape, bool)
 
 
-def _near(axis: Axis, at: np.ndarray, extrapolation: Extrapolation | None) -> np.ndarray:
-    """Where to read the grid: at the last point, where what lies beyond grows from there."""
-    return at if extrapolation is None or axis.beyond == "linear" else np.minimum(at, axis.values[-1])
-
-
-def _along(axis: Axis, grid: np.ndarray, row: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """``grid`` [R, knots, ...] read at ``at`` on its rows ``row``."""
+def _along(
+    axis: Axis, grid: np.ndarray, row: np.ndarray, at: np.ndarray, extrapolation: Extrapolation | None
+) -> np.ndarray:
+    """``grid`` [R, knots, ...] read at ``at`` on its rows ``row``: at the last point, where what is beyond grows from
+    there."""
     knots = np.asarray(axis.values)
+    if extrapolation is not None:
+        at = at if axis.beyond == "linear" else np.minimum(at, knots[-1])
+        knots, at = extrapolation.along(axis.name, knots), extrapolation.along(axis.name, at)
     across = (..., *(None,) * (grid.ndim - 2))  # a value per point, for all axes that are left
     if len(knots) == 1:
         return grid[row, 0] * np.maximum(1.0, at / knots[0])[across]

@@ -1,9 +1,10 @@
-"""How an operator's seconds grow beyond the sizes that were measured: as its work does, or faster.
+"""How an operator's seconds go on between the sizes that were measured, and beyond them: as its work does.
 
 A straight line through the last two points would have attention grow with the length of its prompts, of which it
-multiplies every token with every other. Here the last measured point is multiplied by how much more there is to do
+multiplies every token with every other. Beyond, the last measured point is multiplied by how much more there is to do
 (``spec.work``). Where the work has several parts, what each of them takes is told by the last points: a part that is
-slower than its share of the work makes time grow faster; none makes it grow slower.
+slower than its share of the work makes time grow faster; none makes it grow slower. Between two points seconds rise
+with the same parts, from the one to the other.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from scipy.optimize import nnls
 
 from ..spec.curve import Curve
 from ..spec.operators import Shape
-from ..spec.work import work
+from ..spec.work import BENT, work
 
 
 class Extrapolation:
@@ -40,6 +41,16 @@ class Extrapolation:
             return grown
         call, parts = self._times[0], self._times[1:]
         return np.maximum(grown, (call + np.tensordot(parts, here, 1)) / (call + np.tensordot(parts, there, 1)))
+
+    def along(self, axis: str, at: np.ndarray) -> np.ndarray:
+        """What seconds are a straight line over, between two points: the coordinate, or, where work does not grow
+        straight with it, the time of its parts (of their FLOPs, where the last points tell none apart)."""
+        if axis not in BENT.get(self.operator, ()):
+            return at
+        parts = self._work([at if name == axis else np.ones_like(at) for name in self.names])
+        if self._times is None or not self._times[1:].any():
+            return parts.sum(0)
+        return np.tensordot(self._times[1:], parts, 1)
 
     def _work(self, coordinates: Sequence[np.ndarray]) -> np.ndarray:
         return work(self.operator, self.shape, dict(zip(self.names, coordinates, strict=True)))

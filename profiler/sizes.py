@@ -27,7 +27,7 @@ PREFILL = Grid(
     {"sequences": 1, "length": 32},
     (
         *steps("sequences", 4),
-        *steps("length", 128, 512, 2048),
+        *steps("length", 128, 512, 2048),  # 128 and 512 come later where 2,048 is taken at once
         *steps("sequences", 8),
         *steps("length", 256, 1024),
         *steps("sequences", 16, 2),

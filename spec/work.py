@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 
 from .operators import OPERATORS, Shape
 
+BENT = {"attention_prefill": ("length",)}
+"""Axes along which an operator's work is no straight line."""
 TOKEN_ROWS = 8  # rows of the model's size that attention reads or writes for a token: norm, queries, outputs, residual
 
 
