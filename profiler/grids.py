@@ -25,15 +25,13 @@ class Step(NamedTuple):
 
 class Grid(NamedTuple):
     """``start`` gives every axis its first value; the first ``needed`` steps are taken whatever they cost, the
-    ``early`` ones after them before any other grid is made finer. ``instead``: larger sizes, the best first, of which
-    one takes the place of the largest needed one of its axis where there is time."""
+    ``early`` ones after them before any other grid is made finer."""
 
     start: Coordinates
     steps: tuple[Step, ...]
     needed: int
     linear: tuple[str, ...] = ()
     early: int = 0
-    instead: tuple[Step, ...] = ()
 
 
 NOISY_SPREAD = 0.5  # of a point: beyond it the point is measured again later
@@ -91,21 +89,17 @@ class Growth:
         self.pending = [step for step in dict.fromkeys(grid.steps) if step.value != grid.start[step.axis]]
 
     def start(self, allowance: float = 0.0) -> None:
-        """What is needed, or larger sizes instead within ``allowance`` seconds; of a size whose memory is not there the
-        largest smaller one."""
+        """What is needed (of a size whose memory is not there the largest smaller one), and what comes early, as far as
+        it fits into ``allowance`` seconds for all of it."""
         needed = self.grid.steps[: self.grid.needed]
         self._take(dict(self.grid.start))
         for step in [step for step in self.pending if step in needed]:
-            ends = step.value == max(s.value for s in needed if s.axis == step.axis)
-            larger = [s for s in self.grid.instead if s.axis == step.axis and ends and self._fits(s)]
             smaller = [s for s in self.pending if s.axis == step.axis and s.value < step.value and self._fits(s)]
-            far = next((s for s in larger if self.spent + self._foreseen(s) <= allowance), None)
-            if far is not None:
-                self._grow(far)
-            elif step in self.pending and self._fits(step):
+            if step in self.pending and self._fits(step):
                 self._grow(step)
             elif step in self.pending and smaller:
                 self._grow(max(smaller))
+        self.refine(allowance - self.spent, early=True)
 
     @property
     def early(self) -> list[Step]:

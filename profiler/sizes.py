@@ -19,7 +19,6 @@ ROWS = Grid(
     steps("tokens", 64, 512, 2048, 16, 256, 128, 4, 1024, 32),
     needed=1,
     early=2,
-    instead=steps("tokens", 2048, 512),
 )
 LAST_ROWS = Grid({"tokens": 1}, steps("tokens", 64, 16, 256, 4, 512, 128, 1024, 32), needed=1)
 COPIED = Grid({"copied": 1}, steps("copied", 32, 8, 128), needed=1)
@@ -27,7 +26,7 @@ PREFILL = Grid(
     {"sequences": 1, "length": 32},
     (
         *steps("sequences", 4),
-        *steps("length", 128, 512, 2048),  # 128 and 512 come later where 2,048 is taken at once
+        *steps("length", 128, 512, 2048),
         *steps("sequences", 8),
         *steps("length", 256, 1024),
         *steps("sequences", 16, 2),
@@ -35,7 +34,6 @@ PREFILL = Grid(
     ),
     needed=2,
     early=3,
-    instead=steps("length", 2048, 512),
 )
 DECODE = Grid(
     {"sequences": 1, "context": 1},
@@ -65,10 +63,10 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
     return Grid(
         {"ffn": ffn_size, "experts": 1, "tokens": 1},
         (
-            *steps("tokens", 16),
+            *steps("tokens", 16, 128),
             *steps("experts", experts[0]),
             *steps("ffn", ffn[0]),
-            *steps("tokens", 128, 1024),
+            *steps("tokens", 1024),
             *steps("tokens", 256, 64, 4),
             *steps("ffn", ffn[1]),
             *steps("experts", experts[1]),
@@ -81,19 +79,15 @@ def expert_grid(ffn_size: int, num_experts: int) -> Grid:
         needed=4,
         linear=("experts",),
         early=1,
-        instead=steps("tokens", 1024),
     )
 
 
 def reaching(grid: Grid, more: Sequence[Step]) -> Grid:
-    """The grid with these sizes, which are needed; those below its first values become the first. It reaches no further
-    than they do before there is time."""
-    if not more:
-        return grid
+    """The grid with these sizes, which are needed; those below its first values become the first."""
     start = {axis: min([value, *(s.value for s in more if s.axis == axis)]) for axis, value in grid.start.items()}
     first = [Step(axis, value) for axis, value in grid.start.items() if value > start[axis]]
     needed = (*first, *more, *grid.steps[: grid.needed])
-    return grid._replace(start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed), instead=())
+    return grid._replace(start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed))
 
 
 def workload_steps(operator: str, workload: Workload, block: Block, devices: int, tensor: int = 1) -> list[Step]:

@@ -114,18 +114,15 @@ def growth_of(grid: Grid, fits: Callable[[Coordinates], bool] = lambda at: True)
     return Growth(grid, lambda at: Point(Timing(1e-4, 0.0, 3), 1e-4, 1.0), PLAIN, fits)
 
 
-def test_a_larger_size_takes_the_place_of_the_last_needed_one_where_there_is_time():
-    grid = Grid({"tokens": 1}, steps("tokens", 16, 64, 2048, 512), needed=2, instead=steps("tokens", 2048, 512))
-    ends = []
-    for allowance in (0.0, 3.5, 100.0):
+def test_early_sizes_come_at_once_where_there_is_time_and_no_others():
+    grid = Grid({"tokens": 1}, steps("tokens", 64, 512, 2048, 16), needed=1, early=2)
+    point = growth_of(grid)
+    point.start()
+    each = point.spent / 2
+    for allowance, values in ((2.9 * each, {1, 64}), (3.1 * each, {1, 64, 512}), (100.0, {1, 64, 512, 2048})):
         growth = growth_of(grid)
         growth.start(allowance)
-        assert 16 in growth.values["tokens"]
-        ends.append(max(growth.values["tokens"]))
-    assert ends == [64, 2048, 2048]
-    short = growth_of(grid, lambda at: at["tokens"] < 1000)
-    short.start(100.0)
-    assert max(short.values["tokens"]) == 512
+        assert set(growth.values["tokens"]) == values
 
 
 def test_of_a_needed_size_without_memory_the_largest_smaller_one_is_taken_and_told():
