@@ -25,13 +25,15 @@ class Step(NamedTuple):
 
 class Grid(NamedTuple):
     """``start`` gives every axis its first value; the first ``needed`` steps are taken whatever they cost, the
-    ``early`` ones after them before any other grid is made finer."""
+    ``early`` ones after them before any other grid is made finer. ``asked``: needed ones that a workload asks for,
+    which may be too large."""
 
     start: Coordinates
     steps: tuple[Step, ...]
     needed: int
     linear: tuple[str, ...] = ()
     early: int = 0
+    asked: tuple[Step, ...] = ()
 
 
 NOISY_SPREAD = 0.5  # of a point: beyond it the point is measured again later
@@ -88,17 +90,20 @@ class Growth:
         self.spent = 0.0
         self.pending = [step for step in dict.fromkeys(grid.steps) if step.value != grid.start[step.axis]]
 
-    def start(self, allowance: float = 0.0) -> None:
-        """What is needed (of a size whose memory is not there the largest smaller one), and what comes early, as far as
-        it fits into ``allowance`` seconds for all of it."""
+    def start(self, allowance: float = 0.0, most: float = inf) -> None:
+        """What is needed, and what comes early, as far as it fits into ``allowance`` seconds for all of it.
+
+        In place of a size whose memory is not there, or that was asked for and takes more than ``most`` seconds, the
+        largest possible smaller one.
+        """
         needed = self.grid.steps[: self.grid.needed]
         self._take(dict(self.grid.start))
         for step in [step for step in self.pending if step in needed]:
-            smaller = [s for s in self.pending if s.axis == step.axis and s.value < step.value and self._fits(s)]
-            if step in self.pending and self._fits(step):
-                self._grow(step)
-            elif step in self.pending and smaller:
-                self._grow(max(smaller))
+            smaller = [s for s in self.pending if s.axis == step.axis and s.value < step.value]
+            for instead in [step, *sorted(smaller, reverse=True)] if step in self.pending else []:
+                if self._fits(instead) and (step not in self.grid.asked or self._foreseen(instead) <= most):
+                    self._grow(instead)
+                    break
         self.refine(allowance - self.spent, early=True)
 
     @property
@@ -109,8 +114,8 @@ class Growth:
 
     @property
     def lacking(self) -> list[Step]:
-        """Needed steps that were left out, for want of memory."""
-        return [step for step in self.pending if step in self.grid.steps[: self.grid.needed]]
+        """What was asked for and left out, for want of memory or time."""
+        return [step for step in self.pending if step in self.grid.asked]
 
     def refine(self, allowance: float, early: bool = False) -> int:
         """Take the first pending (or ``early``) step that fits, again and again, for ``allowance`` more seconds; how

@@ -7,7 +7,7 @@ others do; then finer grids (see ``sizes``).
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import NamedTuple
 
 import torch
@@ -305,7 +305,7 @@ def compiled(call: Callable[[], None], device: torch.device) -> float:
 
 
 class MeasuredOperators(NamedTuple):
-    """``lacking``: sizes of workloads for which there was no memory, in words."""
+    """``lacking``: sizes of workloads that were too large, in words."""
 
     curves: list[OperatorCurve]
     lacking: list[str]
@@ -319,9 +319,10 @@ def measure_operators(
     others: Sequence[Growth] = (),
     late: float = 0.0,
     workloads: Sequence[Workload] = (),
+    most: float = inf,
 ) -> MeasuredOperators:
-    """All curves: first what each one and the ``workloads`` need, then, in the seconds that are ``left`` (agreed),
-    what comes early, and finer grids.
+    """All curves: first what each one and the ``workloads`` need, but for theirs that take more than ``most`` seconds;
+    then, in the seconds that are ``left`` (agreed), what comes early, and finer grids.
 
     In between and at the end, there up to ``late`` seconds more, the noisy points are measured again, those of
     ``others`` (the collectives') among them.
@@ -331,7 +332,7 @@ def measure_operators(
     for i, index in enumerate(order):
         task = work[index]
         show(f"{task.model.name} {task.dtype} {task.operator}")
-        growths[index].start(left() * part([work[other].operator for other in order[i:]]))
+        growths[index].start(left() * part([work[other].operator for other in order[i:]]), most)
     show("longer prompts, more tokens")
     reach(work, growths, left)
     every = [*others, *growths]
@@ -350,7 +351,7 @@ def measure_operators(
         for task, grid in zip(work, growths, strict=True)
         for step in grid.lacking
     ]
-    return MeasuredOperators(curves, lacking if workloads else [])
+    return MeasuredOperators(curves, lacking)
 
 
 def first_those_that_matter(work: Sequence[Task]) -> list[int]:

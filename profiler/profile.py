@@ -45,7 +45,7 @@ def profile(
     ``budget_seconds`` is what the ranks aim at once they run; a little more where a large model's smallest grids need
     it, and up to two fifths more where they wait for other programs to leave the processors alone. ``accept_noise``
     keeps curves that stayed noisy. asked: what the user typed for each model, named where it is refused. workloads: the
-    sizes of their steps are measured first and whatever they cost. offload: a folder of every host, whose disk is
+    sizes of their steps are measured too, even beyond the budget. offload: a folder of every host, whose disk is
     measured besides. Raises MoeplanError for noisy curves otherwise, for a model
     that the runtime does not execute and for GPUs that are not there.
     """
@@ -88,8 +88,9 @@ def profile(
 
 
 def short(lacking: Sequence[str]) -> list[str]:
-    """One line about the workloads' sizes for which there was no memory."""
-    return [f"too large for the memory here, not measured: {'; '.join(lacking)}"] if lacking else []
+    """One line about the workloads' sizes that were too large."""
+    names = "; ".join(lacking)
+    return [f"too large for the memory or the --budget here, not measured: {names}"] if lacking else []
 
 
 def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str | None) -> Measurement:

@@ -86,8 +86,10 @@ def reaching(grid: Grid, more: Sequence[Step]) -> Grid:
     """The grid with these sizes, which are needed; those below its first values become the first."""
     start = {axis: min([value, *(s.value for s in more if s.axis == axis)]) for axis, value in grid.start.items()}
     first = [Step(axis, value) for axis, value in grid.start.items() if value > start[axis]]
-    needed = (*first, *more, *grid.steps[: grid.needed])
-    return grid._replace(start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed))
+    needed = (*first, *grid.steps[: grid.needed], *more)
+    return grid._replace(
+        start=start, steps=(*needed, *grid.steps[grid.needed :]), needed=len(needed), asked=tuple(more)
+    )
 
 
 def workload_steps(operator: str, workload: Workload, block: Block, devices: int, tensor: int = 1) -> list[Step]:

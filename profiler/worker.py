@@ -17,7 +17,7 @@ from ..spec.cluster.measurement import MeasuredDevice
 from ..spec.model import DTYPE_BYTES, Model
 from ..spec.operators import row_bytes
 from ..spec.workload import Workload
-from .collectives import Measured, group_families, kinds_over, measure_collectives, open_family
+from .collectives import Groups, Measured, group_families, kinds_over, measure_collectives, open_family
 from .devices import device_name, measure_copies, memory_available, nvml_details, stream_bandwidth
 from .disk import measure_disk
 from .links import measure_links, measure_uplinks
@@ -30,6 +30,9 @@ from .sizes import message_bytes
 LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05
 DISK_SHARE = 0.2  # of the budget, beyond it, where a disk is asked for
 LATE_SHARE = 0.05  # of the budget, beyond it: noisy points measured again
+ASKED_SECONDS = (
+    60.0  # and the budget may one more size of a workload take, before which nothing else is heard of a rank
+)
 PATIENCE_SHARE = 0.4  # of the budget, beyond it: waiting for other programs
 
 
@@ -69,8 +72,7 @@ def open_bench(rank: Rank, agree: Agree, meter: LoadMeter, patience: float, say:
 @torch.inference_mode()
 def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     """Entry point of a rank. job: ``models`` (documents), ``dtypes`` (one for each), ``seconds`` (the budget),
-    ``workloads`` (documents; their sizes are measured whatever they cost), ``offload`` (a folder on a disk to measure,
-    or None).
+    ``workloads`` (documents, whose sizes are measured too), ``offload`` (a folder on a disk to measure, or None).
 
     Returns this rank's ``device``, ``links``, ``collectives``, ``uplinks``, ``versions``, ``load``, the seconds
     ``waited`` for other programs, the number of points that they ``disturbed`` all the same, and what was ``lacking``
@@ -111,22 +113,25 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     links = measure_links(bench, LINKS_SHARE * job["seconds"])
     next_step("uplinks")
     uplinks = measure_uplinks(bench)
-    collectives = []
-    weights = [sum(weight for *_, weight in kinds_over(groups, hosts)) for groups in families]
-    for groups, weight in zip(families, weights, strict=True):
+    gathered, message = gathered_bytes(models, dtypes, bench.world), sent_bytes(models, dtypes, workloads, bench.world)
+    collectives: list[Measured] = []
+    for groups, part in family_parts(families, hosts):
         next_step(f"collectives over {len(groups[0])} devices")
-        family = open_family(groups, rank.rank, bench.world)
-        allowance = COLLECTIVES_SHARE * job["seconds"] * weight / sum(weights)
-        gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
-        message = sent_bytes(models, dtypes, workloads, bench.world)
-        collectives += measure_collectives(family, bench, TORCH_DTYPES[dtypes[0]], allowance, gathered, message)
+        collectives += measure_collectives(
+            open_family(groups, rank.rank, bench.world),
+            bench,
+            TORCH_DTYPES[dtypes[0]],
+            COLLECTIVES_SHARE * job["seconds"] * part,
+            gathered if len(groups[0]) == bench.world else 0,
+            message,
+        )
 
     def left() -> float:
         return job["seconds"] + beside + bench.patience.waited - agree(time.perf_counter() - started)
 
     late = LATE_SHARE * job["seconds"]
-    growths = [c.growth for c in collectives]
-    operators, lacking = measure_operators(work, bench, left, next_step, growths, late, workloads)
+    growths, most = [c.growth for c in collectives], job["seconds"] + ASKED_SECONDS
+    operators, lacking = measure_operators(work, bench, left, next_step, growths, late, workloads, most)
     next_step("done")
 
     device = MeasuredDevice(
@@ -153,6 +158,12 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         "disturbed": disturbed_points(collectives) | {"links": sum(timing.disturbed for timing in links)},
         "versions": versions(rank.device),
     }
+
+
+def family_parts(families: Sequence[Groups], hosts: Sequence[str]) -> list[tuple[Groups, float]]:
+    """Each family with its part of the collectives' time."""
+    weights = [sum(weight for *_, weight in kinds_over(groups, hosts)) for groups in families]
+    return [(groups, weight / sum(weights)) for groups, weight in zip(families, weights, strict=True)]
 
 
 def disturbed_points(collectives: Sequence[Measured]) -> dict[str, int]:

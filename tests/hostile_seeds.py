@@ -184,7 +184,7 @@ OPTIONS = {
               "--placement"],
     "run": ["--tolerance", "--repetitions", "--timeout", "--port", "--output", "--picture", "--trace", "--placement",
             "--model", "--workload", "--cluster"],
-    "profile": ["--ranks", "--budget", "--port", "--dtype", "--device", "--output"],
+    "profile": ["--ranks", "--budget", "--port", "--dtype", "--device", "--output", "--workload"],
 }  # fmt: skip
 
 

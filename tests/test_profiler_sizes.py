@@ -14,6 +14,7 @@ from moeplan.profiler.grids import Coordinates, Grid, Growth, Point, Step, steps
 from moeplan.profiler.measure import Pace, Timing
 from moeplan.profiler.operators import Task, measure_operators, tasks
 from moeplan.profiler.patience import IMPATIENT
+from moeplan.profiler.profile import short
 from moeplan.profiler.sizes import PREFILL, message_bytes, reaching, workload_steps
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.cluster import Cluster, OperatorCurve
@@ -125,11 +126,23 @@ def test_early_sizes_come_at_once_where_there_is_time_and_no_others():
         assert set(growth.values["tokens"]) == values
 
 
-def test_of_a_needed_size_without_memory_the_largest_smaller_one_is_taken_and_told():
+def test_of_a_size_without_memory_the_largest_smaller_one_is_taken():
     growth = growth_of(Grid({"tokens": 1}, steps("tokens", 2048, 64, 512), needed=1), lambda at: at["tokens"] < 600)
     growth.start()
     assert growth.values["tokens"] == [1, 512]
-    assert growth.lacking == [Step("tokens", 2048)]
+    assert not growth.lacking  # nobody asked
+
+
+def test_what_is_asked_for_and_too_large_is_told():
+    grid = reaching(Grid({"tokens": 1}, steps("tokens", 64, 512), needed=1), steps("tokens", 10**6, 300))
+    growths = [growth_of(grid, lambda at: at["tokens"] < 10**5), growth_of(grid), growth_of(grid)]
+    for growth, most in zip(growths, (100.0, 4.5, 1e6), strict=True):
+        growth.start(most=most)
+        assert {64, 300} < set(growth.values["tokens"])
+    assert [growth.lacking for growth in growths] == [[Step("tokens", 10**6)], [Step("tokens", 10**6)], []]
+    (line,) = short(["route of tiny-moe at tokens 1,000,000"])
+    assert "\n" not in line
+    assert not short([])
 
 
 def test_a_workloads_sizes_are_needed_and_may_lie_below_the_first():
