@@ -36,6 +36,22 @@ ASKED_SECONDS = (
 PATIENCE_SHARE = 0.4  # of the budget, beyond it: waiting for other programs
 
 
+class Progress:
+    """Events about the steps of a profile; ``of``: how many there are."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        self._emit, self._next, self.of = emit, 0, 0
+
+    def step(self, what: str) -> None:
+        """The next one begins."""
+        self._emit({"done": self._next, "of": self.of, "what": what})
+        self._next += 1
+
+    def say(self, what: str) -> None:
+        """What this step waits for."""
+        self._emit({"done": self._next - 1, "of": self.of, "what": what})
+
+
 def agreement(device: torch.device) -> Agree:
     """The largest value of all ranks."""
 
@@ -86,53 +102,39 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     agree = agreement(rank.device)
     agree(0.0)
     meter = LoadMeter()
-    steps, step = 0, 0
-
-    def say(what: str) -> None:
-        rank.emit({"done": step - 1, "of": steps, "what": what})
-
-    bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], say)
+    progress = Progress(rank.emit)
+    bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], progress.say)
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
     families = group_families(hosts, degrees)
     work = tasks(models, dtypes, hosts, offload=rank.device.type == "cuda" or job["offload"] is not None)
-    steps = 4 + (job["offload"] is not None) + len(families) + 2 * len(work)
+    progress.of = 4 + (job["offload"] is not None) + len(families) + 2 * len(work)
 
-    def next_step(what: str) -> None:
-        nonlocal step
-        rank.emit({"done": step, "of": steps, "what": what})
-        step += 1
-
-    next_step("memory bandwidth")
+    progress.step("memory bandwidth")
     bandwidth = stream_bandwidth(bench)
     copies = measure_copies(bench, COPIES_SHARE * job["seconds"])
     disk, beside = None, 0.0
     if job["offload"] is not None:
-        next_step("disk")
+        progress.step("disk")
         disk, beside = measure_disk(bench, job["offload"], DISK_SHARE * job["seconds"])
-    next_step("links")
+    progress.step("links")
     links = measure_links(bench, LINKS_SHARE * job["seconds"])
-    next_step("uplinks")
+    progress.step("uplinks")
     uplinks = measure_uplinks(bench)
-    gathered, message = gathered_bytes(models, dtypes, bench.world), sent_bytes(models, dtypes, workloads, bench.world)
     collectives: list[Measured] = []
-    for groups, part in family_parts(families, hosts):
-        next_step(f"collectives over {len(groups[0])} devices")
-        collectives += measure_collectives(
-            open_family(groups, rank.rank, bench.world),
-            bench,
-            TORCH_DTYPES[dtypes[0]],
-            COLLECTIVES_SHARE * job["seconds"] * part,
-            gathered if len(groups[0]) == bench.world else 0,
-            message,
-        )
+    for groups, seconds in family_seconds(families, hosts, COLLECTIVES_SHARE * job["seconds"]):
+        progress.step(f"collectives over {len(groups[0])} devices")
+        family, dtype = open_family(groups, rank.rank, bench.world), TORCH_DTYPES[dtypes[0]]
+        gathered = gathered_bytes(models, dtypes, bench.world) if len(groups[0]) == bench.world else 0
+        message = sent_bytes(models, dtypes, workloads, bench.world)
+        collectives += measure_collectives(family, bench, dtype, seconds, gathered, message)
 
     def left() -> float:
         return job["seconds"] + beside + bench.patience.waited - agree(time.perf_counter() - started)
 
     late = LATE_SHARE * job["seconds"]
     growths, most = [c.growth for c in collectives], job["seconds"] + ASKED_SECONDS
-    operators, lacking = measure_operators(work, bench, left, next_step, growths, late, workloads, most)
-    next_step("done")
+    operators, lacking = measure_operators(work, bench, left, progress.step, growths, late, workloads, most)
+    progress.step("done")
 
     device = MeasuredDevice(
         host=hosts[rank.rank],
@@ -160,10 +162,10 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def family_parts(families: Sequence[Groups], hosts: Sequence[str]) -> list[tuple[Groups, float]]:
-    """Each family with its part of the collectives' time."""
+def family_seconds(families: Sequence[Groups], hosts: Sequence[str], seconds: float) -> list[tuple[Groups, float]]:
+    """Each family with its part of the seconds."""
     weights = [sum(weight for *_, weight in kinds_over(groups, hosts)) for groups in families]
-    return [(groups, weight / sum(weights)) for groups, weight in zip(families, weights, strict=True)]
+    return [(groups, seconds * weight / sum(weights)) for groups, weight in zip(families, weights, strict=True)]
 
 
 def disturbed_points(collectives: Sequence[Measured]) -> dict[str, int]:
