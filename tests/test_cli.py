@@ -147,6 +147,10 @@ def test_bad_input_is_one_line_and_exit_2(
             ([*tiny, "--cluster", cluster, "--trace", tmp_path / "objects.npz"], "objects.npz"),
             ([*tiny, "--cluster", cluster, "--trace", tmp_path / "other.npz"], "3 layers x 4 experts"),
             ([*tiny, "--cluster", cluster, "--workload", "train:5"], "workload"),
+            (
+                ["profile", "--model", "tiny-moe", "--workload", "prefill:5@2"],
+                "5 tokens do not divide into prompts of 2",
+            ),
             ([*tiny, "--cluster", cluster, "--memory", "2MiB"], "memory|MiB|GiB"),
             ([*tiny, "--cluster", cluster, "--memory", "lots"], "size"),
             ([*tiny, "--cluster", cluster, "--strategy", "magic"], "ep, hierarchical, sharded"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moeplan
-from moeplan import Cluster, MoeplanError, Placement, Plan, Trace, place, run, solve
+from moeplan import Cluster, MoeplanError, Placement, Plan, Trace, place, profile, run, solve
 from moeplan.profiler.traces import trace_stats
 from moeplan.spec.placement import Score
 from moeplan.tests.routings import chained_trace
@@ -101,6 +101,8 @@ def test_statistics_as_a_frame(trace: Trace) -> None:
 def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> None:
     with pytest.raises(MoeplanError, match=r"no\.json"):
         solve("mixtral", tmp_path / "no.json")
+    with pytest.raises(MoeplanError, match="workload 4096: expected a Workload, or a text"):
+        profile("tiny-moe", workloads=[4096])  # type: ignore[list-item]
     with pytest.raises(MoeplanError, match="workload 2048: expected a Workload, or a text"):
         solve(tiny_model(), cluster(tiny_model()), 2048)  # type: ignore[arg-type]
     for wrong in (0, -1, True, 2.5, "x"):

@@ -12,6 +12,7 @@ from moeplan.spec import Cluster, Model
 from moeplan.spec.curve import Curve
 from moeplan.spec.model import Attention, Block, Moe
 from moeplan.spec.operators import COLLECTIVES, OPERATORS
+from moeplan.spec.workload import Workload
 
 BUDGET = 12.0
 
@@ -36,8 +37,15 @@ def measured() -> tuple[Cluster, float, list[dict]]:
 
 
 def test_a_single_device_has_operators_and_nothing_to_exchange():
-    cluster = profile(LocalLauncher(1), [tiny()], budget_seconds=5.0, accept_noise=True)
+    asked = [Workload.from_text("prefill:96@48"), Workload.from_text("decode:3@70")]
+    cluster = profile(LocalLauncher(1), [tiny()], budget_seconds=5.0, accept_noise=True, workloads=asked)
     assert len(cluster.devices) == 1
+    sizes = {entry.operator: {a.name: a.values for a in entry.curve.axes} for entry in cluster.kinds[0].operators}
+    assert {1, 2} <= set(sizes["attention_prefill"]["sequences"])
+    assert 48 in sizes["attention_prefill"]["length"]
+    assert 3 in sizes["attention_decode"]["sequences"]
+    assert 70 in sizes["attention_decode"]["context"]
+    assert {3, 96} <= set(sizes["route"]["tokens"])
     assert cluster.link_classes == cluster.collectives == ()
     assert {entry.operator for entry in cluster.kinds[0].operators} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
 
