@@ -9,6 +9,8 @@ The functions do what the commands of the same names do, on documents; see ``ser
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .spec.readers import others
+
 if TYPE_CHECKING:
     from .service.library import place, profile, run, solve
     from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
@@ -38,3 +40,12 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(".service.library" if name in _FUNCTIONS else ".spec", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _by_transformers(body: dict[str, Any], where: str, name: str, source: str) -> "Model":
+    """Imported when a model asks for it: Transformers takes seconds."""
+    model: Model = import_module(".profiler.families", __name__).read_family(body, where, name, source)
+    return model
+
+
+others[:] = [_by_transformers]

@@ -34,6 +34,8 @@ def not_executed(model: Model) -> str:
 
 def _missing(model: Model, block: Block) -> str:
     a = block.attention
+    if block.counted:
+        return f"layers of family {model.family}, of which it knows the size only ({block.counted.made_of})"
     if not model.causal:
         return "non-causal models"
     if block.hidden_size != model.layers[0].hidden_size:
@@ -51,6 +53,8 @@ def _missing(model: Model, block: Block) -> str:
             return "learned relative positions"
         if a.rope_theta is not None:
             return "rotary embeddings that differ between layers"
+    if block.moe and "own" in (block.moe.gate.score, block.moe.activation):
+        return f"the gate or activation of family {model.family}, which only Transformers computes"
     for ffn in (block.dense, block.moe):
         if ffn is not None and ffn.activation == "swiglu_clamped":
             return "the clamped SwiGLU activation"

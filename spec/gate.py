@@ -11,10 +11,11 @@ from .storage import Extent
 class Gate(Part):
     """How a token chooses its experts and weighs them."""
 
-    score: Literal["softmax", "sigmoid", "softmax_topk", "noisy_topk", "cosine", "expert_choice"] = Field(
+    score: Literal["softmax", "sigmoid", "softmax_topk", "noisy_topk", "cosine", "expert_choice", "own"] = Field(
         "softmax",
         description="softmax over all experts, sigmoid, softmax over the chosen top-k only, the same with noise "
-        "in training (GShard), softmax of cosines (X-MoE), or experts choose tokens",
+        "in training (GShard), softmax of cosines (X-MoE), experts choose tokens, or own: the family's, which only "
+        "Transformers computes",
     )
     rank: Extent | None = Field(None, description="cosine: dimension that tokens and experts are compared in")
     normalize: bool = Field(True, description="gate weights of the chosen experts are divided by their sum")

@@ -13,13 +13,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from .counted import Counted
 from .document import Document, Part
 from .gate import Gate as Gate  # a part of Moe, and known by this address
 from .storage import Extent, Shape, Storage, stored_bytes
 
 DType = Literal["f32", "bf16", "f16"]
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
-Activation = Literal["silu", "gelu", "relu", "swiglu_clamped"]
+Activation = Literal["silu", "gelu", "relu", "swiglu_clamped", "own"]
+"""own: the family's, which only Transformers computes."""
 MAX_LAYERS = 512
 """Of a model, placement or trace: four times the deepest published one; each takes time and memory everywhere."""
 MAX_EXPERTS = 65536
@@ -214,12 +216,21 @@ class Block(Part):
     attention: Attention | None = None
     dense: Dense | None = None
     moe: Moe | None = None
+    counted: Counted | None = Field(None, description="the rest, counted whole: then without attention and dense")
     shortcut: Literal["none", "output", "mid", "input"] = Field(
         "none", description="where routed experts read: output/mid/input of the preceding block (ScMoE Pos-1/2/3)"
     )
 
+    @model_validator(mode="after")
+    def _once(self) -> "Block":
+        if self.counted and (self.attention or self.dense or (self.moe and self.moe.shared_ffn_size)):
+            raise ValueError("counted holds all but the routed experts: leave out attention, dense and shared experts")
+        return self
+
     def always_on_parameters(self) -> int:
         """Everything of one block but its routed experts."""
+        if self.counted:
+            return self.counted.parameters
         hidden = self.hidden_size
         count = self._norms()
         count += self.attention.parameters(hidden) if self.attention else 0
@@ -228,6 +239,8 @@ class Block(Part):
 
     def always_on_bytes(self, element_bytes: int) -> int:
         """Bytes of the same as stored; what no part stores otherwise has ``element_bytes`` a value."""
+        if self.counted:
+            return self.counted.parameters * element_bytes
         hidden = self.hidden_size
         count = self._norms() * element_bytes
         count += self.attention.stored_bytes(hidden, element_bytes) if self.attention else 0
@@ -262,6 +275,9 @@ class Model(Document):
     causal: bool = Field(True, description="a decoder; false for encoders and encoder-decoders")
     dtype: DType = Field("bf16", description="what it computes in; parts may be stored in another format")
     head_storage: Storage | None = Field(None, description="how the output projection is stored, if not in the dtype")
+    other_parameters: int = Field(
+        0, ge=0, le=2**50, description="outside the layers, beside embedding, output projection and final norm"
+    )
     source: str = Field("", description="where the numbers come from")
 
     @model_validator(mode="after")
@@ -287,14 +303,14 @@ class Model(Document):
         return self.layers[self.moe_layers[ordinal]]
 
     def embedding_parameters(self) -> int:
-        """Embedding, output projection, and the norm at the end of each stack.
+        """Embedding, output projection, the norm at the end of each stack, and what else is outside the layers.
 
         Untied, an encoder-decoder has the shared embedding, one of each stack, and the output projection.
         """
         hidden = self.layers[0].hidden_size
         stacks = 2 if any(block.attention and block.attention.cross for block in self.blocks) else 1
         matrices = 1 if self.tie_embeddings else 2 * stacks
-        return self.vocab_size * hidden * matrices + stacks * self.layers[-1].hidden_size
+        return self.vocab_size * hidden * matrices + stacks * self.layers[-1].hidden_size + self.other_parameters
 
     def total_parameters(self) -> int:
         routed = sum(b.moe.num_experts * b.moe.expert_parameters(b.hidden_size) for b in self.layers if b.moe)
@@ -321,7 +337,8 @@ class Model(Document):
         Layers with a window need no more than its tokens; per token they hold as much as the others.
         """
         decoders = [a for block in self.layers if (a := block.attention) and (self.causal or a.cross)]
-        return sum(attention.cache_values() for attention in decoders)
+        counted = sum(block.counted.cache_values for block in self.layers if block.counted)
+        return sum(attention.cache_values() for attention in decoders) + counted
 
     def expert_bytes(self, ordinal: int = 0, dtype: str | None = None) -> int:
         """Bytes of one routed expert of the ``ordinal``-th mixture-of-experts layer as stored, scales included.

@@ -31,6 +31,7 @@ BESIDE = re.compile(r"note:|moeplan:|[\w ]+, \d+ s: ")
 def prepare() -> None:
     """Import what any command imports, compile, and stop `run` and `profile` where they would start ranks."""
     import moeplan.profiler
+    import moeplan.profiler.families
     import moeplan.profiler.traces
     import moeplan.runtime.run
     import moeplan.service.app
@@ -40,6 +41,10 @@ def prepare() -> None:
     from moeplan.spec.errors import MoeplanError
 
     load_all()
+    with contextlib.suppress(ImportError):  # an extra
+        import transformers
+
+        transformers.AutoConfig.for_model("mixtral")
     for name in moeplan.service.app.COMMANDS:  # else each case would import its own
         importlib.import_module(f"moeplan.service.commands.{name}")
 

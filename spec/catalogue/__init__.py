@@ -11,7 +11,8 @@ from ..errors import MoeplanError
 from ..executed import not_executed
 from ..model import Model
 from ..quantization import HF_QUANT_CONFIG
-from .huggingface import read_config
+from ..readers import others
+from .huggingface import READERS, read_config
 from .papers import gpt_moe, swin_moe
 from .published import PUBLISHED
 
@@ -113,8 +114,10 @@ def _read(path: Path) -> Model:
     if "kind" in body:
         return Model.parse(text, str(path))
     whole = path.name == "config.json"
-    name = path.resolve().parent.name if whole else path.stem
-    return read_config(body, str(path), name or "model", path.name, _modelopt(path) if whole else None)
+    name = (path.resolve().parent.name if whole else path.stem) or "model"
+    if others and isinstance(family := body.get("model_type"), str) and family not in READERS:
+        return others[0](body, str(path), name, path.name)
+    return read_config(body, str(path), name, path.name, _modelopt(path) if whole else None)
 
 
 def _modelopt(path: Path) -> dict[str, Any] | None:
