@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -62,6 +62,9 @@ bench-coherent: setup
 
 bench-by-batch: setup
 	$(BIN)/python -m moeplan.benchmarks.by_batch
+
+bench-foresight: setup
+	$(BIN)/python -m moeplan.benchmarks.foresight
 
 bench-offload: setup
 	$(BIN)/python -m moeplan.benchmarks.offload

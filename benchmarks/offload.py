@@ -9,6 +9,8 @@ are of the second half. All contenders have the same placement and the same memo
     copying       what parameter offloading does: the first experts of every layer stay, the others are copied when they
                   are needed, one after the other, each before it is computed
     by need       the same with the experts that a step most likely needs in memory
+    by list       experts are read ahead by the frequency with which they are needed, as fast as that is predicted
+    foreseen      the same by what the layer before needs
     offload       what ``solve`` decides
 
 Plans run in turn for several rounds; a time is the median over the rounds' medians.
@@ -17,6 +19,7 @@ Plans run in turn for several rounds; a time is the median over the rounds' medi
 import argparse
 import platform
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -24,13 +27,17 @@ from rich.console import Console
 
 from moeplan import Cluster, Model, Plan, Report, Trace, Workload
 from moeplan.benchmarks.hardware import processor
+from moeplan.planner.foresight import follows, foresight_of, other_tokens
+from moeplan.planner.offloading import AHEAD, NOTHING, likely, needs
 from moeplan.planner.search import solve
 from moeplan.planner.step import Step
 from moeplan.profiler import profile
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.run import run
 from moeplan.spec.document import write_atomically
+from moeplan.spec.foresight import Foresight
 from moeplan.spec.model import Attention, Block, Moe
+from moeplan.spec.offload import Offload
 from moeplan.spec.plan import LayerPlan
 
 HERE = Path(__file__).parent
@@ -73,13 +80,44 @@ def on_demand(layers: tuple[LayerPlan, ...], places: tuple[int, ...], by_need: b
     return found
 
 
-def contenders(fitted: Plan, usual: Plan, cluster: Cluster, trace: Trace) -> dict[str, Plan]:
-    """Plans for the step of ``usual``, which is of another trace than the one that ``fitted`` was decided on."""
+def reading_ahead(fitted: Plan, cluster: Cluster, trace: Trace) -> dict[str, tuple[list[LayerPlan], Offload]]:
+    """With the experts in memory that ``fitted`` has there: the two ways to read ahead, each as it is predicted fastest
+    on the step of ``fitted``, by the trace that it was decided on."""
     assert fitted.offload is not None
-    one = fitted.offload.model_copy(update={"places": tuple(min(p, 1) for p in fitted.offload.places)})
+    step, experts = Step.of(fitted, cluster, trace), trace.num_experts
+    needed = needs(trace.expert_counts / trace.tokens, fitted.workload.tokens)
+    others = other_tokens(trace, fitted.workload, fitted.seed)
+
+    def listed(least: float, layers: int) -> list[LayerPlan]:
+        """With lists in the first layers."""
+        found = []
+        for j, layer in enumerate(fitted.layers):
+            both = zip(layer.slots, layer.resident or (), strict=True)
+            ahead = (likely(needed[j], held, set(stays), least if j < layers else NOTHING) for held, stays in both)
+            found.append(layer.model_copy(update={"ahead": tuple(ahead)}))
+        return found
+
+    def fastest(ways: list[tuple[list[LayerPlan], Foresight | None]]) -> tuple[list[LayerPlan], Offload]:
+        layers, foresight = min(ways, key=lambda way: replace(step, foresight=way[1]).seconds(way[0]))
+        assert fitted.offload is not None
+        return layers, fitted.offload.model_copy(update={"foresight": foresight})
+
+    chances = follows(others, experts), len(others)
+    return {
+        "by list": fastest([(listed(least, len(fitted.layers)), None) for least in (*AHEAD, NOTHING)]),
+        "foreseen": fastest([(listed(p, 1), foresight_of(*chances, fitted.layers, p)) for p in AHEAD]),
+    }
+
+
+def contenders(fitted: Plan, usual: Plan, cluster: Cluster, fit: Trace, trace: Trace) -> dict[str, Plan]:
+    """Plans for the step of ``usual``, which is of ``trace``; ``fitted`` was decided on another one, ``fit``."""
+    assert fitted.offload is not None
+    once = {"places": tuple(min(p, 1) for p in fitted.offload.places), "foresight": None}
+    one = fitted.offload.model_copy(update=once)
     decided = {
         "copying": (on_demand(fitted.layers, fitted.offload.places, by_need=False), one),
         "by need": (on_demand(fitted.layers, fitted.offload.places, by_need=True), one),
+        **reading_ahead(fitted, cluster, fit),
         "offload": (list(fitted.layers), fitted.offload),
     }
     plans = {}
@@ -88,6 +126,7 @@ def contenders(fitted: Plan, usual: Plan, cluster: Cluster, trace: Trace) -> dic
         plan = usual.model_copy(update=same | {"layers": tuple(layers), "offload": offload, "placements": ()})
         limits = [device.memory_bytes for device in plan.devices]
         predicted = Step.of(plan, cluster, trace).predict(layers, plan.stored_layers, limits)
+        assert all(device.total <= device.limit for device in predicted.memory), name
         plans[name] = plan.model_copy(update={"predicted": predicted})
     return plans
 
@@ -102,7 +141,7 @@ def rows(workload: str, plans: dict[str, Plan], reports: dict[str, list[Report]]
         guess = plans[name].predicted.step_seconds
         lines.append(
             f"| {workload} | {name} | {guess * 1e3:.1f} | {taken * 1e3:.1f} | {spread:.0%} | {first / taken:.2f} | "
-            f"{reads.needed:.1f} | {reads.ahead:.1f} | {reads.vain:.1f} |"
+            f"{reads.needed:.1f} | {reads.listed:.1f} | {reads.ahead:.1f} | {reads.vain:.1f} |"
         )
     return lines
 
@@ -131,7 +170,7 @@ def main() -> None:
             usual = solve(
                 model, cluster, workload, rest, trace_path=path, strategy="offload", memory_bytes=limit, time_limit=5.0
             )
-            plans = contenders(fitted, usual, cluster, rest)
+            plans = contenders(fitted, usual, cluster, fit, rest)
             reports: dict[str, list[Report]] = {name: [] for name in plans}
             for i in range(args.rounds):
                 for name, plan in plans.items():
@@ -147,10 +186,11 @@ def main() -> None:
         f"direct reads of the machine's disk; `python -m moeplan.benchmarks.offload --share {args.share:g} --rounds "
         f"{args.rounds}`. {whole.layers} layers of {whole.num_experts} experts of {each:.1f} MiB, top-{whole.top_k}, "
         f"f32; memory for {args.share:.0%} of them. What stays is decided on the first half of `{args.trace.name}`, "
-        "steps are of the second. Times are medians over rounds, the spread is the largest of a round; needed, ahead, "
-        "vain: experts that a step read. Every output equals the reference.\n\n"
-        "| workload | plan | predicted ms | measured ms | spread | times faster | needed | ahead | vain |\n"
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|\n"
+        "steps are of the second. Times are medians over rounds, the spread is the largest of a round; experts that "
+        "a step needed from the disk, that were to be read ahead, that were both, and that were read in vain. Every "
+        "output equals the reference.\n\n"
+        "| workload | plan | predicted ms | measured ms | spread | times faster | needed | read ahead | both | vain |\n"
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
     text += "\n".join(lines) + "\n"
     write_atomically(args.output, lambda file: file.write(text.encode()))

@@ -1,7 +1,8 @@
 """Bytes on each device, as the runtime allocates them.
 
 weights      embedding, head and final norm; of every stored layer its norms, attention (heads divided over the tensor
-             group), router, shared experts or dense FFN, and the device's experts or FFN columns
+             group), router, shared experts or dense FFN, and the device's experts or FFN columns; tables by which
+             needs are foreseen
 gathered     one region for all experts of one layer, where any layer is gathered; where layers are offload, the places
              for experts that are read
 cache        keys and values of the group's sequences (of all, where layers are coherent) and the device's heads, for
@@ -19,6 +20,7 @@ from ..spec.model import Block
 from ..spec.plan import DeviceMemory, LayerPlan
 from .choices import held
 from .layout import Layout
+from .strategies.ep import COUNT_BYTES
 from .strategies.layer import Layer
 
 
@@ -39,6 +41,13 @@ def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndar
     if plan.split is not None:
         return np.array([moe.num_experts * -(-expert * columns // moe.ffn_size) for columns in plan.split])
     return held(plan) * expert
+
+
+def foresight_tables(plans: Sequence[LayerPlan], block: Block) -> np.ndarray:
+    """[devices] bytes of the tables by which an ``offload`` plan foresees what rests and is needed (one per layer)."""
+    assert block.moe is not None
+    resting = [np.array([len(experts) for experts in plan.slots]) - held(plan) for plan in plans[1:]]
+    return block.moe.num_experts * np.sum(resting, axis=0, dtype=np.int64)
 
 
 def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:
@@ -94,6 +103,8 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
         buffers = sent.sent * row + 2 * computed * row + (computed + sent.sent) * D * element
         if plans[0].strategy == "offload":  # the sum of all experts beside one expert's rows, outputs and f32 sums
             buffers = buffers + 4 * D * computed + largest * (2 * row + (4 + element) * D)
+            told = 1 + moe.num_experts + np.array([[max(map(len, plan.slots))] for plan in plans])
+            buffers = buffers + 2 * COUNT_BYTES * n * told  # what devices tell each other
         summed = np.maximum(computed, own)
     elif plans[0].strategy == "hierarchical":
         forward = layer.choices.forward(plans)

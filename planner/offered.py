@@ -6,7 +6,7 @@ from ..spec.levels import across_groups, inside_groups, two_levels
 from ..spec.model import Model
 from ..spec.operators import OPERATORS, attention_shape, cache_shape, exchange_shape, levels_shape
 from ..spec.placement import Placement
-from ..spec.plan import IN_MEMORY, STRATEGIES, Strategy
+from ..spec.plan import BESIDE, IN_MEMORY, STRATEGIES, Strategy
 from ..spec.routing import Routing
 from ..spec.workload import Workload
 from .costs import Costs
@@ -19,8 +19,8 @@ MOST_DEVICES = 256  # of hierarchical, whose rows are counted by pairs of device
 
 def asked_for(asked: str | None, placement: Placement | None, model: Model, workload: Workload) -> tuple[Strategy, ...]:
     """What is looked at: with a placement only one that keeps experts where it says, by default ``ep``; with experts
-    beside the backbone only ``ep``; for prompts no ``coherent``. ``offload`` only where it is asked for: what fits into
-    memory is better there.
+    beside the backbone only ``ep`` or ``offload``; for prompts no ``coherent``. ``offload`` only where it is asked for:
+    what fits into memory is better there.
 
     Raises MoeplanError where that leaves out what was ``asked`` for.
     """
@@ -28,9 +28,10 @@ def asked_for(asked: str | None, placement: Placement | None, model: Model, work
     if not found:
         raise MoeplanError(f"strategy {asked!r}: expected one of {', '.join(STRATEGIES)}")
     if any(block.shortcut != "none" for block in model.blocks):
-        if "ep" not in found:
-            raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as ep")
-        return ("ep",)
+        if not set(found).intersection(BESIDE):
+            named = " or ".join(BESIDE)
+            raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as {named}")
+        found = ("ep",) if asked is None else found
     if placement is not None:
         if asked is not None and asked not in PLACED:
             named = " and ".join(PLACED)

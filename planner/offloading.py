@@ -2,8 +2,10 @@
 
 Of a placement (every expert on one device) each device keeps as many experts in memory as fit, of all layers together
 those that a step most likely needs; p = 1 - (1 - f)^T for T tokens that choose an expert with frequency f each, by the
-trace where there is one. It reads ahead what is needed with probability ``Tiers.ahead`` at least. More places let
-reading go on while experts are computed, and take memory from those that stay.
+trace where there is one. It reads ahead what is needed with probability ``Tiers.ahead`` at least: by the same p, or, by
+a trace of tokens, as foreseen from what the layer before needs (``foresight``), if that is faster. More places let
+reading go on while experts are computed, and take memory from those that stay. In layers with a shortcut every slot is
+tried: late, more is read by then; early, the way back is hidden.
 
 Bound: whatever stays, a device that needs A of its experts in a step and keeps at most n reads A - n of them.
 """
@@ -17,23 +19,31 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..spec.foresight import Foresight
 from ..spec.plan import LayerPlan
+from ..spec.shortcut import slots
 from .budget import Budget
+from .foresight import can_foresee, follows, foresight_of, other_tokens
 from .options import Options
 from .step import Step
 from .strategies.offload import expert_bytes, read_seconds
 from .whole import Whole, missing
 
 PLACES = (2, 4, 8, 1, 16)
-AHEAD = (0.9, 0.5, 2.0)  # the last: nothing
+AHEAD = (0.9, 0.7, 0.5, 0.3)  # probabilities
+NOTHING = 2.0  # ahead
+LEAST_TOKENS = 64  # of a trace, that what follows what is read from
 ALIKE = 3  # decimals of probabilities, beyond which experts of different layers count alike
 
 
 class Tiers(NamedTuple):
-    """places: for experts that are read; ahead: least probability of those that are read ahead."""
+    """places: for experts that are read; ahead: least probability of those that are read ahead; slot: of layers with a
+    shortcut, that or their last; foreseen: whether probabilities are those given what the layer before needs."""
 
     places: int = PLACES[0]
     ahead: float = AHEAD[0]
+    slot: int = 0
+    foreseen: bool = False
 
 
 class Alternative(NamedTuple):
@@ -53,6 +63,7 @@ class Offloading:
     limits: Sequence[int]
     budget: Budget
     bound: float = field(init=False, default=np.inf)
+    _following: tuple[np.ndarray, int] | None = field(init=False, default=None)
 
     def plans(self, steps: Iterable[tuple[str, Step]]) -> Iterator[tuple[str, Alternative]]:
         """In each named layout every placement, and the best of them with other tiers; until time is over."""
@@ -69,13 +80,16 @@ class Offloading:
             self.bound = min(self.bound, self._least(step, method))
             yield self._alternative(step, method, Tiers())
         others: tuple[Callable[[Tiers], list[Tiers]], ...] = (
-            lambda tiers: [Tiers(places, tiers.ahead) for places in PLACES[1:]],
-            lambda tiers: [Tiers(tiers.places, ahead) for ahead in AHEAD[1:]],
+            lambda tiers: [tiers._replace(slot=slot) for slot in range(1, self._slots)],
+            lambda tiers: [tiers._replace(places=places) for places in PLACES[1:]],
+            lambda tiers: [tiers._replace(ahead=ahead) for ahead in (*AHEAD[1:], NOTHING)],
+            lambda tiers: [tiers._replace(ahead=ahead, foreseen=True) for ahead in AHEAD],
         )
         for more in others:
             best = min(found, key=lambda a: (a.whole.missing.sum(), a.whole.seconds))
             for tiers in more(best.tiers):
-                yield self._alternative(step, best.method, tiers)
+                if not tiers.foreseen or (any(best.step.places) and self._follows(step) is not None):
+                    yield self._alternative(step, best.method, tiers)
 
     @cached_property
     def _placements(self) -> dict[str, list[LayerPlan]]:
@@ -84,6 +98,28 @@ class Offloading:
         anything = np.full((len(options.classes.members), options.costs.devices), 2**60)
         found = options.ep(options.costs.devices, anything, thorough=False)
         return {method: options.classes.spread(plans) for method, plans in found.items()}
+
+    def _follows(self, step: Step) -> tuple[np.ndarray, int] | None:
+        """[L - 1, E, E] probabilities of what follows what, and of how many tokens they are known; None where the trace
+        does not say, or they are too many for a plan."""
+        options, experts = self.options, self.options.moe.num_experts
+        if not can_foresee(options.trace, experts):
+            return None
+        if self._following is None:
+            assert options.trace is not None
+            others = other_tokens(options.trace, step.layout.workload, options.seed)
+            self._following = follows(others, experts), len(others)
+        return self._following if self._following[1] >= LEAST_TOKENS else None
+
+    def _foresight(self, step: Step, plans: Sequence[LayerPlan], tiers: Tiers) -> Foresight | None:
+        """Of plans that say what rests."""
+        known = self._follows(step) if tiers.foreseen else None
+        return foresight_of(*known, plans, tiers.ahead) if known is not None else None
+
+    @property
+    def _slots(self) -> int:
+        """The most of any layer."""
+        return max(slots(block) for block in self.options.model.blocks)
 
     @cached_property
     def _needed(self) -> np.ndarray:
@@ -100,34 +136,30 @@ class Offloading:
             experts = options.moe.num_experts
             counts = [np.bincount(ids[:, j].ravel(), minlength=experts) for j in range(trace.layers)]
             often = np.stack(counts) / trace.tokens
-        return 1 - (1 - np.minimum(often, 1.0)) ** tokens
+        return needs(often, tokens)
 
     def _alternative(self, step: Step, method: str, tiers: Tiers) -> Alternative:
         placed = self._placements[method]
         stays = [
             kept(self._needed, [plan.slots[g] for plan in placed], room)
-            for g, room in enumerate(self._rooms(step, method, tiers.places, max(self._sizes)))
+            for g, room in enumerate(self._rooms(step, method, tiers, max(self._sizes)))
         ]
-        layers = [self._layer(j, plan, [of[j] for of in stays], tiers.ahead) for j, plan in enumerate(placed)]
+        layers = [self._layer(j, plan, [of[j] for of in stays], tiers) for j, plan in enumerate(placed)]
         resting = [any(len(of[j]) < len(plan.slots[g]) for j, plan in enumerate(placed)) for g, of in enumerate(stays)]
-        step = replace(step, places=tuple(tiers.places if rests else 0 for rests in resting))
+        places = tuple(tiers.places if rests else 0 for rests in resting)
+        step = replace(step, places=places, foresight=self._foresight(step, layers, tiers))
         lacks = missing(step, layers, len(step.model.layers), list(self.limits))
         return Alternative(method, tiers, step, Whole(layers, step.seconds(layers), lacks))
 
-    def _layer(self, ordinal: int, plan: LayerPlan, stays: Sequence[set[int]], ahead: float) -> LayerPlan:
+    def _layer(self, ordinal: int, plan: LayerPlan, stays: Sequence[set[int]], tiers: Tiers) -> LayerPlan:
         """A layer's plan; stays: of each device."""
         needed = self._needed[ordinal]
-        early = [
-            sorted((e for e in held if e not in keeps and needed[e] >= ahead), key=lambda e: (-needed[e], e))
-            for held, keeps in zip(plan.slots, stays, strict=True)
-        ]
-        tiers = {
-            "resident": tuple(
-                tuple(e for e in held if e in keeps) for held, keeps in zip(plan.slots, stays, strict=True)
-            ),
-            "ahead": tuple(map(tuple, early)),
-        }
-        made = plan.model_copy(update={"strategy": "offload", **tiers})
+        least = NOTHING if ordinal and tiers.foreseen else tiers.ahead
+        early = [likely(needed, held, keeps, least) for held, keeps in zip(plan.slots, stays, strict=True)]
+        resident = (tuple(e for e in held if e in keeps) for held, keeps in zip(plan.slots, stays, strict=True))
+        slot = min(tiers.slot, slots(self.options.model.moe_block(ordinal)) - 1)
+        decided = {"resident": tuple(resident), "ahead": tuple(early), "slot": slot}
+        made = plan.model_copy(update={"strategy": "offload", **decided})
         self.options.also(ordinal, plan, made)
         return made
 
@@ -137,11 +169,11 @@ class Offloading:
         model, dtype = self.options.model, self.options.costs.dtype
         return [model.computed_expert_bytes(j, dtype) for j in range(len(model.moe_layers))]
 
-    def _rooms(self, step: Step, method: str, places: int, size: int) -> list[int]:
-        """[G] experts of so many bytes that stay at most, beside so many places."""
+    def _rooms(self, step: Step, method: str, tiers: Tiers, size: int) -> list[int]:
+        """[G] experts of so many bytes that stay at most, beside places and tables for all that might rest."""
         nothing = {"strategy": "offload", "resident": ((),) * len(self.limits), "ahead": ((),) * len(self.limits)}
         placed = [plan.model_copy(update=nothing) for plan in self._placements[method]]
-        step = replace(step, places=(places,) * len(self.limits))
+        step = replace(step, places=(tiers.places,) * len(self.limits), foresight=self._foresight(step, placed, tiers))
         held = step.memory(placed, len(step.model.layers), self.limits)
         return [max(0, m.limit - m.total) // size for m in held]
 
@@ -152,8 +184,20 @@ class Offloading:
         layers = (layer for layer in step.layers if layer.block.moe)
         for layer, plan in zip(layers, self._placements[method], strict=True):
             active += (layer.choices.dispatch([plan]).experts.devices[0] > 0).sum(1)
-        short = np.maximum(active - np.array(self._rooms(step, method, 0, min(self._sizes))), 0)
+        short = np.maximum(active - np.array(self._rooms(step, method, Tiers(places=0), min(self._sizes))), 0)
         return float((short * np.where(short > 0, seconds, 0.0)).max())
+
+
+def needs(often: np.ndarray, tokens: int) -> np.ndarray:
+    """Probability that any of so many tokens needs what one chooses with the frequency ``often``."""
+    return 1 - (1 - np.minimum(often, 1.0)) ** tokens
+
+
+def likely(needed: np.ndarray, held: Sequence[int], stays: set[int], least: float) -> tuple[int, ...]:
+    """Of the experts that a device holds, those that do not stay and are needed with a probability of at least
+    ``least``, likeliest first; needed: [E]."""
+    found = [e for e in held if e not in stays and needed[e] >= least]
+    return tuple(sorted(found, key=lambda e: (-needed[e], e)))
 
 
 def kept(needed: np.ndarray, held: Sequence[Sequence[int]], room: int) -> list[set[int]]:

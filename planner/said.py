@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..spec.cluster import Cluster
+from ..spec.foresight import Foresight
+from ..spec.offload import Reads
 from ..spec.plan import LayerPlan
 from ..spec.routing import ASSUMED_EXPONENT
 from ..spec.trace import Trace
 from .choices import held
 from .chunking import COUNTS
+from .foresight import can_foresee
 from .offered import folder_of
 from .space import Search
 from .splits import unmeasured_degrees
@@ -46,7 +49,8 @@ def space(search: Search) -> str:
     if "offload" in search.whole:
         text = (
             f"{layouts} x {search.options.placed_by()} placement, offload in every layer, the likeliest experts in "
-            "memory, 1 to 16 places for others; the bound is on what any choice of those in memory has to read"
+            "memory, 1 to 16 places for others, read ahead by their frequency or as foreseen; the bound is on what any "
+            "choice of those in memory has to read"
         )
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
@@ -93,8 +97,10 @@ def notes(search: Search, trace: Trace | None) -> list[str]:
     return [*notes, *_early_notes(search)]
 
 
-def resting_notes(plans: Sequence[LayerPlan], search: Search, cluster: Cluster) -> list[str]:
-    """Of experts that memory does not hold."""
+def resting_notes(
+    plans: Sequence[LayerPlan], search: Search, cluster: Cluster, foresight: Foresight | None, reads: Reads | None
+) -> list[str]:
+    """Of experts that memory does not hold; reads: what is expected."""
     if plans[0].resident is None:
         return []
     resting = np.sum([np.array([len(experts) for experts in plan.slots]) - held(plan) for plan in plans], axis=0)
@@ -102,7 +108,26 @@ def resting_notes(plans: Sequence[LayerPlan], search: Search, cluster: Cluster) 
     folder, size = folder_of(cluster), search.model.computed_expert_bytes(0, search.costs.dtype)
     where = f"in files in {folder}" if folder else "in the hosts' memory"
     each = f"{bytes_text(int(resting.max()) * size)} of a device at most"
-    return [f"MEMORY: {int(resting.sum()):,} of {stored:,} experts do not fit and rest {where}, {each}"]
+    memory = f"MEMORY: {int(resting.sum()):,} of {stored:,} experts do not fit and rest {where}, {each}"
+    return [memory] if reads is None else [memory, _reading_note(reads, search, foresight)]
+
+
+def _reading_note(reads: Reads, search: Search, foresight: Foresight | None) -> str:
+    """What is read before it is known that it is needed."""
+    experts, trace = search.options.moe.num_experts, search.trace
+    if foresight is not None:
+        how = (
+            f"foreseen from what the layer before needs, by {foresight.tokens:,} other tokens of the trace, where the "
+            f"probability is {foresight.least:g} or more"
+        )
+    else:
+        how = "by the lists of the plan"
+        if trace is not None and not trace.counts_only and not can_foresee(trace, experts):
+            how += f" (what {trace.layers} layers of {experts} experts need is not foreseen: a table too large)"
+    return (
+        f"a step needs {reads.needed:g} experts from there and reads ahead {reads.listed:g}, {how}; {reads.ahead:g} of "
+        "these are needed"
+    )
 
 
 def _early_notes(search: Search) -> list[str]:

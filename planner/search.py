@@ -131,14 +131,15 @@ def _plan(
     assert best is not None
     objective = best.seconds
     final = Costs(cluster, model, dtype)  # what it reads is of the chosen plan alone
-    step = Step(final, model, best.step.layout, search.routing, best.step.places, counted=best.step.counted)
+    layout, places, foresight = best.step.layout, best.step.places, best.step.foresight
+    step = Step(final, model, layout, search.routing, places, foresight, counted=best.step.counted)
     # The search adds up the same seconds in another order: a plan says one number, whatever the rounding.
     prediction = step.predict(best.plans, search.stored, search.limits).model_copy(update={"step_seconds": objective})
     bound = objective if search.bound > objective * (1 - ROUNDING) else search.bound
     complete = search.searched == search.spaces and not search.cut
     gap = (objective - bound) / objective
     status: Status = "time_limit" if not complete else "optimal" if gap == 0 else "feasible"
-    notes = [*notes, *resting_notes(best.plans, search, cluster)]
+    notes = [*notes, *resting_notes(best.plans, search, cluster, foresight, prediction.reads)]
     placed = search.options.placement_records(best.plans) if search.given is None else (search.given.record,)
     return Plan(
         model=model,
@@ -162,7 +163,7 @@ def _plan(
         tokens=best.step.layout.tokens,
         layers=tuple(best.plans),
         stored_layers=search.stored,
-        offload=Offload(folder=folder_of(cluster), places=best.step.places) if best.step.places else None,
+        offload=Offload(folder=folder_of(cluster), places=places, foresight=foresight) if places else None,
         routing=source,
         predicted=prediction,
         solver=SolverRecord(status=status, objective=objective, bound=bound, gap=gap, space=space(search)),

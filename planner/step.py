@@ -1,5 +1,6 @@
 """A whole step: embedding, layers, head; its stages, its prediction, and lower bounds on it."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,9 @@ import numpy as np
 from ..spec.cluster import Cluster
 from ..spec.errors import MoeplanError
 from ..spec.executed import check_executed
+from ..spec.foresight import Foresight
 from ..spec.model import Block, Model
+from ..spec.offload import Reads
 from ..spec.operators import vocabulary_shape
 from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, Plan, Prediction
 from ..spec.routing import Routing, draw_routing
@@ -51,7 +54,7 @@ class LayerCost(NamedTuple):
 class Step:
     """A step of ``model`` with its tokens laid out on devices and their routing.
 
-    places: of ``offload`` plans, for experts that each device reads.
+    places, foresight: of ``offload`` plans, for experts that each device reads.
     """
 
     costs: Costs
@@ -59,6 +62,7 @@ class Step:
     layout: Layout
     routing: Routing
     places: tuple[int, ...] = ()
+    foresight: Foresight | None = None
     _memos: dict[Block, dict[str, list[Stage]]] = field(default_factory=dict)
     _dense: dict[tuple[Block, bool], LayerCost] = field(default_factory=dict)
     counted: dict[tuple[int, ...], Choices | Expected] = field(default_factory=dict)  # by layers; see ``_choices``
@@ -68,8 +72,8 @@ class Step:
         """The step that ``plan`` decides, on the cluster and trace that it was made for."""
         layout = Layout(plan.workload, plan.degrees.tensor, plan.sequences, plan.tokens)
         routing = draw_routing(trace, plan.model, plan.workload, plan.routing.seed)
-        places = plan.offload.places if plan.offload is not None else ()
-        return cls(Costs(cluster, plan.model, plan.dtype), plan.model, layout, routing, places)
+        tiers = (plan.offload.places, plan.offload.foresight) if plan.offload is not None else ()
+        return cls(Costs(cluster, plan.model, plan.dtype), plan.model, layout, routing, *tiers)
 
     @cached_property
     def _ordinals(self) -> dict[int, int]:
@@ -179,7 +183,7 @@ class Step:
         if plans[0].strategy == "coherent":
             yield from (([layer], stages) for layer, stages in self._walk(plans).stages())
         elif plans[0].strategy == "offload":
-            walk = offload.Walk.of(self.costs, self.layers, self.by_layer(plans), self.places)
+            walk = self._reading(plans)
             yield from (([layer], stages) for layer, stages in walk.stages(self.outside("embed")[None]))
         else:
             for layers, own in self.runs(plans):
@@ -195,6 +199,18 @@ class Step:
     def _walk(self, plans: Sequence[LayerPlan]) -> Walk:
         """The whole step under a coherent plan."""
         return Walk.of(self.costs, self.blocks, self.layout, self.routing.by_layer, plans)
+
+    def _reading(self, plans: Sequence[LayerPlan]) -> offload.Walk:
+        """The same under an offload plan."""
+        return offload.Walk.of(self.costs, self.layers, self.by_layer(plans), self.places, self.foresight)
+
+    def reads(self, plans: Sequence[LayerPlan]) -> Reads | None:
+        """Experts that the step reads; None where none rests outside memory."""
+        if not any(self.places):
+            return None
+        walk = self._reading(plans)
+        deque(walk.stages(self.outside("embed")[None]), maxlen=0)
+        return walk.reads()
 
     def seconds(self, plans: Sequence[LayerPlan]) -> float:
         """Predicted step time."""
@@ -231,6 +247,8 @@ class Step:
                 regions[0] = np.maximum(regions[0], memory.gathered_region(blocks[i], plan, element))
         if self.places:
             regions[0] = np.array(self.places) * offload.expert_bytes(self.costs, self.layers)
+        if self.foresight is not None:
+            weights += memory.foresight_tables(plans, blocks[self.model.moe_layers[0]])
         if coherent:
             regions[1] = np.maximum(regions[1], self._walk(plans).activations())
         kept = memory.cache(blocks, layout, element, replicated=coherent)
@@ -259,6 +277,7 @@ class Step:
             ),
             memory=self.memory(plans, stored, limits),
             traffic=links.traffic(),
+            reads=self.reads(plans),
         )
 
 

@@ -265,10 +265,10 @@ class _Calls:
         return lambda: gathered.combine(y, residual)
 
     def offload_order(self, tokens: int) -> Call:
-        """With random experts of one device, and as many choices of others'."""
-        held = -(-self.moe.num_experts // self.devices)
-        ids = torch.where(self.choice(tokens)[0] < held, self.choice(tokens)[0], -1).int()
-        return lambda: offload.by_expert(ids, held)
+        """What devices are told of rank 0's tokens; received rows with its experts, and as many choices of others'."""
+        table, ids, held = self._table(), self.choice(tokens)[0], -(-self.moe.num_experts // self.devices)
+        here, phase = torch.where(ids < held, ids, -1).int(), ep.phases(0, tokens, self.device)
+        return lambda: (offload.wanted(ids, table, phase, held), offload.by_expert(here, held))
 
     def offload_visit(self, tokens: int) -> Call:
         x, weights, part = self.rows(2 * tokens), self.choice(2 * tokens)[1], self.rows(tokens)

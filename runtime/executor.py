@@ -150,6 +150,8 @@ class Executor:
         chooser = chooser if layout.length == 1 else choose
         lap = timers.lap if timers is not None else no_lap
         x = self._begin(inputs, lap)
+        if self.resting is not None:
+            self.resting.begin()
         ordinals = {layer: ordinal for ordinal, layer in enumerate(self._strategies)}
 
         def choice(layer: int) -> Choice | None:

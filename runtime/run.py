@@ -124,6 +124,7 @@ def assemble(
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
     check, found = numerical_check(plan, results[0]["check"]), results[0].get("weights")
     weights, reads = WeightsCheck(**found) if found else None, reads_of([result["reads"] for result in results])
+    said = *notes(plan, check, own_routing, weights), *reads_note(reads, plan.predicted.reads)
     selection = selection_report(plan, results, selecting) if selecting else None
     return Report(
         plan=plan.digest(),
@@ -137,7 +138,7 @@ def assemble(
         weights=weights,
         tolerance=tolerance,
         passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights, selection)),
-        notes=(*notes(plan, check, own_routing, weights), *reads_note(reads), *selection_notes(selection)),
+        notes=(*said, *selection_notes(selection)),
         environment=results[0]["environment"],
         machine=machine(plan, results, step),
         reads=reads,
@@ -256,19 +257,22 @@ def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck
 
 def reads_of(results: list[list[float]]) -> Reads | None:
     """Of all devices; None where nothing rests outside memory."""
-    needed = [Reads(needed=n, ahead=a, vain=v) for n, a, v in filter(None, results)]
+    needed = [Reads(needed=n, listed=early, ahead=a, vain=v) for n, early, a, v in filter(None, results)]
     if not needed:
         return None
     return Reads(**{name: sum(getattr(reads, name) for reads in needed) for name in Reads.model_fields})
 
 
-def reads_note(reads: Reads | None) -> tuple[str, ...]:
+def reads_note(reads: Reads | None, expected: Reads | None) -> tuple[str, ...]:
     if reads is None:
         return ()
-    return (
-        f"a step needed {reads.needed:.1f} experts from outside memory, {reads.ahead:.1f} of them to be read ahead; "
-        f"{reads.vain:.1f} were read in vain",
+    note = (
+        f"a step needed {reads.needed:.1f} experts from outside memory, {reads.ahead:.1f} of them among the "
+        f"{reads.listed:.1f} that were to be read ahead; {reads.vain:.1f} were read in vain"
     )
+    if expected is not None:
+        note += f" (expected: {expected.needed:g}, {expected.ahead:g}, {expected.listed:g}, {expected.vain:g})"
+    return (note,)
 
 
 def notes(

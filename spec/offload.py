@@ -2,15 +2,20 @@
 
 Every device stores the experts of its slots: those of ``resident`` in its memory, the others in a file of its own, from
 which one reader at a time brings them into one of ``places`` in memory. The reader goes through the layers in order. In
-each it reads, in their order, the experts of ``ahead``, from when the layer before has its tokens; and, once the
-layer's own tokens are known, the experts that these need and that are not there, those of most tokens first. What was
-to be read ahead and is not needed is then read no more.
+each it reads, in their order, the experts of ``ahead``, from when it is known what the layer before needs; and, once it
+is known what the layer itself needs, what is not there of that, what most tokens need first. What was to be read ahead
+and is not needed is then read no more. For the first layer the reading ahead begins with the step. Where a plan has a
+``foresight``, it takes the place of ``ahead`` behind the first layer (``spec.foresight``).
+
+What a layer needs is known as soon as its tokens are routed: devices tell each other with the numbers of rows that they
+send. A layer with a shortcut (``spec.shortcut``) is routed early, so that its experts are read beside the backbone.
 """
 
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
 from .document import Part
+from .foresight import Foresight
 
 PAGE = 4096
 """Bytes: a direct read begins and ends at multiples of so many, in the file and in memory."""
@@ -25,6 +30,18 @@ class Offload(Part):
     places: tuple[NonNegativeInt, ...] = Field(
         description="experts that each device has room for beside those that stay"
     )
+    foresight: Foresight | None = Field(
+        None, description="what layers behind the first read ahead, by what the layer before needs; None: their lists"
+    )
+
+
+class Reads(Part):
+    """Experts that a step brings into memory, all devices together."""
+
+    needed: float = Field(description="by the step's tokens")
+    listed: float = Field(0.0, description="to be read before it was known what is needed")
+    ahead: float = Field(description="needed, and of those to be read before that was known")
+    vain: float = Field(description="read besides, and not needed")
 
 
 def check_tiers(

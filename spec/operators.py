@@ -77,7 +77,9 @@ OPERATORS: dict[str, Operator] = {
     "coherent_cache": Operator(
         ("tokens",), "coherent: new keys and values packed, and those of all devices, `tokens` rows, written"
     ),
-    "offload_order": Operator(("tokens",), "offload: the choices of `tokens` received rows ordered by expert"),
+    "offload_order": Operator(
+        ("tokens",), "offload: the choices of `tokens` tokens counted for devices, of received rows ordered by expert"
+    ),
     "offload_visit": Operator(
         ("tokens",), "offload: `tokens` rows of one expert selected, and its outputs added to the sum"
     ),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
+    "BESIDE",
     "CHUNKED",
     "IN_MEMORY",
     "MAX_CHUNKS",
@@ -64,6 +65,8 @@ IN_MEMORY: tuple[Strategy, ...] = tuple(known for known in STRATEGIES if known !
 CHUNKED: tuple[Strategy, ...] = ("ep",)
 """Strategies whose tokens may travel in several chunks."""
 MAX_CHUNKS = 64
+BESIDE: tuple[Strategy, ...] = ("ep", "offload")
+"""Strategies of layers with a shortcut."""
 Experts = tuple[tuple[int, ...], ...]
 """Of each device."""
 
@@ -248,8 +251,10 @@ class Plan(Document):
             if layer.slot >= slots(block):
                 last = f"0 to {slots(block) - 1}" if block.shortcut != "none" else "0: the layer has no shortcut"
                 raise ValueError(f"layers[{i}].slot: {layer.slot}, expected {last}")
-            if block.shortcut != "none" and layer.strategy != "ep":
-                raise ValueError(f"layers[{i}].strategy: {layer.strategy}; layers with a shortcut run as ep")
+            if block.shortcut != "none" and layer.strategy not in BESIDE:
+                raise ValueError(
+                    f"layers[{i}].strategy: {layer.strategy}; layers with a shortcut run as {' or '.join(BESIDE)}"
+                )
             if len(layer.slots) != count:
                 raise ValueError(f"layers[{i}].slots: {len(layer.slots)} lists for {count} devices")
             if layer.split is not None and (len(layer.split) != count or sum(layer.split) != moe.ffn_size):
@@ -296,6 +301,10 @@ class Plan(Document):
                 raise ValueError(f"offload.places[{device}]: 0, but some of its experts rest on the disk")
         if self.stored_layers < len(self.model.layers):
             raise ValueError("offload plans store all layers: what memory does not hold rests on the disk")
+        if self.offload.foresight is not None:
+            tiers = [(layer.slots, layer.resident or (), layer.ahead or ()) for layer in self.layers]
+            blocks = (self.model.moe_block(i) for i in range(len(tiers)))
+            self.offload.foresight.check(tiers, [block.moe.num_experts for block in blocks if block.moe])
 
     def candidates_frame(self) -> "pandas.DataFrame":
         """Every searched alternative, fastest first; what does not fit comes last, with the reason.

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from .document import Part
+from .offload import Reads
 
 
 class Degrees(Part):
@@ -60,6 +61,7 @@ class Prediction(Part):
     layers: tuple[LayerPrediction, ...]
     memory: tuple[DeviceMemory, ...]
     traffic: tuple[LinkTraffic, ...]
+    reads: Reads | None = Field(None, description="of offload plans under which experts rest outside memory")
 
 
 class SolverRecord(Part):

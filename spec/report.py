@@ -6,6 +6,7 @@ from pydantic import Field
 
 from .document import Document, Part
 from .load import Load
+from .offload import Reads
 from .selection import Selection
 
 if TYPE_CHECKING:
@@ -91,14 +92,6 @@ class Lap(Part):
     end: float = Field(ge=0)
 
 
-class Reads(Part):
-    """Experts that a step brought into memory, on average, all devices together (``spec.offload``)."""
-
-    needed: float = Field(description="by the step's tokens")
-    ahead: float = Field(description="of these, to be read before it was known that they are needed")
-    vain: float = Field(description="read besides, and not needed")
-
-
 class ExpertsUsed(Part):
     """Distinct experts of one layer in a step, means over the compared steps."""
 
@@ -152,7 +145,7 @@ class Report(Document):
     notes: tuple[str, ...] = ()
     environment: dict[str, str]
     machine: Machine | None = None
-    reads: Reads | None = Field(None, description="of offload plans")
+    reads: Reads | None = Field(None, description="of offload plans: experts, means over the steps")
     selection: SelectionReport | None = Field(None, description="where a selection was asked for")
     timeline: tuple[Lap, ...] = Field((), description="the step of median duration, where it was asked for")
 

@@ -85,13 +85,19 @@ def draw_routing(trace: Trace | None, model: Model, workload: Workload, seed: in
 
 
 def traced_routing(trace: Trace, workload: Workload, seed: int) -> Routing:
-    """Whole runs of consecutive rows for each sequence, from random sequences of the trace.
+    """That of the rows that ``traced_rows`` draws."""
+    check_size(workload, trace.layers, trace.top_k)
+    rows = traced_rows(trace, workload, seed)
+    return Routing(trace.expert_ids[rows], trace.expert_weights[rows])
+
+
+def traced_rows(trace: Trace, workload: Workload, seed: int) -> np.ndarray:
+    """[tokens] of the trace: whole runs of consecutive rows for each sequence, from random sequences of it.
 
     Prefill takes the beginning of a sequence (going on into the next where it is shorter), or a random stretch where
     the trace is one long sequence; decode takes one random row of each. Sequences are drawn without replacement until
     the trace is used up.
     """
-    check_size(workload, trace.layers, trace.top_k)
     rng = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum(trace.seq_len)[:-1]])
     rows = []
@@ -104,8 +110,7 @@ def traced_routing(trace: Trace, workload: Workload, seed: int) -> Routing:
         if workload.phase == "decode" or len(starts) == 1:
             first += rng.integers(trace.seq_len[chosen])
         rows.append((first + np.arange(workload.length)) % trace.tokens)
-    index = np.concatenate(rows)
-    return Routing(trace.expert_ids[index], trace.expert_weights[index])
+    return np.concatenate(rows)
 
 
 def assumed_routing(model: Model, workload: Workload, seed: int, counts: np.ndarray | None = None) -> Routing:

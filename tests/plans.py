@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from moeplan.spec import Model, Plan, Workload
+from moeplan.spec.foresight import Foresight, resting, written
 from moeplan.spec.offload import Offload
 from moeplan.spec.plan import (
     Degrees,
@@ -22,6 +25,13 @@ def even_slots(experts: int, devices: int) -> tuple[tuple[int, ...], ...]:
     """Consecutive experts on each device."""
     bounds = [g * experts // devices for g in range(devices + 1)]
     return tuple(tuple(range(bounds[g], bounds[g + 1])) for g in range(devices))
+
+
+def made_up_foresight(layers: Sequence[LayerPlan], experts: int, least: float = 0.3) -> Foresight:
+    """Of offload layers, with probabilities that mean nothing."""
+    rng = np.random.default_rng(7)
+    tables = [rng.random((len(resting(layer.slots, layer.resident or ())), experts)) ** 4 for layer in layers[1:]]
+    return Foresight(least=least, tokens=1, chances=tuple(map(written, tables)))
 
 
 def hand_made_plan(

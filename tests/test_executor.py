@@ -21,7 +21,7 @@ from moeplan.spec.catalogue import load_model
 from moeplan.spec.offload import Offload
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import Routing
-from moeplan.tests.plans import even_slots, hand_made_plan
+from moeplan.tests.plans import even_slots, hand_made_plan, made_up_foresight
 
 PROMPT, DECODE = 5, 8
 SIZES = {"vocab_size": 89, "hidden_size": 32, "num_hidden_layers": 2}
@@ -65,6 +65,7 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
         "gathered": (1, tokens, (gathered,)),
         "mixed": (1, tokens, (gathered, sharded, ep)),
         "offload": (1, tokens, (offloaded(COPIES[world], None, 1, 9), offloaded(COPIES[world], None, 0, 0))),
+        "offload, foreseen": (1, tokens, (offloaded(COPIES[world], None, 1, 9), offloaded(UNEVEN[world], None, 0, 0))),
         "offload, shares": (1, tokens, (offloaded(COPIES[world], shares, 2, 1), offloaded(UNEVEN[world], None, 0, 9))),
         "gathered, then hierarchical": (1, tokens, (gathered, hierarchical)),
     }
@@ -75,6 +76,7 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
             "hierarchical, tensor 2": (2, pairs, (hierarchical,)),
             "sharded, tensor 2": (2, pairs, (sharded,)),
             "offload, tensor 2": (2, pairs, (offloaded(COPIES[world], None, 1, 1),)),
+            "offload, foreseen, tensor 2": (2, pairs, (offloaded(COPIES[world], None, 1, 0),)),
             "gathered, tensor 2": (2, pairs, (gathered,)),
         }
     return found
@@ -89,7 +91,11 @@ def offloaded(slots, shares, stay: int, early: int) -> LayerPlan:
 
 def case_plan(model: Model, world: int, name: str, folder: Path) -> Plan:
     tensor, tokens, layers = cases(world)[name]
-    offload = Offload(folder=str(folder), places=PLACES[world]) if name.startswith("offload") else None
+    offload = None
+    if name.startswith("offload"):
+        both = [layers[i % len(layers)] for i in range(SIZES["num_hidden_layers"])]
+        foresight = made_up_foresight(both, EXPERTS) if "foreseen" in name else None
+        offload = Offload(folder=str(folder), places=PLACES[world], foresight=foresight)
     workload = Workload(phase="prefill", tokens=3 * PROMPT, sequences=3)
     hosts = ["a", "a", "b", "b"][:world]
     return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts, offload=offload)

@@ -14,9 +14,10 @@ from moeplan.planner.offloading import kept
 from moeplan.planner.search import solve
 from moeplan.planner.step import Step
 from moeplan.planner.strategies.offload import Cold, Reading
+from moeplan.runtime.run import reads_note, reads_of
 from moeplan.spec import Plan, Workload
 from moeplan.spec.errors import DocumentError, InfeasibleError, MissingCurveError, MoeplanError
-from moeplan.spec.offload import Offload, reading_order
+from moeplan.spec.offload import Offload, Reads, reading_order
 from moeplan.spec.plan import LayerPlan
 from moeplan.tests.plans import hand_made_plan
 from moeplan.tests.synthetic import cluster, tiny_model
@@ -81,16 +82,17 @@ def test_the_order_is_ahead_then_most_tokens():
     assert reading_order(rows, (10, 11, 12, 13, 14, 15), (13,), (15, 11)) == [5, 2, 4, 0]
 
 
-def simulated(layers: list[tuple[float, Cold]], places: int, read: float) -> list[float]:
+def simulated(layers: list[tuple[float, float, Cold]], places: int, read: float) -> list[float]:
     """When each layer's experts are done, in small steps of time: a reader and a computer that know nothing of each
-    other's future. layers: when the tokens come after the layer before, and what is cold."""
+    other's future. layers: when it is known what the tokens need after the layer before, when their experts' turn
+    comes after that, and what is cold."""
     tick, time, ends = 1, 0, []
     free, queue = places, []  # queue: (entry) to read, in order
     reading: tuple[object, int] | None = None  # entry, when it ends
     there: set = set()
     dropped: set = set()
     entry = itertools.count()
-    ahead = [[next(entry) for _ in cold.ahead] for _, cold in layers]
+    ahead = [[next(entry) for _ in cold.ahead] for *_, cold in layers]
     queue += ahead[0]
 
     def turn() -> None:
@@ -113,7 +115,7 @@ def simulated(layers: list[tuple[float, Cold]], places: int, read: float) -> lis
             time += tick
             turn()
 
-    for j, (gap, cold) in enumerate(layers):
+    for j, (gap, turn_after, cold) in enumerate(layers):
         begin = time
         wait(lambda begin=begin, gap=gap: time == begin + gap)
         hits = [e for e, wanted in zip(ahead[j], cold.ahead, strict=True) if wanted]
@@ -128,6 +130,8 @@ def simulated(layers: list[tuple[float, Cold]], places: int, read: float) -> lis
                     dropped.add(e)
         needed = hits + [next(entry) for _ in range(len(cold.seconds) - len(hits))]
         queue += needed[len(hits) :] + (ahead[j + 1] if j + 1 < len(layers) else [])
+        begin = time
+        wait(lambda begin=begin, turn_after=turn_after: time == begin + turn_after)
         begin = time
         wait(lambda begin=begin, cold=cold: time == begin + cold.hot)
         for e, seconds in zip(needed, cold.seconds, strict=True):
@@ -148,7 +152,8 @@ def cold_layers(draw):
         late = draw(st.integers(0, 3))
         count = sum(ahead) + late
         seconds = draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))
-        found.append((draw(st.integers(0, 20)), Cold(draw(st.integers(0, 9)), list(seconds), ahead)))
+        gaps = draw(st.integers(0, 20)), draw(st.integers(0, 20))
+        found.append((*gaps, Cold(draw(st.integers(0, 9)), list(seconds), ahead)))
     return found
 
 
@@ -157,14 +162,15 @@ def cold_layers(draw):
 def test_waiting_is_what_a_reader_beside_a_computer_gives(layers, places, read):
     """Against a simulation in small steps; where two things happen at one moment, either order is right."""
     reading, now, ends = Reading(float(read), [0.0] * places), 0.0, []
-    for gap, cold in layers:
-        now += gap
-        waited, computed = reading.layer(now, cold)
+    for gap, turn_after, cold in layers:
+        known = now + gap
+        now = known + turn_after
+        waited, computed = reading.layer(known, now, cold)
         now += waited + computed
         ends.append(now)
     found = simulated(layers, places, read)
     # A read that could begin in the very moment in which it is known to be needless may be made or not.
-    vain = sum(not wanted for _, cold in layers for wanted in cold.ahead)
+    vain = sum(not wanted for *_, cold in layers for wanted in cold.ahead)
     assert all(abs(a - b) <= read * vain for a, b in zip(ends, found, strict=True))
     if not vain:
         assert ends == found
@@ -179,6 +185,19 @@ def test_what_stays_is_what_is_needed_most(layers, experts, room, seed):
     best = np.sort(needed.ravel())[::-1][:room].sum()
     assert sum(map(len, stays)) == min(room, needed.size)
     assert value == pytest.approx(best, abs=1e-3 * (room + 1))
+
+
+def test_a_report_says_what_was_expected_of_the_reads():
+    counts = [[4.0, 3.0, 2.0, 0.5], [], [2.0, 1.0, 1.0, 0.0]]
+    reads = reads_of(counts)
+    assert reads == Reads(needed=6.0, listed=4.0, ahead=3.0, vain=0.5)
+    assert reads_of([[], []]) is None
+    assert reads_note(None, None) == ()
+    expected = Reads(needed=7, listed=5, ahead=4, vain=1)
+    assert reads_note(reads, expected) == (
+        "a step needed 6.0 experts from outside memory, 3.0 of them among the 4.0 that were to be read ahead; 0.5 were "
+        "read in vain (expected: 7, 4, 5, 1)",
+    )
 
 
 # the search ----------------------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from moeplan.runtime.reference import ReferenceModel
 from moeplan.runtime.router import route
 from moeplan.spec import Model, Plan, Workload
 from moeplan.spec.errors import MoeplanError
+from moeplan.spec.offload import Offload
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.shortcut import WINDOWS
-from moeplan.tests.plans import even_slots, hand_made_plan
+from moeplan.tests.plans import even_slots, hand_made_plan, made_up_foresight
 from moeplan.tests.synthetic import cluster, shortcut_model, tiny_model
 
 PROMPT, DECODE, SEQUENCES = 5, 8, 3
@@ -34,6 +35,7 @@ COPIES = {
     2: ((0, 1, 2, 3, 7), (3, 0, 7, 4, 5, 6)),
     4: ((0, 1, 2), (2, 0, 3, 4), (), (5, 6, 7, 0)),
 }
+PLACES = {1: (2,), 2: (1, 3), 4: (2, 1, 0, 4)}  # for experts that are read from a disk
 HELD = {1: (3,), 2: (2, 1), 4: (1, 0, 1, 1)}  # sequences of each device
 
 
@@ -53,7 +55,7 @@ def wanted(model: Model) -> torch.Tensor:
 
 
 def on_rank(rank: Rank, job: dict) -> dict[str, float]:
-    """Relative error of every model, slot and number of chunks, on rank 0."""
+    """Relative error of every model, slot and number of chunks, on rank 0; and with experts on a disk."""
     found = {}
     for name, model in MODELS.items():
         reference = wanted(model) if rank.rank == 0 else None
@@ -64,11 +66,30 @@ def on_rank(rank: Rank, job: dict) -> dict[str, float]:
                 LayerPlan(strategy="ep", slots=COPIES[rank.world], slot=slot),
             )
             workload = Workload(phase="prefill", tokens=SEQUENCES * PROMPT, sequences=SEQUENCES)
-            plan = hand_made_plan(model, workload, layers, tokens=[PROMPT * n for n in HELD[rank.world]])
-            got = logits_of(plan, rank.rank)
-            if reference is not None:
-                found[f"{name}, slot {slot}"] = ((got - reference).abs().max() / reference.abs().max()).item()
-        rank.emit({"model": name})
+            plans = {"ep": layers} | {way: beyond(rank.world, slot, way) for way in ("lists", "foreseen")}
+            here = [PROMPT * n for n in HELD[rank.world]]
+            for way, layers in plans.items():
+                offload = None
+                if way != "ep":
+                    foresight = made_up_foresight(layers, 8) if way == "foreseen" else None
+                    offload = Offload(folder=job["folder"], places=PLACES[rank.world], foresight=foresight)
+                plan = hand_made_plan(model, workload, layers, tokens=here, offload=offload)
+                got = logits_of(plan, rank.rank)
+                if reference is not None:
+                    found[f"{name}, slot {slot}, {way}"] = (
+                        (got - reference).abs().max() / reference.abs().max()
+                    ).item()
+            rank.emit({"model": name, "slot": slot})
+    return found
+
+
+def beyond(world: int, slot: int, way: str) -> list[LayerPlan]:
+    """Two layers of which each device has one expert in memory, and all of the third."""
+    found = []
+    for early in (2, 0 if way == "foreseen" else 9):
+        resident = tuple(held if g == 2 else held[:1] for g, held in enumerate(COPIES[world]))
+        ahead = tuple(() if g == 2 else held[1 : 1 + early] for g, held in enumerate(COPIES[world]))
+        found.append(LayerPlan(strategy="offload", slots=COPIES[world], resident=resident, ahead=ahead, slot=slot))
     return found
 
 
@@ -85,9 +106,10 @@ def logits_of(plan: Plan, rank: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_every_slot_equals_the_reference(world):
-    errors = LocalLauncher(world).run("moeplan.tests.test_shortcut:on_rank", {}, timeout=120)[0]
-    assert len(errors) == sum(len(WINDOWS[name]) + 1 for name in MODELS)
+def test_every_slot_equals_the_reference(world, tmp_path):
+    job = {"folder": str(tmp_path)}
+    errors = LocalLauncher(world, threads=1).run("moeplan.tests.test_shortcut:on_rank", job, timeout=120)[0]
+    assert len(errors) == 3 * sum(len(WINDOWS[name]) + 1 for name in MODELS)
     assert max(errors.values()) < 1e-4, errors
 
 
@@ -166,3 +188,29 @@ def test_a_model_without_what_the_shortcut_reads_is_refused():
     model, workload = MODELS["output"], Workload.from_text("prefill:256@32")
     with pytest.raises(MoeplanError, match="strategy sharded: shortcut-output has layers with a shortcut"):
         solve(model, cluster(model), workload, strategy="sharded")
+
+
+@pytest.mark.parametrize("shortcut", ["output", "mid", "input"])
+def test_experts_are_read_beside_the_backbone(shortcut):
+    """The planner knows that a late slot gives the disk time; ``solve`` finds the slot that is predicted fastest."""
+    model = shortcut_model(shortcut, shared=4096)
+    machines, workload = cluster(model, ((1.0, 1.0),), disk=2e8), Workload.from_text("decode:4@64")
+    whole = solve(model, machines, workload, strategy="offload")
+    limit = max(m.total for m in whole.predicted.memory) - 6 * 3 * 64 * 128 * 4  # six experts of a device
+    plan = solve(model, machines, workload, memory_bytes=limit)
+    assert {layer.strategy for layer in plan.layers} == {"offload"}
+    assert all(m.total <= m.limit for m in plan.predicted.memory)
+    assert plan.predicted.reads.needed
+    assert plan.solver.bound <= plan.solver.objective
+    step, last = Step.of(plan, machines), len(WINDOWS[shortcut])
+    assert max(step.timeline(list(plan.layers)).end) == pytest.approx(plan.solver.objective)
+    ways = [[p.model_copy(update={"slot": slot}) for p in plan.layers] for slot in range(last + 1)]
+    assert plan.solver.objective <= min(map(step.seconds, ways)) * (1 + 1e-9)
+    waits = []
+    for slot in (0, last):
+        layers = [p.model_copy(update={"slot": slot, "ahead": ((),) * len(p.slots)}) for p in plan.layers]
+        predicted = step.predict(layers, len(model.layers), [limit] * 2)
+        waits.append((predicted.step_seconds, sum(layer.parts.get("gather", 0.0) for layer in predicted.layers)))
+    (soon, waited_soon), (late, waited_late) = waits
+    assert late < 0.95 * soon
+    assert waited_late < 0.9 * waited_soon

@@ -122,7 +122,7 @@ def on_rank(rank, job) -> dict[str, float]:
             strategy.prepare(gate_up[:, :, first:last].contiguous(), down[:, :, first:last].contiguous())
         for split, routing in CASES:
             found[f"{name} / {split} / {routing} / {dtype}"] = worst_error(
-                rank.rank, layers, name, split, routing, dtype
+                rank.rank, layers, resting, name, split, routing, dtype
             )
         rank.emit({"strategy": name})
     return found
@@ -138,10 +138,14 @@ def resting_of(plan: LayerPlan, rank, dtype: torch.dtype, folder: str) -> Restin
     return Resting(whole, rank.rank, dtype, rank.device)
 
 
-def worst_error(me: int, layers: list, name: str, split: str, routing: str, dtype: torch.dtype) -> float:
+def worst_error(
+    me: int, layers: list, resting: Resting | None, name: str, split: str, routing: str, dtype: torch.dtype
+) -> float:
     tokens, worst = TOKENS[split], 0.0
     layout = Layout(me, 1, tokens, tokens, 1)
     x, residual, ids, weights = routed(routing, sum(tokens), dtype)
+    if resting is not None:
+        resting.begin()
     for i, strategy in enumerate(layers):
         parts: list[str] = []
         strategy.start()

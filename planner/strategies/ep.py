@@ -64,19 +64,19 @@ def flight(layer: Layer, plans: Sequence[LayerPlan]) -> tuple[list[Stage], list[
 
 def _beside(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     """Experts beside the operators of the shortcut's window, before the one that the plan's slot says."""
-    first, window = _window(layer)
+    first, operators = window(layer)
     there, compute, back = flight(layer, plans)
-    window.insert(plans[0].slot, compute)
+    operators.insert(plans[0].slot, compute)
     return [
         *first,
         *before(layer, plans[0].chunks, tables(layer, plans)),
         *there,
-        *(stage for part in window for stage in part),
+        *(stage for part in operators for stage in part),
         *back,
     ]
 
 
-def _window(layer: Layer) -> tuple[list[Stage], list[list[Stage]]]:
+def window(layer: Layer) -> tuple[list[Stage], list[list[Stage]]]:
     """What comes before the state that the experts read, and the operators of ``spec.shortcut.WINDOWS``."""
     own = [attention(layer), [*dense(layer), *shared(layer)]]
     if layer.before is None:
@@ -102,9 +102,10 @@ def tables(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     return [exchange("dispatch", "all_reduce", [added]), compute("dispatch", "by_batch", seconds)]
 
 
-def before(layer: Layer, chunks: int = 1, decided: Sequence[Stage] = ()) -> list[Stage]:
-    """What no placement changes, up to the exchange of rows; decided: before tokens are packed."""
-    counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES * chunks))
+def before(layer: Layer, chunks: int = 1, decided: Sequence[Stage] = (), told: int = 0) -> list[Stage]:
+    """What no placement changes, up to the exchange of rows; decided: before tokens are packed; told: numbers that
+    every device is told beside how many rows come."""
+    counts = layer.costs.scatter(layer.devices, np.full((1, len(layer.devices)), COUNT_BYTES * (chunks + told)))
     pack = [part.each("dispatch", "ep_pack", part.tokens) for part in layer.chunks(chunks)]
     backbone = attention(layer) if layer.block.shortcut == "none" else []
     return [*backbone, *route(layer), *decided, *pack, exchange("dispatch", "exchange counts", [counts])]

@@ -10,6 +10,7 @@ that ``spec.routing.copy_table`` names, or, by batch, by those that ``by_batch``
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -102,11 +103,17 @@ class ExpertParallel:
         parts = zip(*(t.split(sizes) for t in (x, ids, weights, phase)), strict=True)
         packed = [pack(rows, chosen, gates, table, at) for rows, chosen, gates, at in parts]
         rows, tokens, sends = zip(*packed, strict=True)
-        send = torch.stack(sends, dim=1)  # [G, chunks]
-        sent, received = torch.stack([send, exchange_counts(send)]).transpose(1, 2).tolist()
+        told = torch.cat([torch.stack(sends, dim=1), *self._news(ids, phase)], dim=1)  # [G, chunks + N]
+        told, heard = torch.stack([told, exchange_counts(told)]).transpose(1, 2).numpy(force=True)
+        sent, received = told[: self._chunks].tolist(), heard[: self._chunks].tolist()
         arriving = [all_to_all_start(*part) for part in zip(rows, sent, received, strict=True)]
         lap("dispatch")
-        return Flight(x.shape[1], x.dtype, ids.shape[1], sizes, tokens, sent, received, arriving, [])
+        news = heard[self._chunks :]
+        return Flight(x.shape[1], x.dtype, ids.shape[1], sizes, tokens, sent, received, arriving, [], news)
+
+    def _news(self, ids: Tensor, phase: Tensor) -> list[Tensor]:
+        """[G, n] int64 each: what every device is told beside how many rows come. Here nothing."""
+        return []
 
     def compute(self, flight: "Flight", lap: Lap) -> None:
         """The experts of each chunk as it comes; its rows leave as they are ready."""
@@ -135,7 +142,7 @@ class Flight(NamedTuple):
     """One layer's tokens on their way, in chunks.
 
     sizes: tokens of each chunk; tokens: of each chunk's rows; sent, received: [chunks][G] rows; arriving, leaving: rows
-    of each chunk that come to the experts here, and that come back.
+    of each chunk that come to the experts here, and that come back; news: [N, G] what each device told besides.
     """
 
     hidden: int
@@ -147,6 +154,7 @@ class Flight(NamedTuple):
     received: list[list[int]]
     arriving: list[tuple[Tensor, Pending]]
     leaving: list[tuple[Tensor, Pending]]
+    news: np.ndarray
 
     def send_back(self, chunk: int, y: Tensor) -> None:
         """Partial outputs [rows received, D] of a chunk begin their way home."""

@@ -1,9 +1,12 @@
 """Offload: expert parallelism of devices whose memory does not hold their experts; the others rest on a disk.
 
-M rows received, D model, K top-k, L experts of this device.
+T tokens of this device, M rows received, D model, K top-k, G devices, L experts of this device.
 
-Tokens travel as under ``ep``. The experts that stay in memory are computed first, meanwhile the others are read, and
-each is computed as it comes (``spec.offload`` says in which order). Only rows of an expert go through it.
+Tokens travel as under ``ep``. With how many rows come, every device is told which of its experts they need, so that
+reading begins before the rows are there; beside a backbone (``spec.shortcut``), long before. Where the plan foresees
+what the next layer needs (``spec.foresight``), it is told what all tokens chose. The experts that stay in
+memory are computed first, meanwhile the others are read, and each is computed as it comes (``spec.offload`` says in
+which order). Only rows of an expert go through it.
 """
 
 from typing import NamedTuple
@@ -12,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...spec.offload import reading_order
 from ...spec.plan import LayerPlan
 from ..kernels import expert_ffn
-from .ep import ExpertParallel, Flight, unpack
+from ..layout import Layout
+from .ep import ExpertParallel, Flight, served, unpack
 from .layer import Lap, LayerContext, Stored
+from .serving import Serving
 
-__all__ = ["Offload", "add", "by_expert", "select"]
+__all__ = ["Offload", "add", "by_expert", "select", "wanted"]
 
 
 class Offload(ExpertParallel):
@@ -28,22 +32,30 @@ class Offload(ExpertParallel):
         super().__init__(plan, context)
         assert context.resting is not None
         assert plan.resident is not None
-        assert plan.ahead is not None
         rank = context.rank
         self._resting, self._ordinal = context.resting, context.ordinal
-        self._slots, self._stays, self._early = plan.slots[rank], plan.resident[rank], plan.ahead[rank]
-        stays = set(self._stays)
-        resting = tuple(expert for expert in self._slots if expert not in stays)
-        self.stored = Stored(experts=self._stays, columns=(0, context.moe.ffn_size), resting=resting)
-        number = {expert: i for i, expert in enumerate(self._stays)}
+        self._slots, stays = plan.slots[rank], plan.resident[rank]
+        self._most, self._experts = max(map(len, plan.slots)), context.moe.num_experts
+        self._cold: list[int] = []  # places in the slots of what the tokens under way need from the disk, in order
+        resting = tuple(expert for expert in self._slots if expert not in set(stays))
+        self.stored = Stored(experts=stays, columns=(0, context.moe.ffn_size), resting=resting)
+        number = {expert: i for i, expert in enumerate(stays)}
         numbers = [*(number.get(expert, -1) for expert in self._slots), -1]  # the last for -1 itself
         self._in_memory = torch.tensor(numbers, dtype=torch.int32, device=context.device)
 
-    def start(self) -> bool:
-        """With the first layer the reading of a step begins; the computing thread has nothing to do with it."""
-        if self._ordinal == 0:
-            self._resting.begin()
-        return False
+    def begin(self, x: Tensor, ids: Tensor, weights: Tensor, layout: Layout, lap: Lap) -> Flight:
+        """Send every token, and have read what comes here needs."""
+        flight = super().begin(x, ids, weights, layout, lap)
+        heard = flight.news.sum(1)
+        self._cold = self._resting.need(self._ordinal, heard[: len(self._slots)], heard[self._most :])
+        return flight
+
+    def _news(self, ids: Tensor, phase: Tensor) -> list[Tensor]:
+        news = [wanted(ids, self._table, phase, self._most)]
+        if self._resting.foresees:  # the tokens of each expert, wherever it is
+            chosen = torch.bincount(ids.flatten(), minlength=self._experts)
+            news.append(chosen.expand(self._table.devices, -1))
+        return news
 
     def compute(self, flight: Flight, lap: Lap) -> None:
         for c, (rows, pending) in enumerate(flight.arriving):
@@ -57,14 +69,12 @@ class Offload(ExpertParallel):
     def _computed(self, x: Tensor, ids: Tensor, weights: Tensor, lap: Lap) -> Tensor:
         """x [M, D], ids [M, K] int32 places in the slots or -1, weights [M, K] f32 -> partial outputs [M, D]."""
         choices, counts = by_expert(ids, len(self._slots))
-        cold = reading_order(counts, self._slots, self._stays, self._early)
-        self._resting.need(self._ordinal, [self._slots[i] for i in cold])
         y = expert_ffn(x, self._gate_up, self._down, self._in_memory[ids.long()], weights, activation=self._activation)
         lap("expert")
-        if not cold:
+        if not self._cold:
             return y
         total, first = y.float(), np.cumsum(counts) - counts + ids.numel() - counts.sum()
-        for i in cold:
+        for i in self._cold:
             gate_up, down = self._resting.take(self._ordinal, self._slots[i])
             lap("gather")
             mine = select(x, weights, choices[first[i] : first[i] + counts[i]])
@@ -82,6 +92,13 @@ class Rows(NamedTuple):
     ids: Tensor
     weights: Tensor
     rows: Tensor
+
+
+def wanted(ids: Tensor, table: Serving, phase: Tensor, most: int) -> Tensor:
+    """[G, most] int64: how many of the choices ids [T, K] each device's expert in each of its slots serves; phase:
+    [T, 1]; most: slots of a device."""
+    device, slot = served(ids, table, phase)
+    return torch.bincount((device * most + slot).flatten(), minlength=table.devices * most).view(-1, most)
 
 
 def by_expert(ids: Tensor, experts: int) -> tuple[Tensor, np.ndarray]:
