@@ -46,8 +46,10 @@ def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndar
 def foresight_tables(plans: Sequence[LayerPlan], block: Block) -> np.ndarray:
     """[devices] bytes of the tables by which an ``offload`` plan foresees what rests and is needed (one per layer)."""
     assert block.moe is not None
-    resting = [np.array([len(experts) for experts in plan.slots]) - held(plan) for plan in plans[1:]]
-    return block.moe.num_experts * np.sum(resting, axis=0, dtype=np.int64)
+    resting = np.zeros(len(plans[0].slots), np.int64)
+    for plan in plans[1:]:
+        resting += np.array([len(experts) for experts in plan.slots]) - held(plan)
+    return block.moe.num_experts * resting
 
 
 def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:

@@ -11,6 +11,8 @@ What a layer needs is known as soon as its tokens are routed: devices tell each 
 send. A layer with a shortcut (``spec.shortcut``) is routed early, so that its experts are read beside the backbone.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
@@ -64,9 +66,7 @@ def check_tiers(
                 raise ValueError(f"{name}[{device}] must hold some of the device's {what}, each once")
 
 
-def reading_order(
-    rows: np.ndarray, slots: tuple[int, ...], resident: tuple[int, ...], ahead: tuple[int, ...]
-) -> list[int]:
+def reading_order(rows: np.ndarray, slots: Sequence[int], resident: Sequence[int], ahead: Sequence[int]) -> list[int]:
     """Places in ``slots`` of the experts that a device computes from its disk, in the order in which it reads them.
 
     rows: [slots] rows that each expert of the device computes.

@@ -35,6 +35,7 @@ COPIES = {
     2: ((0, 1, 2, 3, 7), (3, 0, 7, 4, 5, 6)),
     4: ((0, 1, 2), (2, 0, 3, 4), (), (5, 6, 7, 0)),
 }
+WAYS = ("ep", "lists", "foreseen")  # of running the experts; the last two with some on a disk
 PLACES = {1: (2,), 2: (1, 3), 4: (2, 1, 0, 4)}  # for experts that are read from a disk
 HELD = {1: (3,), 2: (2, 1), 4: (1, 0, 1, 1)}  # sequences of each device
 
@@ -60,37 +61,36 @@ def on_rank(rank: Rank, job: dict) -> dict[str, float]:
     for name, model in MODELS.items():
         reference = wanted(model) if rank.rank == 0 else None
         for slot in range(len(WINDOWS[name]) + 1):
-            chunks = 1 + slot % 3
-            layers = (
-                LayerPlan(strategy="ep", slots=even_slots(8, rank.world), slot=slot, chunks=chunks),
-                LayerPlan(strategy="ep", slots=COPIES[rank.world], slot=slot),
-            )
-            workload = Workload(phase="prefill", tokens=SEQUENCES * PROMPT, sequences=SEQUENCES)
-            plans = {"ep": layers} | {way: beyond(rank.world, slot, way) for way in ("lists", "foreseen")}
-            here = [PROMPT * n for n in HELD[rank.world]]
-            for way, layers in plans.items():
-                offload = None
-                if way != "ep":
-                    foresight = made_up_foresight(layers, 8) if way == "foreseen" else None
-                    offload = Offload(folder=job["folder"], places=PLACES[rank.world], foresight=foresight)
-                plan = hand_made_plan(model, workload, layers, tokens=here, offload=offload)
-                got = logits_of(plan, rank.rank)
+            for way in WAYS:
+                got = logits_of(plan_of(model, rank.world, slot, way, job["folder"]), rank.rank)
                 if reference is not None:
-                    found[f"{name}, slot {slot}, {way}"] = (
-                        (got - reference).abs().max() / reference.abs().max()
-                    ).item()
+                    error = (got - reference).abs().max() / reference.abs().max()
+                    found[f"{name}, slot {slot}, {way}"] = error.item()
             rank.emit({"model": name, "slot": slot})
     return found
 
 
-def beyond(world: int, slot: int, way: str) -> list[LayerPlan]:
+def plan_of(model: Model, world: int, slot: int, way: str, folder: str) -> Plan:
+    """A way of ``WAYS``: in memory, or partly on a disk."""
+    ep = (
+        LayerPlan(strategy="ep", slots=even_slots(8, world), slot=slot, chunks=1 + slot % 3),
+        LayerPlan(strategy="ep", slots=COPIES[world], slot=slot),
+    )
+    layers = ep if way == "ep" else beyond(world, slot, way)
+    foresight = made_up_foresight(layers, 8) if way == "foreseen" else None
+    offload = Offload(folder=folder, places=PLACES[world], foresight=foresight) if way != "ep" else None
+    workload = Workload(phase="prefill", tokens=SEQUENCES * PROMPT, sequences=SEQUENCES)
+    return hand_made_plan(model, workload, layers, tokens=[PROMPT * n for n in HELD[world]], offload=offload)
+
+
+def beyond(world: int, slot: int, way: str) -> tuple[LayerPlan, ...]:
     """Two layers of which each device has one expert in memory, and all of the third."""
     found = []
     for early in (2, 0 if way == "foreseen" else 9):
         resident = tuple(held if g == 2 else held[:1] for g, held in enumerate(COPIES[world]))
         ahead = tuple(() if g == 2 else held[1 : 1 + early] for g, held in enumerate(COPIES[world]))
         found.append(LayerPlan(strategy="offload", slots=COPIES[world], resident=resident, ahead=ahead, slot=slot))
-    return found
+    return tuple(found)
 
 
 def logits_of(plan: Plan, rank: int) -> torch.Tensor:
@@ -109,7 +109,7 @@ def logits_of(plan: Plan, rank: int) -> torch.Tensor:
 def test_every_slot_equals_the_reference(world, tmp_path):
     job = {"folder": str(tmp_path)}
     errors = LocalLauncher(world, threads=1).run("moeplan.tests.test_shortcut:on_rank", job, timeout=120)[0]
-    assert len(errors) == 3 * sum(len(WINDOWS[name]) + 1 for name in MODELS)
+    assert len(errors) == len(WAYS) * sum(len(WINDOWS[name]) + 1 for name in MODELS)
     assert max(errors.values()) < 1e-4, errors
 
 

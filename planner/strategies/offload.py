@@ -128,7 +128,7 @@ class Walk:
             cold = self._experts(layer, plan, self._early(ordinal, last, plan))
             ordinal, last = ordinal + 1, layer
             times = zip(self.readings, known[0].tolist(), here[0].tolist(), cold, strict=True)
-            waits, works = np.array([reading.layer(*at, own) for reading, *at, own in times]).T
+            waits, works = np.array([reading.layer(told, turn, own) for reading, told, turn, own in times]).T
             rest = [compute("expert", "expert_ffn", works), compute("gather", "experts read", waits), *home]
             now = run(self.costs, rest, here)
             yield i, [*routed, *arrival, *rest]
