@@ -44,12 +44,11 @@ def expert_weights(block: Block, plan: LayerPlan, element_bytes: int) -> np.ndar
 
 
 def foresight_tables(plans: Sequence[LayerPlan], block: Block) -> np.ndarray:
-    """[devices] bytes of the tables by which an ``offload`` plan foresees what rests and is needed (one per layer)."""
+    """[devices] bytes of the tables by which an ``offload`` plan foresees what is needed of what rests, one per layer;
+    and of one table's part that is looked at, with its logarithms in f64."""
     assert block.moe is not None
-    resting = np.zeros(len(plans[0].slots), np.int64)
-    for plan in plans[1:]:
-        resting += np.array([len(experts) for experts in plan.slots]) - held(plan)
-    return block.moe.num_experts * resting
+    resting = np.array([np.array([len(experts) for experts in plan.slots]) - held(plan) for plan in plans[1:]])
+    return block.moe.num_experts * (resting.sum(0) + (1 + 8) * resting.max(0))
 
 
 def gathered_region(block: Block, plan: LayerPlan, element_bytes: int) -> int:

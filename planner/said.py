@@ -47,10 +47,11 @@ def space(search: Search) -> str:
         coherent = f"coherent in every layer ({search.options.placed_by(coherent=True)} placement)"
         text = f"{text}; or {coherent}" if search.strategies else f"{coherent} in layouts of tensor 1"
     if "offload" in search.whole:
+        every = ", every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
         text = (
-            f"{layouts} x {search.options.placed_by()} placement, offload in every layer, the likeliest experts in "
-            "memory, 1 to 16 places for others, read ahead by their frequency or as foreseen; the bound is on what any "
-            "choice of those in memory has to read"
+            f"{layouts} x {search.options.placed_by()} placement, offload in every layer{every}, the likeliest experts "
+            "in memory, 1 to 16 places for others, read ahead by their frequency or as foreseen; the bound is on what "
+            "any choice of those in memory has to read"
         )
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"

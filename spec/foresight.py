@@ -35,8 +35,9 @@ class Foresight(Part):
     least: float = Field(gt=0, lt=1, description="experts that are needed with this probability are read ahead")
     tokens: int = Field(ge=0, description="of the trace, by which the probabilities are known")
     chances: tuple[tuple[Row, ...], ...] = Field(
+        min_length=1,
         description="of every layer but the first, for each of its experts that rests on any device, in rising order: "
-        "q(e | f) for each expert f of the layer before, in 256ths, of two hexadecimal digits each"
+        "q(e | f) for each expert f of the layer before, in 256ths, of two hexadecimal digits each",
     )
 
     def table(self, ordinal: int) -> np.ndarray:
@@ -49,7 +50,7 @@ class Foresight(Part):
     def check(self, layers: Sequence[tuple[Lists, Lists, Lists]], experts: Sequence[int]) -> None:
         """Raise ``ValueError`` where it contradicts the layers' ``slots``, ``resident`` and ``ahead``, or their numbers
         of experts."""
-        if len(self.chances) != max(len(layers) - 1, 0):
+        if len(self.chances) != len(layers) - 1:
             raise ValueError(f"foresight.chances: {len(self.chances)} lists, expected one for each layer but the first")
         for j, (slots, resident, ahead) in enumerate(layers[1:], 1):
             rows, rest = self.chances[j - 1], resting(slots, resident)
