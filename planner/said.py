@@ -123,7 +123,7 @@ def _reading_note(reads: Reads, search: Search, foresight: Foresight | None) -> 
         )
     else:
         how = "by the lists of the plan"
-        if trace is not None and not trace.counts_only and not can_foresee(trace, experts):
+        if trace is not None and not trace.counts_only and trace.layers > 1 and not can_foresee(trace, experts):
             how += f" (what {trace.layers} layers of {experts} experts need is not foreseen: a table too large)"
     return (
         f"a step needs {reads.needed:g} experts from there and reads ahead {reads.listed:g}, {how}; {reads.ahead:g} of "
