@@ -1,11 +1,12 @@
-"""How the tokens of ``ep`` travel: in how many chunks, and, where the backbone runs beside them (a shortcut), how early
-the experts are computed.
+"""How tokens travel under ``ep``, ``hierarchical`` and ``sharded``: in how many chunks, and, where the backbone runs
+beside them (a shortcut), how early the experts are computed.
 
-A chunk costs a message and a call more for every device, and hides at most the shorter of what travels and what is
-computed. Their order is not searched: all are dispatched, and each travels back when it is computed, than which no
-order of equal chunks on a network and a processor is faster (CP-SAT in tests/test_chunk_order.py agrees). An expert's
-slot divides the backbone between the way there and the way back. Which of all these is fastest is read from the
-measured curves (``strategies.ep``), in a few layers first.
+A chunk costs messages and calls more for every device, and hides at most what is shorter of what runs at the same time:
+travelling, in two levels each by itself, and computing. Their order is not searched. On one network all are dispatched,
+and each travels back when it is computed, than which no order of equal chunks on a network and a processor is faster;
+in two levels ``spec.chunk_order`` says how far its order can be from the best (CP-SAT in tests/test_chunk_order.py). An
+expert's slot divides the backbone between the way there and the way back. Which of all these is fastest is read from
+the measured curves (``strategies``), in a few layers first.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from .strategies import Layer
 COUNTS = (1, 2, 4, 8)
 MOVING = ("dispatch", "combine")  # parts whose exchanges chunks may hide
 KEPT = 2  # ways that are predicted in all layers, of the fastest in a few
+NEAR = 2.0  # times the fastest of all that a plan may take to be looked at in chunks
 GAIN = 0.02  # of these layers' time that a way must be able to save before it is looked at closely
 
 
@@ -50,15 +52,23 @@ def ways(plans: Sequence[LayerPlan], blocks: Sequence[Block], tokens: int) -> li
     return found
 
 
-def fastest_placed(
+def fastest_alone(
     choices: Sequence[Choice], classes: Classes, most: int
 ) -> dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]]:
-    """Plans (one per class) of the fastest choices that are ``ep`` throughout; ``most`` layouts and expert degrees."""
+    """Plans (one per class) of the fastest choices that are one of ``CHUNKED`` throughout, by layout and expert degree;
+    of each strategy, those of ``most`` layouts and degrees, and none that is not ``NEAR`` the fastest of all."""
     found: dict[tuple[Layout, int], dict[tuple[LayerPlan, ...], None]] = {}
-    for choice in sorted(choices, key=lambda choice: choice.seconds):
+    known: dict[str, set[tuple[Layout, int]]] = {strategy: set() for strategy in CHUNKED}
+    fitting = [choice for choice in choices if choice.plans and not choice.candidate.reason]
+    fastest = min((choice.seconds for choice in fitting), default=0.0)
+    for choice in sorted(fitting, key=lambda choice: choice.seconds):
+        used = {plan.strategy for plan in choice.plans}
         space = choice.step.layout, choice.candidate.degrees.expert
-        fits = choice.plans and not choice.candidate.reason and all(plan.strategy == "ep" for plan in choice.plans)
-        if fits and (space in found or len(found) < most):
+        if len(used) > 1 or not used <= set(CHUNKED) or choice.seconds > NEAR * fastest:
+            continue
+        spaces = known[used.pop()]
+        if space in spaces or len(spaces) < most:
+            spaces.add(space)
             plans = tuple(choice.plans[members[0]] for members in classes.members)
             found.setdefault(space, {}).setdefault(plans)
     return found

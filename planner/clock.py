@@ -17,12 +17,14 @@ M when the transfers begin to work, W[g] their work alone and x what g's calls a
     M + max(R, W[g]) + b[g] min(R, W[g])     what waits for both, with R = max(x - M, 0) left at M
 
 Where tensor groups exchange beside it, transfers share links too, and these stages are simulated. Where several
-collectives are started before the first is waited for, their ends follow from event to event (``solvers.pipeline``).
+collectives are started before the first is waited for, their ends follow from event to event (``solvers.pipeline``):
+those of one lane never run together, and those of two share nothing but what the devices compute with.
 """
 
 # B layers that are costed together, G devices
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -132,24 +134,43 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
 
 
 def _pipelined(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
-    """Clocks after calls, starts and waits of several collectives of all devices."""
+    """Clocks after calls, starts and waits of several collectives."""
     assert all(stage.kind != "exchange" for stage in stages)
     slowed = any(stage.busy is not None and (stage.busy > FULL - 1).any() for stage in stages)
     return _slowed(stages, now) if slowed else _unslowed(stages, now)
 
 
+class Lanes:
+    """When collectives end that are started one after another, nothing slowed: the same for clocks and for chains.
+
+    A group's begins when the last of its members has come to it and the one before has ended where they share a lane.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, np.ndarray] = {}  # [B, G] when the lane of each device is free
+        self._ends: dict[int, np.ndarray] = {}
+
+    def start(self, stage: Stage, now: np.ndarray) -> None:
+        assert stage.sharing is not None
+        begin = stage.groups.latest(now)
+        ends = np.maximum(begin, self._free.get(stage.lane, begin)) + stage.seconds
+        self._free[stage.lane] = stage.sharing.latest(ends)
+        self._ends[stage.number] = ends
+
+    def wait(self, stage: Stage, now: np.ndarray) -> np.ndarray:
+        return np.maximum(now, self._ends.pop(stage.number))
+
+
 def _unslowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
     """The same where collectives take nothing from what is computed beside them."""
-    free, under_way, clocks = now.min(1, keepdims=True), dict[int, np.ndarray](), []
+    lanes, clocks = Lanes(), []
     for stage in stages:
         if stage.kind == "compute":
             now = now + stage.seconds
         elif stage.kind == "start":
-            ends = np.maximum(now.max(1, keepdims=True), free) + stage.seconds
-            free = ends.max(1, keepdims=True)
-            under_way[stage.number] = ends
+            lanes.start(stage, now)
         else:
-            now = np.maximum(now, under_way.pop(stage.number))
+            now = lanes.wait(stage, now)
         clocks.append(now)
     return clocks
 
@@ -161,6 +182,8 @@ def _slowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
     steps = {"compute": pipeline.CALL, "start": pipeline.START, "wait": pipeline.WAIT}
     started = [stage for stage in stages if stage.kind == "start"]
     order = {stage.number: k for k, stage in enumerate(started)}
+    sharing = {stage.lane: stage.sharing for stage in started}
+    lanes = sorted(sharing)
 
     def table(values: Iterable[np.ndarray | None]) -> np.ndarray:
         """[B, n, G]"""
@@ -172,7 +195,10 @@ def _slowed(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
         np.array([steps[stage.kind] for stage in stages]),
         np.array([order.get(stage.number, 0) for stage in stages]),
         table(stage.seconds for stage in stages),
-        np.ascontiguousarray(latency[:, :, 0]),
+        np.array([lanes.index(stage.lane) for stage in started]),
+        np.stack([stage.groups.of for stage in started]),
+        np.stack([part.of for lane in lanes if (part := sharing[lane]) is not None]),
+        latency,
         table(stage.seconds for stage in started) - latency,
         np.where(busy > FULL - 1, busy, 0.0),
         now - least[:, None],
@@ -215,9 +241,8 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
     none, zero = np.full((count, devices), -np.inf), np.zeros((count, devices))
     chains, started = Chains(none, none, zero, zero, Partition.consecutive(devices, 1)), None
     several = sum(stage.kind == "start" for stage in stages) > 1
-    under_way: dict[int, np.ndarray] = {}  # of several: longest chains to each device's end of what was started
-    free = none  # and to the end of the last of them
-    for stage in stages:
+    lanes = Lanes()  # of several
+    for i, stage in enumerate(stages):
         match stage.kind:
             case "compute":
                 chains = chains._replace(arrive=chains.arrive + stage.seconds, back=chains.back + stage.seconds)
@@ -226,12 +251,16 @@ def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
             case "exchange":
                 chains = Chains(_leave(chains), zero + stage.seconds, none, none, chains.groups)
             case "start" if several:
-                # Where several are started, an exchange of all came before: what counts is from there.
-                assert np.isneginf(chains.out).all()
-                ready = np.maximum(chains.arrive, free).max(1, keepdims=True)
-                free = under_way[stage.number] = ready + stage.seconds
+                if not np.isneginf(chains.out).all():
+                    # Where no exchange of all came before, the first that is started is one, and awaited before
+                    # anything else is done: what counts is from there.
+                    begun = takewhile(lambda later: later.kind != "wait", stages[i:])
+                    assert stage.groups.everyone
+                    assert all(later.kind == "start" for later in begun)
+                    chains = Chains(_leave(chains), zero, none, none, chains.groups)
+                lanes.start(stage, chains.arrive)
             case "wait" if several:
-                chains = chains._replace(arrive=np.maximum(chains.arrive, under_way.pop(stage.number)))
+                chains = chains._replace(arrive=lanes.wait(stage, chains.arrive))
             case "start":
                 started = _leave(chains), zero + stage.seconds
             case "wait":

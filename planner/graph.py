@@ -28,11 +28,11 @@ class Graph:
             self.others = (len(self.operations),)
             self.operations.append(Operation("others begin", "embed", -1, -1, others))
         self.pending: dict[int, list[int]] = {}  # started transfers, by number
-        self.last: tuple[int, ...] = ()  # those that were started last
+        self.last: dict[int, tuple[int, ...]] = {}  # those that were started last, by lane
 
     def add(self, stages: Sequence[Stage], index: int, layer: int) -> None:
         """All operations of one layer of a batch, counted ``layer`` in the step."""
-        self.last = ()
+        self.last = {}
         for stage in stages:
             self.layer = layer - stage.earlier
             match stage.kind:
@@ -45,9 +45,9 @@ class Graph:
                         self._append(operation)
                 case "start":
                     first = len(self.operations)
-                    self.operations += self._transfers(stage, index, self.last)
-                    self.last = tuple(range(first, len(self.operations)))
-                    self.pending[stage.number] = list(self.last)
+                    self.operations += self._transfers(stage, index, self.last.get(stage.lane, ()))
+                    self.last[stage.lane] = tuple(range(first, len(self.operations)))
+                    self.pending[stage.number] = list(self.last[stage.lane])
                 case "wait":
                     for i in self.pending.pop(stage.number):
                         device = self.operations[i].device
@@ -60,7 +60,7 @@ class Graph:
         self._append(Operation(stage.name, stage.part, device, self.layer, seconds, demands, after))
 
     def _transfers(self, stage: Stage, index: int, last: tuple[int, ...] = ()) -> list[Operation]:
-        """One operation for each member; ``last``: what must have ended besides."""
+        """One operation for each member; ``last``: what must have ended besides on devices that share the lane."""
         found = []
         for exchange in stage.exchanges:
             place = {device: a for a, device in enumerate(exchange.group)}
@@ -71,8 +71,10 @@ class Graph:
                     continue
                 demands = self.costs.demands(exchange, at, [place[device] for device in inside])
                 arrived = tuple(self.chains[device][-1] for device in inside)
-                arrived += last + (self.others if len(inside) < len(group) else ())
-                for device, wanted in zip(inside, demands, strict=True):
+                arrived += tuple(i for i in last if _share(stage, self.operations[i].device, group[0]))
+                arrived += self.others if len(inside) < len(group) else ()
+                for device, shared in zip(inside, demands, strict=True):
+                    wanted = _on_lane(shared, stage.lane)
                     seconds = float(exchange.seconds[at, place[device]])
                     latency = min(float(exchange.latency[at]), seconds)
                     found.append(
@@ -86,6 +88,7 @@ class Graph:
                             arrived,
                             latency,
                             transfer=True,
+                            lane=stage.lane,
                         )
                     )
         return found
@@ -93,6 +96,20 @@ class Graph:
     def _append(self, operation: Operation) -> None:
         self.chains[operation.device].append(len(self.operations))
         self.operations.append(operation)
+
+
+def _share(stage: Stage, device: int, other: int) -> bool:
+    """Whether what two devices start goes one after another."""
+    assert stage.sharing is not None
+    return bool(stage.sharing.of[device] == stage.sharing.of[other])
+
+
+def _on_lane(demands: dict[str, float], lane: int) -> dict[str, float]:
+    """The same on the links of a lane, which are its own; processors are for all lanes, and only the first crosses
+    uplinks."""
+    if not lane:
+        return demands
+    return {f"{name}, lane {lane}" if name.startswith(("out ", "in ")) else name: f for name, f in demands.items()}
 
 
 def overlapped(

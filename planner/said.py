@@ -35,11 +35,10 @@ def space(search: Search) -> str:
     }
     if search.even:
         within["sharded"] = "sharded (even FFN split)"
-    more = _ways(search)
-    within["ep"] += more and f" and the fastest of them in {more}"
     if search.given is not None:
         within = {name: f"{name} as {search.given.name} places its experts" for name in search.placed}
-        within["ep"] = within.get("ep", "") + (more and f", in {more}")
+    for strategy in search.chunked:
+        within[strategy] += f"{',' if search.given else ' and the fastest of them'} in {_ways(search)}"
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
@@ -63,7 +62,7 @@ def _ways(search: Search) -> str:
     slots = any(block.shortcut != "none" for block in search.model.blocks)
     counts = COUNTS if slots else COUNTS[1:]
     text = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]} chunks{' and every slot' if slots else ''}"
-    return f"{text}, as a few layers let expect" if search.chunked else ""
+    return f"{text}, as a few layers let expect"
 
 
 def notes(search: Search, trace: Trace | None) -> list[str]:

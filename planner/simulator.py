@@ -23,6 +23,7 @@ class Operation:
     seconds: duration alone, of which ``latency`` uses no resource and comes first.
     demands: resource -> fraction of its capacity, in (0, 1], used while running alone.
     after: indices of operations that must have ended, each smaller than this operation's own index.
+    lane: of a transfer (``stages``).
     """
 
     name: str
@@ -34,6 +35,7 @@ class Operation:
     after: tuple[int, ...] = ()
     latency: float = 0.0
     transfer: bool = False
+    lane: int = 0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.seconds) and 0 <= self.latency <= self.seconds):

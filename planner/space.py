@@ -1,7 +1,7 @@
 """The searched space: layouts x expert degrees x one option for every mixture-of-experts layer."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,7 @@ import numpy as np
 from ..solvers.result import Infeasible, NotFound
 from ..spec.layout import even
 from ..spec.model import Model
-from ..spec.plan import LayerPlan, Strategy
+from ..spec.plan import STRATEGIES, LayerPlan, Strategy
 from ..spec.routing import Routing
 from ..spec.trace import Trace
 from ..spec.workload import Workload
@@ -18,7 +18,7 @@ from . import memory
 from .alternatives import Choice, keep
 from .budget import Budget
 from .choices import REMEMBERED, Choices
-from .chunking import fastest_placed, promising
+from .chunking import fastest_alone, promising
 from .columns import Column
 from .costs import Costs
 from .expected import Expected
@@ -76,7 +76,7 @@ class Search:
     searched: int = field(init=False, default=0)  # spaces
     spaces: int = field(init=False, default=0)
     cut: bool = field(init=False, default=False)  # by the clock, inside a space
-    chunked: bool = field(init=False, default=False)  # whether tokens that travel in chunks were looked at
+    chunked: set[Strategy] = field(init=False, default_factory=set)  # whose tokens were looked at in chunks
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
@@ -225,33 +225,33 @@ class Search:
             step = next(step for name, step in self._steps() if name == layout)
             usual, thorough = self._tables(step, degree), self._tables(step, degree, thorough=True)
             if len(thorough.columns) > len(usual.columns):
-                self._look(f"{layout}, expert {degree}", step, degree, thorough, again=True)
+                self._look(f"{layout}, expert {degree}", step, degree, thorough, self.placed)
 
     def _in_chunks(self) -> None:
-        """Look at the placements of the fastest plans with ``ep`` once more, with tokens that travel in chunks."""
+        """Look at the fastest plans of one strategy once more, with tokens that travel in chunks."""
         if self.even:
             return
-        for (layout, degree), placed in fastest_placed(self.choices, self.classes, REFINED).items():
+        for (layout, degree), alone in fastest_alone(self.choices, self.classes, REFINED).items():
             if self.cut or self.budget.over:
                 return
             where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
-            tried = [promising(step, self.classes, plans) for plans in placed]
-            self.chunked |= any(found is not None for found in tried)
-            if cut := [way for found in tried for way in found or ()]:
+            tried = {plans: promising(step, self.classes, plans) for plans in alone}
+            self.chunked |= {plans[0].strategy for plans, found in tried.items() if found is not None}
+            if cut := [way for found in tried.values() for way in found or ()]:
                 usual = self._tables(step, degree)
                 columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
                 tables = Tables(step, self.classes, columns, self._room(step))
-                self._look(f"{where}, expert {degree}", step, degree, tables, again=True)
+                self._look(f"{where}, expert {degree}", step, degree, tables, [way[0].strategy for way in cut])
 
-    def _look(self, where: str, step: Step, degree: int, tables: Tables, again: bool = False) -> None:
-        """Candidates and bound among these options; again: only of what more placements may change."""
+    def _look(self, where: str, step: Step, degree: int, tables: Tables, anew: Sequence[Strategy] = STRATEGIES) -> None:
+        """Candidates and bound among these options; anew: strategies that have more of them than before."""
         for strategy in self.strategies:
             if self.choices and any(c.plans for c in self.choices) and self.budget.over:
                 self.cut = True
                 break
             # Strategies without placement are the same for every expert degree.
-            once = degree == self.costs.devices and not again
-            if self.options.has(strategy, degree) if strategy in self.placed else once:
+            known = self.options.has(strategy, degree) if strategy in self.placed else degree == self.costs.devices
+            if known and strategy in anew:
                 self._choose(f"all {strategy} ({where})", step, degree, tables, strategy)
         if len(self.strategies) > 1 and not self.cut:
             self._choose(f"mixed ({where})", step, degree, tables, None)

@@ -1,9 +1,11 @@
 """What the devices do in a layer, stage by stage: written once by a strategy, read by the clock and by the graph.
 
 Every device goes through the stages in order. ``compute``: a call that has the device's processors to itself.
-``exchange``: collectives in groups of devices; each starts when the last of its own has come to it. ``start``: a
-collective of all devices that runs beside the stages up to the ``wait`` of its number. Of several that were started,
-each begins when the one before has ended everywhere: messages between two devices are sent in their order.
+``exchange``: collectives in groups of devices; each starts when the last of its own has come to it. ``start``: the
+same, but beside the stages up to the ``wait`` of its number. What was started travels on a lane, one after another:
+each begins when the one before has ended on all devices that share the lane, since two transfers over one link end no
+earlier together than in turn. Each lane has links of its own: 0 those of the network (of a step in two levels, those
+between hosts), 1 those inside hosts.
 """
 
 # B layers that are costed together, G devices
@@ -72,7 +74,8 @@ class Partition:
 class Stage:
     """seconds: [B or 1, G] of each device alone; exchanges: their groups together are all devices.
 
-    busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one.
+    busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one. lane: what it
+    travels on; sharing: who shares that, all of a group or of several.
     earlier: whether it is of the layer before the one that it is listed with.
     """
 
@@ -83,6 +86,8 @@ class Stage:
     exchanges: tuple[Exchange, ...] = ()
     busy: np.ndarray | None = None
     number: int = 0
+    lane: int = 0
+    sharing: Partition | None = None
     earlier: bool = False
 
     @cached_property
@@ -92,8 +97,8 @@ class Stage:
 
     @property
     def latency(self) -> np.ndarray:
-        """[B, 1] of a collective over all devices."""
-        return self.exchanges[0].latency[:, None]
+        """[B, G] of a started collective; nothing where a device is alone in its group."""
+        return np.minimum(self.exchanges[0].latency[:, None], self.seconds)
 
     def only(self, index: int) -> "Stage":
         """One layer of the batch by itself."""
@@ -119,8 +124,20 @@ def exchange(part: Part, name: str, exchanges: Sequence[Exchange]) -> Stage:
     return Stage("exchange", part, name, np.concatenate([e.seconds for e in exchanges], axis=1), tuple(exchanges))
 
 
-def start(part: Part, name: str, exchange: Exchange, busy: np.ndarray, number: int = 0) -> Stage:
-    return Stage("start", part, name, exchange.seconds, (exchange,), busy, number)
+def start(
+    part: Part,
+    name: str,
+    exchange: Exchange,
+    busy: np.ndarray,
+    number: int = 0,
+    lane: int = 0,
+    apart: Sequence[Sequence[int]] | None = None,
+) -> Stage:
+    """A collective that goes on beside what follows. apart: devices that each have such a lane to themselves, which
+    together are all devices; by default all share one."""
+    devices = exchange.seconds.shape[1]
+    sharing = Partition.consecutive(devices, devices) if apart is None else Partition.apart(apart)
+    return Stage("start", part, name, exchange.seconds, (exchange,), busy, number, lane, sharing)
 
 
 def wait(part: Part, devices: int, number: int = 0) -> Stage:

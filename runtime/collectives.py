@@ -63,11 +63,17 @@ def exchange_counts(send_counts: Tensor, group: Group = None) -> Tensor:
 
 def all_gather(own: Tensor, counts: Sequence[int], group: Group = None) -> Tensor:
     """own: [counts[me], ...]; result: [sum(counts), ...], members' rows in rank order."""
-    if len(counts) == 1:
-        return own
-    gathered = own.new_empty((sum(counts), *own.shape[1:]))
-    all_gather_start(own, gathered.split(list(counts)), group).wait()
+    gathered, pending = gather_start(own, counts, group)
+    pending.wait()
     return gathered
+
+
+def gather_start(own: Tensor, counts: Sequence[int], group: Group = None) -> tuple[Tensor, Pending]:
+    """The same, begun: go on computing, and ``wait`` before the result is read."""
+    if len(counts) == 1:
+        return own, Pending([], ())
+    gathered = own.new_empty((sum(counts), *own.shape[1:]))
+    return gathered, all_gather_start(own, gathered.split(list(counts)), group)
 
 
 def all_gather_start(own: Tensor, views: Sequence[Tensor], group: Group = None) -> Pending:

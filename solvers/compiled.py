@@ -84,6 +84,7 @@ def load_all() -> None:
 
 def _run_all() -> None:
     # Imported when they are needed: annealing begins without them.
+    from . import pipeline
     from .bounds.crossings import affinity_bounds
     from .placement.traffic import add_pairs
     from .replication.replicate import replicate
@@ -101,6 +102,9 @@ def _run_all() -> None:
     part, part_gates = np.zeros((2, 1, 2), np.int32)[:, :, 1], np.ones((1, 2, 1, 2))[..., 1]
     for chosen, weights in ((ids, gates), (part, part_gates)):  # whole arrays, and one layer's part of them
         add_pairs(chosen, chosen, weights, weights, np.zeros((2, 1, 1)))
+    one, none = np.zeros((1, 1), int), np.zeros((1, 1, 1))
+    program = np.array([pipeline.START, pipeline.WAIT]), np.zeros(2, int), np.zeros((1, 2, 1))
+    pipeline.clocks(*program, one[0], one, one, none, none, none, none[0])
 
 
 if __name__ == "__main__":

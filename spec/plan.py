@@ -62,7 +62,7 @@ Strategy = Literal["ep", "hierarchical", "sharded", "gathered", "coherent", "off
 STRATEGIES: tuple[Strategy, ...] = Strategy.__args__  # type: ignore[attr-defined]
 IN_MEMORY: tuple[Strategy, ...] = tuple(known for known in STRATEGIES if known != "offload")
 """Strategies whose experts are all in the devices' memory."""
-CHUNKED: tuple[Strategy, ...] = ("ep",)
+CHUNKED: tuple[Strategy, ...] = ("ep", "hierarchical", "sharded")
 """Strategies whose tokens may travel in several chunks."""
 MAX_CHUNKS = 64
 BESIDE: tuple[Strategy, ...] = ("ep", "offload")
@@ -104,7 +104,7 @@ class LayerPlan(Part):
     shares: tuple[tuple[float, ...], ...] | None = None
     split: tuple[int, ...] | None = None
     slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
-    chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep)")
+    chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep, hierarchical, sharded)")
     speeds: tuple[PositiveFloat, ...] | None = Field(None, description="of each device: shares by batch (ep)")
     resident: Experts | None = Field(None, description="offload: of each device's slots, what stays in its memory")
     ahead: Experts | None = Field(None, description="offload: what each device reads before it is known to be needed")
@@ -158,7 +158,7 @@ class LayerPlan(Part):
         if (self.strategy == "sharded") != (self.split is not None):
             raise ValueError("split belongs to strategy sharded, and only there")
         if self.chunks > 1 and self.strategy not in CHUNKED:
-            raise ValueError(f"chunks belong to strategy {', '.join(CHUNKED)}, not {self.strategy}")
+            raise ValueError(f"chunks belong to {', '.join(CHUNKED)}, not {self.strategy}")
         if self.speeds is not None and self.strategy != "ep":
             raise ValueError(f"speeds belong to strategy ep, not {self.strategy}")
         if self.speeds is not None and (self.shares is not None or len(self.speeds) != len(self.slots)):

@@ -1,4 +1,5 @@
-"""The order in which chunks travel: CP-SAT proves that no other is faster, so that only their number is to choose."""
+"""The order in which chunks travel: CP-SAT proves that no other is faster on one network, so that only their number is
+to choose, and how much faster another may be in two levels, on three streams."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,13 +9,14 @@ from moeplan.planner.clock import run
 from moeplan.planner.costs import Costs
 from moeplan.planner.layout import Layout
 from moeplan.planner.step import Step
-from moeplan.planner.strategies import ep
+from moeplan.planner.strategies import ep, hierarchical
 from moeplan.spec import Workload
+from moeplan.spec.chunk_order import calls
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import draw_routing
 from moeplan.tests.plans import even_slots
 from moeplan.tests.synthetic import cluster, tiny_model
-from moeplan.tests.yardsticks.chunk_order import best_makespan
+from moeplan.tests.yardsticks.chunk_order import LEVELS, best_makespan, every_order, played
 
 durations = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
@@ -72,3 +74,72 @@ def test_the_predicted_chunks_are_in_the_best_order():
         assert predicted <= best * unit + sums + 1e-5
         found[count] = predicted, best
     assert min(found, key=lambda r: found[r][0]) == min(found, key=lambda r: found[r][1])
+
+
+def in_levels(numbers):
+    """Durations of a chunk in two levels: there and back alike across hosts, and alike inside them."""
+    across, inside, experts, relay = numbers
+    return across, relay, inside, experts, inside, relay, across
+
+
+@given(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 1)), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_how_far_the_order_in_two_levels_is_from_the_best(numbers, count):
+    """Of chunks that are alike: no order beats CP-SAT's optimum; the runtime's takes at most half as long again in two
+    chunks, a third in three. Of all durations drawn here these are the worst."""
+    steps = in_levels(numbers)
+    best = best_makespan(*([step] * count for step in steps), streams=LEVELS)
+    fixed = played(calls(count), lambda chunk: steps)
+    assert best <= min(played(order, lambda chunk: steps) for order in every_order(count)) <= fixed
+    assert fixed <= {1: 1.0, 2: 1.5, 3: 4 / 3, 4: 1.3}[count] * best + 1e-9
+
+
+@given(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.just(0)), st.integers(3, 6))
+@settings(max_examples=60, deadline=None)
+def test_where_one_stream_limits_the_order_is_the_best(numbers, count):
+    """Of three chunks or more whose one stream takes longer than the other two together, to the ends of the first and
+    last chunk: that stream does not wait in between."""
+    across, inside, experts, _ = numbers
+    steps = in_levels(numbers)
+    streams = [2 * across, 2 * inside, experts]
+    longest = max(streams)
+    alone = sum(steps) - longest  # of one chunk, what the others do
+    assert played(calls(count), lambda chunk: steps) <= count * longest + alone + max(steps)
+
+
+def test_the_predicted_order_of_two_levels_is_that_of_the_streams(monkeypatch):
+    """Hosts and devices that are alike: every order of the calls is predicted to take what it takes on three streams,
+    and the order of the runtime is within 2 % of the fastest of them all in three chunks."""
+    model = tiny_model(layers=1, hidden=256, ffn=512, top_k=4)
+    machines = cluster(model, ((1.0, 1.0), (1.0, 1.0)), uplink=3e9, busy=0.0)
+    workload = Workload.from_text("prefill:4096@64")
+    step = Step(
+        Costs(machines, model, "f32"), model, Layout.of(workload, 1, (16,) * 4), draw_routing(None, model, workload, 0)
+    )
+    layer, fixed = step.layer([0]), calls
+    for count in (2, 3):
+        plan = LayerPlan(strategy="hierarchical", slots=even_slots(8, 4), chunks=count)
+        found = {}
+        for order in every_order(count):
+            monkeypatch.setattr(hierarchical, "calls", lambda chunks, order=order: order)
+            stages = hierarchical.flight(layer, [plan])
+            found[order] = float(run(step.costs, stages, np.zeros((1, 4))).max())
+        least, most = durations(stages, np.min), durations(stages, np.max)
+        last = sum(float(stage.seconds.max()) for stage in stages if stage.name == "hierarchical_combine")
+        for order, seconds in found.items():
+            assert played(order, least.__getitem__) <= seconds * (1 + 1e-9)
+            assert seconds <= (played(order, most.__getitem__) + last) * (1 + 1e-9)
+        assert fixed(count) in found
+        assert found[fixed(count)] <= {2: 1.15, 3: 1.02}[count] * min(found.values())
+
+
+def durations(stages, pick) -> list[tuple[float, ...]]:
+    """Of each chunk, those of ``LEVELS``; pick: of the devices' seconds."""
+
+    def of(*names):
+        each = [[float(pick(stage.seconds)) for stage in stages if stage.name == name] for name in names]
+        return np.sum(each, axis=0)
+
+    there = of("across hosts"), of("hierarchical_relay"), of("inside hosts"), of("ep_unpack", "expert_ffn")
+    back = of("back inside hosts"), of("hierarchical_add"), of("back across hosts")
+    return list(zip(*there, *back, strict=True))

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.choices import Choices
+from moeplan.planner.choices import Choices, Forward
 from moeplan.planner.layout import Layout as PlannedLayout
 from moeplan.runtime.layout import Layout
 from moeplan.runtime.strategies import ep, hierarchical
 from moeplan.runtime.strategies.rows import fields
+from moeplan.spec.layout import even
 from moeplan.spec.levels import across_groups, host_numbers, inside_groups, relays, two_levels
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.workload import Workload
@@ -75,9 +76,9 @@ def placed(draw):
 
 @pytest.mark.beside
 @settings(max_examples=60, deadline=None)
-@given(placed())
-def test_what_both_levels_send_is_what_the_planner_counts(case):
-    """Every row of the runtime, played through by hand: across, from relays inside, and to the experts."""
+@given(placed(), st.sampled_from([1, 1, 2, 5]))
+def test_what_both_levels_send_is_what_the_planner_counts(case, chunks):
+    """Every row of the runtime, played through by hand: across, from relays inside, and to the experts, in chunks."""
     hosts, slots, tokens, seed, shared = case
     devices, rng = len(hosts), np.random.default_rng(seed)
     shares = None
@@ -89,16 +90,25 @@ def test_what_both_levels_send_is_what_the_planner_counts(case):
     plan = LayerPlan(strategy="hierarchical", slots=slots, shares=shares)
     ids = rng.random((sum(tokens), EXPERTS)).argsort(1)[:, :TOP_K]
     workload = Workload(phase="prefill", tokens=max(sum(tokens), 1), sequences=max(sum(tokens), 1))
-    planned = Choices(ids[None], PlannedLayout(workload, 1, tokens, tokens), np.array(hosts), EXPERTS).forward([plan])
+    choices = Choices(ids[None], PlannedLayout(workload, 1, tokens, tokens), np.array(hosts), EXPERTS)
+    for c, part in enumerate(choices.chunks(chunks) if chunks > 1 else [choices]):
+        own = [Layout(rank, 1, tokens, tokens, 1).own for rank in range(devices)]
+        first = [own[rank].start + sum(even(count, chunks)[:c]) for rank, count in enumerate(tokens)]
+        mine = [ids[at : at + even(count, chunks)[c]] for at, count in zip(first, tokens, strict=True)]
+        check_rows(plan, hosts, mine, first, part.forward([plan]))
+
+
+def check_rows(plan: LayerPlan, hosts: list[int], ids: list[np.ndarray], first: list[int], planned: Forward) -> None:
+    """ids: of each device's tokens [T, K], the first of which have these numbers."""
+    devices, slots = len(hosts), plan.slots
     ways = [hierarchical.way(plan, hosts, EXPERTS, rank, CPU) for rank in range(devices)]
     inside, number = inside_groups(hosts), host_numbers(hosts)
 
     arriving = [[] for _ in range(devices)]  # (source, rows) at each relay
     told = np.zeros((devices, devices, 2), int)
     for rank, to in enumerate(ways):
-        own = Layout(rank, 1, tokens, tokens, 1).own
-        mine, x = torch.from_numpy(ids[own]), torch.ones(tokens[rank], HIDDEN)
-        phase = ep.phases(own.start, tokens[rank], CPU)
+        mine, x = torch.from_numpy(ids[rank]), torch.ones(len(ids[rank]), HIDDEN)
+        phase = ep.phases(first[rank], len(mine), CPU)
         rows, _, counts = hierarchical.pack(x, mine, torch.ones(mine.shape), to, phase)
         told[rank] = counts.numpy()
         sent = counts[to.across, 0].tolist()

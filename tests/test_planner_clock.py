@@ -12,7 +12,7 @@ from moeplan.planner.layout import Layout
 from moeplan.planner.simulator import simulate
 from moeplan.planner.step import Step, build
 from moeplan.spec import Workload
-from moeplan.spec.plan import LayerPlan
+from moeplan.spec.plan import CHUNKED, LayerPlan
 from moeplan.spec.routing import draw_routing
 from moeplan.spec.shortcut import slots
 from moeplan.tests.synthetic import cluster, shortcut_model, tiny_model
@@ -65,13 +65,14 @@ def plans(draw, devices, block):
         strategy = draw(st.sampled_from(["ep", "hierarchical", "sharded", "gathered"]))
     if strategy == "sharded":
         cuts = sorted(draw(st.lists(st.integers(0, 128), min_size=devices - 1, max_size=devices - 1)))
-        return LayerPlan(strategy="sharded", slots=((),) * devices, split=tuple(np.diff([0, *cuts, 128]).tolist()))
+        split = tuple(np.diff([0, *cuts, 128]).tolist())
+        return LayerPlan(strategy="sharded", slots=((),) * devices, split=split, chunks=draw(st.integers(1, 4)))
     held = [set() for _ in range(devices)]
     for expert in range(8):
         copies = draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=1 if strategy == "gathered" else 3))
         for device in copies:
             held[device].add(expert)
-    chunks = draw(st.integers(1, 4)) if strategy == "ep" else 1
+    chunks = draw(st.integers(1, 4)) if strategy in CHUNKED else 1
     slot = draw(st.integers(0, slots(block) - 1))
     held = tuple(tuple(sorted(experts)) for experts in held)
     return LayerPlan(strategy=strategy, slots=held, chunks=chunks, slot=slot)

@@ -169,7 +169,7 @@ def test_memory_counts_the_backbone_beside_the_experts():
         ({"slot": 3}, "slot: 3, expected 0 to 2"),
         ({"strategy": "gathered"}, "strategy: gathered; layers with a shortcut run as ep"),
         ({"chunks": 65}, "chunks"),
-        ({"strategy": "gathered", "chunks": 2}, "chunks belong to strategy ep, not gathered"),
+        ({"strategy": "gathered", "chunks": 2}, "chunks belong to ep, hierarchical, sharded, not gathered"),
     ],
 )
 def test_a_plan_that_asks_for_what_the_layer_cannot_do(changes, said):

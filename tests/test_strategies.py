@@ -59,8 +59,13 @@ PLANS = {
     "hierarchical uneven": LayerPlan(strategy="hierarchical", slots=UNEVEN),
     "hierarchical copies": LayerPlan(strategy="hierarchical", slots=COPIES),
     "hierarchical shares": LayerPlan(strategy="hierarchical", slots=COPIES, shares=SHARES),
+    "hierarchical 2 chunks": LayerPlan(strategy="hierarchical", slots=EVEN, chunks=2),
+    "hierarchical shares, 5 chunks": LayerPlan(strategy="hierarchical", slots=COPIES, shares=SHARES, chunks=5),
+    "hierarchical uneven, 8 chunks": LayerPlan(strategy="hierarchical", slots=UNEVEN, chunks=8),
     "sharded": LayerPlan(strategy="sharded", slots=((),) * 4, split=(3, 3, 3, 3)),
     "sharded uneven": LayerPlan(strategy="sharded", slots=((),) * 4, split=(1, 7, 0, 4)),
+    "sharded 2 chunks": LayerPlan(strategy="sharded", slots=((),) * 4, split=(3, 3, 3, 3), chunks=2),
+    "sharded uneven, 8 chunks": LayerPlan(strategy="sharded", slots=((),) * 4, split=(1, 7, 0, 4), chunks=8),
     "gathered": LayerPlan(strategy="gathered", slots=EVEN),
     "gathered uneven": LayerPlan(strategy="gathered", slots=UNEVEN),
     "gathered copies": LayerPlan(strategy="gathered", slots=COPIES),
@@ -71,6 +76,13 @@ OTHER_HOSTS = {"one host": [0] * 4, "a host each": [0, 1, 2, 3], "three and one"
 PLACED = {name: (plan, HOSTS) for name, plan in PLANS.items()}
 PLACED |= {
     f"hierarchical, {where}": (PLANS["hierarchical shares" if "one" in where else "hierarchical copies"], hosts)
+    for where, hosts in OTHER_HOSTS.items()
+}
+PLACED |= {
+    f"hierarchical 3 chunks, {where}": (
+        LayerPlan(strategy="hierarchical", slots=COPIES, shares=SHARES if "one" in where else None, chunks=3),
+        hosts,
+    )
     for where, hosts in OTHER_HOSTS.items()
 }
 TOKENS = {
@@ -122,7 +134,7 @@ def on_rank(rank, job) -> dict[str, float]:
             strategy.prepare(gate_up[:, :, first:last].contiguous(), down[:, :, first:last].contiguous())
         for split, routing in CASES:
             found[f"{name} / {split} / {routing} / {dtype}"] = worst_error(
-                rank.rank, layers, resting, name, split, routing, dtype
+                rank.rank, layers, resting, name, TOKENS[split], routing, dtype
             )
         rank.emit({"strategy": name})
     return found
@@ -139,9 +151,15 @@ def resting_of(plan: LayerPlan, rank, dtype: torch.dtype, folder: str) -> Restin
 
 
 def worst_error(
-    me: int, layers: list, resting: Resting | None, name: str, split: str, routing: str, dtype: torch.dtype
+    me: int,
+    layers: list,
+    resting: Resting | None,
+    name: str,
+    tokens: tuple[int, ...],
+    routing: str,
+    dtype: torch.dtype,
 ) -> float:
-    tokens, worst = TOKENS[split], 0.0
+    worst = 0.0
     layout = Layout(me, 1, tokens, tokens, 1)
     x, residual, ids, weights = routed(routing, sum(tokens), dtype)
     if resting is not None:

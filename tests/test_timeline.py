@@ -34,6 +34,18 @@ def test_every_lap_and_every_operation_that_takes_time_is_there():
     assert all("predicted" not in json.dumps(e) for e in json.loads(perfetto(laps))["traceEvents"])
 
 
+def test_transfers_inside_hosts_have_a_track_of_their_own():
+    far = Operation("across hosts", "dispatch", 0, 0, 1.0, transfer=True)
+    near = Operation("inside hosts", "dispatch", 0, 0, 0.5, transfer=True, lane=1)
+    events = json.loads(perfetto([], simulate([far, near])))["traceEvents"]
+    assert {e["name"]: e["tid"] for e in events if e["ph"] == "X"} == {"across hosts": 1, "inside hosts": 2}
+    assert [e["args"]["name"] for e in events if e["name"] == "thread_name"] == [
+        "compute",
+        "transfer",
+        "transfer inside hosts",
+    ]
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_picture_has_a_row_per_device_and_kind_and_a_closer_look_at_many_layers(tmp_path: Path, layers: int):
     laps, calls = [], []

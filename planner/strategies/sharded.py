@@ -1,30 +1,62 @@
-"""sharded: all tokens to all devices; each computes its FFN columns of every expert; the partial sums travel back."""
+"""sharded: all tokens to all devices; each computes its FFN columns of every expert; the partial sums travel back.
+
+In chunks, the all-gathers of all start at once, one after another; the experts of one run while the next ones travel,
+and its partial sums travel back while the experts of the next run.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ...spec.plan import LayerPlan
-from ..stages import Stage, compute, exchange
+from ..costs import Exchange
+from ..stages import Stage, compute, exchange, start, wait
 from .layer import Layer, attention, route, shared
 
 
 def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
     """Attention, route, pack, all-gather, unpack, experts, partials back, sum, shared experts."""
-    costs, group, tokens = layer.costs, layer.devices, layer.tokens
-    gather = costs.all_gather(group, tokens[None] * layer.row_bytes)
-    partials = costs.scatter(group, tokens[None] * layer.activation_bytes)  # to each owner, its tokens' rows
+    columns = np.array([plan.split for plan in plans])
+    before = [*attention(layer), *route(layer), layer.each("dispatch", "sharded_pack", layer.tokens)]
+    if plans[0].chunks > 1:
+        return [*before, *_flight(layer, columns, plans[0].chunks), *shared(layer)]
+    gather, partials = _moved(layer)
     return [
-        *attention(layer),
-        *route(layer),
-        layer.each("dispatch", "sharded_pack", tokens),
+        *before,
         exchange("dispatch", "all_gather", [gather]),
-        layer.each("dispatch", "sharded_unpack", tokens.sum()),
-        compute("expert", "expert_ffn", _experts(layer, np.array([plan.split for plan in plans]))),
+        *_computed(layer, columns),
         exchange("combine", "all_to_all", [partials]),
-        layer.each("combine", "sharded_combine", tokens),
+        layer.each("combine", "sharded_combine", layer.tokens),
         *shared(layer),
     ]
+
+
+def _flight(layer: Layer, columns: np.ndarray, count: int) -> list[Stage]:
+    """Tokens in chunks; the all-gather of chunk c is collective c, its partial sums are collective ``count`` + c."""
+    costs, devices = layer.costs, layer.layout.devices
+    starts, computed, ends = list[Stage](), list[Stage](), list[Stage]()
+    for c, part in enumerate(layer.chunks(count)):
+        gather, partials = _moved(part)
+        starts.append(start("dispatch", f"all_gather {c}", gather, costs.busy(gather), c))
+        computed += [
+            wait("dispatch", devices, c),
+            *_computed(part, columns),
+            start("combine", f"all_to_all {c}", partials, costs.busy(partials), count + c),
+        ]
+        ends += [wait("combine", devices, count + c), part.each("combine", "sharded_combine", part.tokens)]
+    return [*starts, *computed, *ends]
+
+
+def _moved(layer: Layer) -> tuple[Exchange, Exchange]:
+    """All tokens to all devices, and to each token's owner the partial rows of all others."""
+    costs, group, own = layer.costs, layer.devices, layer.tokens[None]
+    return costs.all_gather(group, own * layer.row_bytes), costs.scatter(group, own * layer.activation_bytes)
+
+
+def _computed(layer: Layer, columns: np.ndarray) -> list[Stage]:
+    """Of all tokens; columns: [B, G]."""
+    unpack = layer.each("dispatch", "sharded_unpack", layer.tokens.sum())
+    return [unpack, compute("expert", "expert_ffn", _experts(layer, columns))]
 
 
 def _experts(layer: Layer, columns: np.ndarray) -> np.ndarray:

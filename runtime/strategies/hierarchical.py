@@ -8,18 +8,24 @@ them, as one row to its relay there (``spec.levels``); the relay sends a copy to
 it adds their partial rows up, so that one row for each token and host crosses. A row names its experts by their place
 among all slots of the host, and for the second level among the slots of the device.
 
-One exchange of counts among all devices, before any row, tells every device what both levels will bring it.
+One exchange of counts among all devices, before any row, tells every device what both levels will bring it, in every
+chunk. In chunks, all of them begin to cross at once; while one crosses, the one before is relayed inside the host and
+the one before that is computed, in the order of ``spec.chunk_order``; the way back likewise.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...spec.chunk_order import calls
+from ...spec.layout import even
 from ...spec.levels import across_groups, host_numbers, inside_groups, relays
 from ...spec.plan import LayerPlan
-from ..collectives import all_to_all, exchange_counts
+from ..collectives import Pending, all_to_all_start, exchange_counts
+from ..groups import Group
 from ..kernels import expert_ffn
 from ..layout import Layout
 from . import ep
@@ -119,7 +125,7 @@ class Hierarchical:
         assert c.levels is not None
         self._levels = c.levels
         self._way = way(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
-        self._activation = c.moe.activation
+        self._activation, self._chunks = c.moe.activation, plan.chunks
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
@@ -129,27 +135,96 @@ class Hierarchical:
         """Nothing to fetch: the weights stay."""
         return False
 
-    def _counts(self, counts: Tensor) -> tuple[list[int], list[int], list[int]]:
-        """Rows that this device sends to, and receives from, each member of the first exchange, and receives from each
-        device of its host in the second; counts: as ``pack`` gives them."""
-        to, received = self._way, exchange_counts(counts)
-        inside = received.new_zeros(to.local_devices).index_add_(0, to.through, received[:, 1])
-        members = len(to.across)
-        both = torch.cat([counts[to.across, 0], received[to.across, 0], inside]).tolist()
-        return both[:members], both[members : 2 * members], both[2 * members :]
-
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
-        hidden, dtype, top_k, levels = x.shape[1], x.dtype, ids.shape[1], self._levels
-        rows, token, counts = pack(x, ids, weights, self._way, ep.phases(layout.first, len(x), x.device))
-        sent, taken, inward = self._counts(counts)
-        arrived = all_to_all(rows, sent, taken, levels.across)
-        copies, row, passed = relay(arrived, hidden, dtype, top_k, self._way)
-        outward = passed.tolist()
-        partial = unpack(all_to_all(copies, outward, inward, levels.inside), hidden, dtype, top_k)
+        chunks = self._begin(x, ids, weights, layout)
         lap("dispatch")
-        y = expert_ffn(partial[0], self._gate_up, self._down, *partial[1:], activation=self._activation)
-        lap("expert")
-        y = add_up(all_to_all(y, inward, outward, levels.inside), row, len(arrived))
-        y = combine(all_to_all(y, taken, sent, levels.across), token, residual)
+        for call, c in calls(len(chunks)):
+            match call:
+                case "relay":
+                    self._relay(chunks[c])
+                    lap("dispatch")
+                case "experts":
+                    self._compute(chunks[c], lap)
+                case "add":
+                    self._add(chunks[c])
+                    lap("combine")
+        sums = []
+        for chunk, part in zip(chunks, residual.split(even(len(x), self._chunks)), strict=True):
+            sums.append(combine(chunk.come(), chunk.token, part))
         lap("combine")
-        return y
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    def _begin(self, x: Tensor, ids: Tensor, weights: Tensor, layout: Layout) -> list["_Chunk"]:
+        """Send every token to the hosts of its experts; all chunks leave at once."""
+        sizes, phase = even(len(x), self._chunks), ep.phases(layout.first, len(x), x.device)
+        parts = zip(*(t.split(sizes) for t in (x, ids, weights, phase)), strict=True)
+        packed = [pack(rows, chosen, gates, self._way, at) for rows, chosen, gates, at in parts]
+        sent, taken, inward = self._counts(torch.stack([counts for _, _, counts in packed], dim=2))
+        found = []
+        for c, (rows, token, _) in enumerate(packed):
+            chunk = _Chunk(x.shape[1], x.dtype, ids.shape[1], token, sent[c], taken[c], inward[c])
+            chunk.go(rows, sent[c], taken[c], self._levels.across)
+            found.append(chunk)
+        return found
+
+    def _counts(self, counts: Tensor) -> list[list[list[int]]]:
+        """Of each chunk, rows that this device sends to, and receives from, each member of the first exchange, and
+        receives from each device of its host in the second; counts: [G, 2, chunks], each as ``pack`` gives them."""
+        to, received = self._way, exchange_counts(counts)
+        inside = received.new_zeros(to.local_devices, counts.shape[2]).index_add_(0, to.through, received[:, 1])
+        sizes = [len(to.across), len(to.across), to.local_devices]
+        rows = torch.cat([counts[to.across, 0], received[to.across, 0], inside])
+        return [part.t().tolist() for part in rows.cpu().split(sizes)]
+
+    def _relay(self, chunk: "_Chunk") -> None:
+        """Pass on what came from all hosts."""
+        arrived = chunk.come()
+        copies, chunk.row, passed = relay(arrived, chunk.hidden, chunk.dtype, chunk.top_k, self._way)
+        chunk.arrived, chunk.outward = len(arrived), passed.tolist()
+        chunk.go(copies, chunk.outward, chunk.inward, self._levels.inside)
+
+    def _compute(self, chunk: "_Chunk", lap: Lap) -> None:
+        """The experts here; partial rows go back to the relays."""
+        x, ids, weights = unpack(chunk.come(), chunk.hidden, chunk.dtype, chunk.top_k)
+        lap("dispatch")
+        y = expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
+        lap("expert")
+        chunk.go(y, chunk.inward, chunk.outward, self._levels.inside)
+
+    def _add(self, chunk: "_Chunk") -> None:
+        """Add up what came back for each row that was relayed; the sums go back to its host."""
+        y = add_up(chunk.come(), chunk.row, chunk.arrived)
+        chunk.go(y, chunk.taken, chunk.sent, self._levels.across)
+
+
+@dataclass
+class _Chunk:
+    """One chunk's rows on their way.
+
+    token: of each row sent. Rows to and from each member: sent, taken of the exchange across hosts; outward, inward of
+    the one inside, on the way there. Once relayed: which of the ``arrived`` rows each copy is of. moving: what is under
+    way.
+    """
+
+    hidden: int
+    dtype: torch.dtype
+    top_k: int
+    token: Tensor
+    sent: list[int]
+    taken: list[int]
+    inward: list[int]
+    outward: list[int] = field(default_factory=list)
+    arrived: int = 0
+    row: Tensor = field(default_factory=lambda: torch.empty(0))
+    moving: tuple[Tensor, Pending] | None = None
+
+    def go(self, rows: Tensor, sent: list[int], received: list[int], group: Group) -> None:
+        """Begin an exchange."""
+        self.moving = all_to_all_start(rows, sent, received, group)
+
+    def come(self) -> Tensor:
+        """What the exchange under way brings."""
+        assert self.moving is not None
+        (rows, pending), self.moving = self.moving, None
+        pending.wait()
+        return rows

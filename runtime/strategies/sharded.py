@@ -2,6 +2,9 @@
 
 T tokens of all devices, D model, K top-k, G devices. The slices may be unequal, also empty (HEXA's model-centric
 computing, MoEShard): every device does its share of every expert, so routing skew cannot unbalance them.
+
+In chunks, all of them begin to travel at once; the columns of one are computed while the next ones come, and its
+partial rows leave while the next is computed.
 """
 
 from itertools import accumulate
@@ -9,8 +12,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ...spec.layout import even
 from ...spec.plan import LayerPlan
-from ..collectives import all_gather, all_to_all
+from ..collectives import all_to_all_start, gather_start
 from ..kernels import expert_ffn
 from ..layout import Layout
 from .layer import Lap, LayerContext, Stored
@@ -39,7 +43,7 @@ class Sharded:
 
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
-        self._activation = c.moe.activation
+        self._activation, self._chunks = c.moe.activation, plan.chunks
         assert plan.split is not None
         ends = list(accumulate(plan.split, initial=0))
         self.stored = Stored(experts=tuple(range(c.moe.num_experts)), columns=(ends[c.rank], ends[c.rank + 1]))
@@ -52,16 +56,30 @@ class Sharded:
         return False
 
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
-        tokens, mine, devices = layout.tokens, len(x), len(layout.tokens)
-        rows = all_gather(pack(x, ids, weights), tokens)
-        everyone = unpack(rows, x.shape[1], x.dtype, ids.shape[1])
+        hidden, top_k, devices = x.shape[1], ids.shape[1], len(layout.tokens)
+        own = even(len(x), self._chunks)
+        held = list(zip(*(even(tokens, self._chunks) for tokens in layout.tokens), strict=True))  # [chunks][G]
+        arriving = [
+            gather_start(rows, tokens) for rows, tokens in zip(pack(x, ids, weights).split(own), held, strict=True)
+        ]
         lap("dispatch")
-        if self._down.shape[2]:
-            y = expert_ffn(everyone[0], self._gate_up, self._down, *everyone[1:], activation=self._activation)
-        else:
-            y = torch.zeros_like(everyone[0])
-        lap("expert")
-        partials = all_to_all(y, tokens, [mine] * devices).view(devices, mine, x.shape[1])
-        y = combine(partials, residual)
+        leaving = []
+        for (rows, pending), mine, tokens in zip(arriving, own, held, strict=True):
+            pending.wait()
+            everyone = unpack(rows, hidden, x.dtype, top_k)
+            lap("dispatch")
+            y = self._compute(*everyone)
+            lap("expert")
+            leaving.append(all_to_all_start(y, tokens, [mine] * devices))
+        sums = []
+        for (partials, pending), mine, part in zip(leaving, own, residual.split(own), strict=True):
+            pending.wait()
+            sums.append(combine(partials.view(devices, mine, hidden), part))
         lap("combine")
-        return y
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    def _compute(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Partial output [T, D] of this device's columns for tokens [T, D] of all devices."""
+        if not self._down.shape[2]:
+            return torch.zeros_like(x)
+        return expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)

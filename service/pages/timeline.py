@@ -8,9 +8,13 @@ from ...spec.report import Lap
 
 Event = dict[str, object]
 
+TRACKS = ("compute", "transfer", "transfer inside hosts")
+"""The last where a device transfers on two lanes at the same time (``planner.stages``)."""
+
 
 def perfetto(measured: Sequence[Lap], predicted: Timeline | None = None) -> str:
-    """One process for each device as it ran, with one track, and one as predicted, with calls and transfers apart."""
+    """One process for each device as it ran, with one track, and one as predicted, with calls and transfers apart, and
+    those inside hosts that run beside those between them."""
     events = [*_measured(measured), *(_predicted(predicted) if predicted else ())]
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
@@ -25,14 +29,16 @@ def _measured(laps: Sequence[Lap]) -> Iterator[Event]:
 
 
 def _predicted(timeline: Timeline) -> Iterator[Event]:
+    lanes = max((op.lane for op in timeline.operations), default=0) + 1
     for device in sorted({op.device for op in timeline.operations}):
         yield _name("process_name", 2 * device + 1, 0, f"device {device}, predicted")
-        for track, name in enumerate(("compute", "transfer")):
+        for track, name in enumerate(TRACKS[: 1 + lanes]):
             yield _name("thread_name", 2 * device + 1, track, name)
     for op, start, end in zip(timeline.operations, timeline.start, timeline.end, strict=True):
         if end > start:
             more = {"layer": op.layer, "seconds alone": op.seconds}
-            yield _slice(op.name, op.part, 2 * op.device + 1, int(op.transfer), start, end, more)
+            track = 1 + op.lane if op.transfer else 0
+            yield _slice(op.name, op.part, 2 * op.device + 1, track, start, end, more)
 
 
 def _name(what: str, process: int, track: int, name: str) -> Event:
