@@ -47,7 +47,7 @@ def draw_timeline(title: str, measured: Sequence[Lap], predicted: Timeline | Non
     layers = sorted({bar.layer for bar in bars if bar.layer >= 0})
     panels = [layers] if len(layers) <= CLOSER else [layers, layers[:CLOSER]]
     figure = Figure(figsize=(11, len(panels) * (0.9 + 0.34 * kinds * len(devices))), layout="constrained")
-    colours = {part: f"C{i}" if i < 10 else f"{0.25 + 0.06 * i:.2f}" for i, part in enumerate(PARTS)}
+    colours: dict[str, str] = {part: f"C{i}" if i < 10 else f"{0.25 + 0.06 * i:.2f}" for i, part in enumerate(PARTS)}
     names = [f"device {device}, {what}" for device in devices for what in ("ran", "predicted")[:kinds]]
     for axes, shown in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         _draw(axes, bars if shown is layers else _first(bars, set(shown), kinds), names, colours)
