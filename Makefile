@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-sanitize lint format types unit bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 setup: $(READY)
 
@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[hf,dev,docs]'
 	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/moeplan
 	$(BIN)/python -m moeplan.runtime.kernels.cpp.build
 	$(BIN)/python -m moeplan.solvers.compiled
@@ -26,7 +26,7 @@ demo: setup
 		--workload prefill:2048 --output plan.json
 	cd demo && ../$(BIN)/moeplan run plan.json --output report.json --picture report.png --tolerance 1.0
 
-test: lint types unit
+test: lint types docs unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -35,6 +35,10 @@ lint: setup
 # The repository's root is the package: the type checker sees it under its real name through a link.
 types: setup
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p moeplan
+
+# The site, in build/site, for any web server or `python -m http.server -d build/site`; a lost page or a broken link ends it.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Two at a time what only computes; alone what starts ranks or measures time.
 unit: setup

@@ -1,0 +1,112 @@
+"""Commands in the documents: which a machine can run, which it is told not to, and whether their options exist.
+
+A block of commands is a fence that says ``sh``, or an indented block with a line that begins with ``moeplan``,
+``make`` or ``python``. HTML comments directly before a block tell what to do with it:
+
+    <!-- not run: reason -->        needs root, other hardware, long, or files from elsewhere
+    <!-- run first: command -->     also several, one a line: what the reader has done already
+    <!-- file: NAME -->             before a block of any kind: its text is a file that later commands read
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from ..service.app import app
+from .markdown import Block, blocks
+from .pages import ROOT
+
+OURS = re.compile(r"^(moeplan|make|python3?|torchrun) ", re.M)
+
+
+class Commands(NamedTuple):
+    """Commands of one block.
+
+    where: document and line; lines: each whole, also where a backslash continues it; not_run: why not, or nothing;
+    first: commands before them.
+    """
+
+    where: str
+    lines: tuple[str, ...]
+    not_run: str
+    first: tuple[str, ...] = ()
+
+
+class File(NamedTuple):
+    """A file that a document shows."""
+
+    name: str
+    text: str
+
+
+def steps(document: str) -> Iterator[Commands | File]:
+    """What a document tells to do and shows, in order; document: its path in the repository."""
+    yield from steps_of((ROOT / document).read_text(), document)
+
+
+def steps_of(text: str, document: str) -> Iterator[Commands | File]:
+    """The same of a text."""
+    for block in blocks(text):
+        said = dict(_said(block))
+        if name := said.get("file"):
+            yield File(name, block.text)
+        elif block.info == "sh" or (block.info == "indented" and OURS.search(block.text)):
+            first = tuple(_lines(said.get("run first", "")))
+            yield Commands(f"{document}:{block.line}", tuple(_lines(block.text)), said.get("not run", ""), first)
+
+
+def _said(block: Block) -> Iterator[tuple[str, str]]:
+    for comment in block.comments:
+        name, colon, value = comment.partition(":")
+        if colon and name in ("not run", "run first", "file"):
+            yield name, value.strip()
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if line.strip():
+            yield line.strip()
+
+
+def problems(command: str) -> list[str]:
+    """What is wrong with a line as it is written: a command, option, target or file of ours that does not exist."""
+    words = shlex.split(command, comments=True)
+    if not words:
+        return []
+    if words[0] == "make":
+        targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+        known = set(re.findall(r"^([a-z][a-z-]*)(?=[: ])", (ROOT / "Makefile").read_text(), re.M))
+        return [f"make {target}: no such target" for target in targets if target not in known]
+    if words[0].startswith("python") and len(words) > 1 and words[1].endswith(".py"):
+        return [] if (ROOT / words[1]).is_file() else [f"{words[1]}: no such file"]
+    if "moeplan" in words[:1] or ("-m" in words and words[words.index("-m") + 1 :][:1] == ["moeplan"]):
+        return _options(words[words.index("moeplan") + 1 :])
+    if "-m" in words and (module := words[words.index("-m") + 1]).startswith("moeplan."):
+        path = ROOT.joinpath(*module.split(".")[1:])
+        return [] if path.with_suffix(".py").is_file() or path.is_dir() else [f"{module}: no such module"]
+    return []
+
+
+def _options(words: list[str]) -> list[str]:
+    command: Any = typer.main.get_command(app)
+    known, name = _names(command), "moeplan"
+    found = []
+    for word in words:
+        if word.startswith("-"):
+            if word.partition("=")[0] not in known:
+                found.append(f"{name} has no option {word}")
+        elif isinstance(command, TyperGroup):
+            context = typer.Context(command)
+            if word not in command.list_commands(context):
+                return [*found, f"{name} has no command {word}"]
+            command, name = command.get_command(context, word), f"{name} {word}"
+            known |= _names(command)
+    return found
+
+
+def _names(command: Any) -> set[str]:
+    return {"--help", "-h"} | {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
