@@ -15,7 +15,7 @@ from moeplan.website.offline import loaded_from_elsewhere
 from moeplan.website.relink import Relink
 
 log = logging.getLogger("mkdocs.moeplan")  # its warnings end a strict build
-PACKAGE = pages.ROOT / "build" / "package" / "moeplan"
+PACKAGE = pages.ROOT / ".venv" / "package" / "moeplan"  # not in build/: type checkers look for modules there
 RELINK = Relink()
 DOCUMENT_OF: dict[str, str] = {}  # page -> its document in the repository
 
