@@ -32,6 +32,8 @@ class Runner:
             program = self.bin / name
             program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
             program.chmod(0o755)
+        # Passive: torch's threads would spin, for minutes where other programs have the processors.
+        self.environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "COLUMNS": "120", "OMP_WAIT_POLICY": "PASSIVE"}
         self.done: dict[tuple[str, str], dict[str, bytes]] = {}
         self.ran: list[str] = []
 
@@ -47,7 +49,7 @@ class Runner:
         key = (command, digest(before))
         if key not in self.done:
             self.ran.append(command)
-            environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "COLUMNS": "120"}
+            environment = os.environ | self.environment
             done = subprocess.run(
                 ["bash", "-euo", "pipefail", "-c", command],
                 cwd=here,
