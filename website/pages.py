@@ -9,6 +9,7 @@ any other file          files/PATH.md: its text on a page, where some page links
 a folder                its README.md, else files/PATH/index.md: the text of its files
 """
 
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from urllib.parse import unquote, urlsplit
@@ -86,12 +87,13 @@ def relink(document: str, target: str, root: Path = ROOT) -> str:
 
 
 def linked(root: Path = ROOT) -> set[str]:
-    """Files and folders of the repository that some document links to."""
+    """Files and folders of the repository that some document links to; broken links are for others to report."""
     found = set()
     for document in documents(root):
         for link in links((root / document).read_text()):
             if is_relative(link.target):
-                found.add(resolve(document, link.target, root)[0])
+                with suppress(LinkError):
+                    found.add(resolve(document, link.target, root)[0])
     return found
 
 

@@ -1,5 +1,6 @@
 """Links between files of the repository become links between pages: an extension of the site's Markdown."""
 
+import logging
 from typing import Any
 from xml.etree.ElementTree import Element
 
@@ -7,8 +8,9 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.treeprocessors import Treeprocessor
 
-from .pages import relink
+from .pages import LinkError, relink
 
+log = logging.getLogger("mkdocs.moeplan")  # its warnings end a strict build
 BEFORE_MKDOCS = 10  # whose own treeprocessor, of priority 0, then checks every link; words are read at 20
 
 
@@ -31,4 +33,7 @@ class _Links(Treeprocessor):
             for element in root.iter():
                 for name in ("href", "src"):
                     if target := element.get(name):
-                        element.set(name, relink(document, target))
+                        try:
+                            element.set(name, relink(document, target))
+                        except LinkError as error:
+                            log.warning("%s: %s", document, error)

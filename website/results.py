@@ -58,5 +58,5 @@ def results_page(root: Path = ROOT) -> str:
         command = f"`{result.command}`" if result.command else ""
         cells = [f"[{result.name}]({result.name}.md)", result.title, command, result.hardware, result.date]
         lines.append(f"| {' | '.join(cells)} |")
-    told = "Every page was written by the command beside it, on the hardware and the day that it names."
+    told = "What each command wrote, on which hardware; where a page does not name the day, it is that of its commit."
     return "\n\n".join(["# Results", told, "\n".join(lines)]) + "\n"
