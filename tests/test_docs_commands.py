@@ -210,6 +210,7 @@ def test_a_stale_command_is_seen(command: str, problem: str) -> None:
         "moeplan trace capture --help",
         "torchrun --nnodes 2 --node-rank R -m moeplan profile",
         "make bench-kills MOMENTS=4",
+        "make bench-lab",
         "python examples/tiny_moe/train.py --output a",
         "python -m moeplan.benchmarks.by_batch --devices 8",
         "python -m sglang.launch_server --tp-size 32",

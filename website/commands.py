@@ -79,7 +79,7 @@ def problems(command: str) -> list[str]:
         return []
     if words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
-        known = set(re.findall(r"^([a-z][a-z-]*)(?=[: ])", (ROOT / "Makefile").read_text(), re.M))
+        known = set(" ".join(re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.M)).split())
         return [f"make {target}: no such target" for target in targets if target not in known]
     if words[0].startswith("python") and len(words) > 1 and words[1].endswith(".py"):
         return [] if (ROOT / words[1]).is_file() else [f"{words[1]}: no such file"]
