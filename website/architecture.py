@@ -1,4 +1,4 @@
-"""The picture of the rooms, drawn from what their files import: ``python -m moeplan.website.architecture``.
+"""The picture of the subpackages, drawn from what their files import: ``python -m moeplan.website.architecture``.
 
 It draws the imports that there are, not those that are allowed; ``tests/test_imports.py`` keeps the first within the
 second.
