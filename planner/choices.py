@@ -1,4 +1,7 @@
-"""The experts that the tokens of a step chose, counted where a strategy needs them: by device, and by placement."""
+"""The experts that the tokens of a step chose, counted where a strategy needs them: by device, and by placement.
+
+A choice of -1 is of an identity expert: no device serves it (-1 again), and it counts nowhere.
+"""
 
 # B layers that are costed together, T tokens, K top-k, G devices, E experts
 
@@ -14,6 +17,7 @@ from ..spec.layout import even
 from ..spec.levels import host_numbers, relays
 from ..spec.plan import LayerPlan
 from ..spec.routing import COPY_PHASES, COPY_STEP
+from .copies import Copies
 from .layout import Layout
 from .spread import Spread
 from .traffic import Traffic
@@ -132,7 +136,7 @@ class Choices:
     def own(self) -> Rows:
         """Tokens of each device that chose each expert."""
         devices = self.layout.devices
-        key = self.layout.source[:, None] * self.experts + self.ids
+        key = of_expert(self.layout.source[:, None], self.ids, self.experts)
         return Rows(counted(key, devices * self.experts).reshape(-1, devices, self.experts), np.arange(devices))
 
     @cached_property
@@ -160,7 +164,8 @@ class Choices:
         via = relays(self.hosts.tolist())[:, host_numbers(self.hosts.tolist())]  # [source, target] the relay between
         across, inside, counts = [], [], []
         for first, target, rows in self._pieces(plans):
-            across.append(self._rows(via[self.layout.source[:, None], target], first))
+            relay = np.where(target < 0, -1, via[self.layout.source[:, None], target])
+            across.append(self._rows(relay, first))
             inside.append(self._rows(target, first, via))
             counts.append(rows)
         return Forward(*self._traffic(across), *self._traffic(inside), self._expert_rows(counts))
@@ -173,7 +178,7 @@ class Choices:
             ids = self.ids[first : first + step]
             loads = self.total if self.loads is None else self.loads
             target = self.targets(ids, plans[first : first + step], loads[first : first + step])
-            yield first, target, counted(target * self.experts + ids, self.layout.devices * self.experts)
+            yield first, target, counted(of_expert(target, ids, self.experts), self.layout.devices * self.experts)
 
     def _traffic(self, found: Sequence[Flows]) -> tuple[Traffic, np.ndarray]:
         """That of all layers, and [B, G] rows that stay."""
@@ -192,6 +197,16 @@ class Choices:
     def targets(self, ids: np.ndarray, plans: Sequence[LayerPlan], loads: np.ndarray | None = None) -> np.ndarray:
         """[b, T, K] device that serves each choice of b of the layers; ids: [b, T, K]; loads: [b, E] of their batches,
         where shares are decided by them."""
+        served = self._targets(ids, plans, loads)
+        return np.where(ids < 0, -1, served) if self._identity else served
+
+    @cached_property
+    def _identity(self) -> bool:
+        """Whether any choice is of an identity expert."""
+        return bool((self.ids < 0).any())
+
+    def _targets(self, ids: np.ndarray, plans: Sequence[LayerPlan], loads: np.ndarray | None) -> np.ndarray:
+        """The same, with any device for the choices of identity experts."""
         groups = {period(plan, self.experts) for plan in plans}
         size = groups.pop()
         if not groups and size and ids.shape[1] * size <= SERVED:
@@ -241,11 +256,12 @@ def remembered(
 def flows(source: np.ndarray, target: np.ndarray, devices: int, first: int = 0, via: np.ndarray | None = None) -> Flows:
     """Rows between devices, one per token and distinct target, of layers the first of which is ``first``.
 
-    source: [T]; target: [B, T, K]. via: [source, target] the device that such a row comes from; by default the token's
-    own.
+    source: [T]; target: [B, T, K], -1 for none. via: [source, target] the device that such a row comes from; by default
+    the token's own.
     """
     count = len(target)
     target, new = distinct(target)
+    new &= target >= 0
     start = source[:, None] if via is None else via[source[:, None], target]
     key = ((np.arange(count)[:, None, None] * devices + start) * devices + target)[new]
     pairs = count * devices * devices
@@ -314,68 +330,16 @@ def owner_of(slots: Sequence[Sequence[int]], experts: int) -> np.ndarray:
     return owner
 
 
+def of_expert(device: np.ndarray, ids: np.ndarray, experts: int) -> np.ndarray:
+    """A number for each choice's device and expert, to be ``counted``; -1 for identity experts. Arrays broadcast."""
+    key = device * experts + ids
+    return np.where(ids < 0, -1, key) if (ids < 0).any() else key
+
+
 def counted(key: np.ndarray, size: int) -> np.ndarray:
-    """[B, size] how often each of 0..size-1 occurs in each row of ``key`` [B, ...]."""
+    """[B, size] how often each of 0..size-1 occurs in each row of ``key`` [B, ...]; -1 is left out."""
     count = len(key)
-    flat = key.reshape(count, -1) + np.arange(count)[:, None] * size
-    return np.bincount(flat.ravel(), minlength=count * size).reshape(count, size)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Which copy of an expert serves a token: the rule of ``spec.routing.copy_table``, without its table.
-
-    holder: devices that hold copies, by expert and device; near: the same by expert, host and device.
-    first: [E, H + 1] where those of an expert that lie on host h or a later one begin in it.
-    held: [G, E]. bounds: with shares, [E, G] the phases, of 1, up to which devices 0..g serve.
-    """
-
-    holder: np.ndarray
-    near: np.ndarray
-    first: np.ndarray
-    held: np.ndarray
-    hosts: np.ndarray
-    bounds: np.ndarray | None
-
-    @classmethod
-    def of(
-        cls,
-        slots: Sequence[Sequence[int]],
-        shares: Sequence[Sequence[float]] | None,
-        experts: int,
-        hosts: np.ndarray,
-    ) -> "Copies":
-        sizes = [len(here) for here in slots]
-        device = np.repeat(np.arange(len(sizes)), sizes)
-        expert = np.fromiter((e for here in slots for e in here), int, len(device))
-        held = np.zeros((len(sizes), experts), bool)
-        held[device, expert] = True
-        order = np.lexsort((device, hosts[device], expert))
-        count = int(hosts.max()) + 1
-        first = np.searchsorted(
-            (expert * (count + 1) + hosts[device])[order],
-            np.arange(experts)[:, None] * (count + 1) + np.arange(count + 1),
-        )
-        bounds = None
-        if shares is not None:
-            share = np.fromiter((s for here in shares for s in here), float, len(device))
-            weight = np.zeros((experts, len(sizes)))
-            weight[expert, device] = share
-            bounds = np.cumsum(weight / weight.sum(1, keepdims=True), axis=1)
-        return cls(device[np.lexsort((device, expert))], device[order], first, held, hosts, bounds)
-
-    def target(self, source: np.ndarray, expert: np.ndarray, phase: np.ndarray) -> np.ndarray:
-        """Device that serves ``expert`` for a token on ``source`` at ``phase`` of COPY_PHASES; arrays broadcast."""
-        source, expert, phase = np.broadcast_arrays(source, expert, phase)
-        if self.bounds is not None:
-            table = ((np.arange(COPY_PHASES) + 0.5) / COPY_PHASES > self.bounds[:, :-1, None]).sum(1)
-            return table[expert, phase]
-        host = self.hosts[source]
-        start, count = self.first[expert, host], self.first[expert, host + 1] - self.first[expert, host]
-        away = count == 0
-        count = np.where(away, self.first[expert, -1] - self.first[expert, 0], count)
-        # The copy whose part of the phases holds this one: the largest k with (phase + 1/2) / PHASES > k / count.
-        pick = -(-(2 * phase + 1) * count // (2 * COPY_PHASES)) - 1
-        everywhere = np.where(away, self.first[expert, 0] + pick, 0)
-        served = np.where(away, self.holder[everywhere], self.near[np.where(away, 0, start + pick)])
-        return np.where(self.held[source, expert], source, served)
+    flat = (key.reshape(count, -1) + np.arange(count)[:, None] * size).ravel()
+    if (key < 0).any():
+        flat = flat[key.ravel() >= 0]
+    return np.bincount(flat, minlength=count * size).reshape(count, size)

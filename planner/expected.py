@@ -111,10 +111,10 @@ class Expected:
     def _needed(self, place: np.ndarray, size: int) -> np.ndarray:
         """[B, d] probability that a token needs what lies at each place."""
         layer, members, tokens = self._sets
-        where = place.astype(np.int16)[layer, members]  # [K, N]
+        where = np.where(members < 0, -1, place.astype(np.int16)[layer, members])  # [K, N]; -1: an identity expert
         needed = np.zeros(len(place) * size)
         for k, here in enumerate(where):
-            first = np.ones(len(layer), bool)  # no earlier expert of the token lies there
+            first = here >= 0  # and no earlier expert of the token lies there
             for earlier in where[:k]:
                 first &= here != earlier
             needed += np.bincount(layer[first] * size + here[first], tokens[first], len(needed))

@@ -48,7 +48,7 @@ def follows(ids: np.ndarray, experts: int) -> np.ndarray:
 
 def can_foresee(trace: Trace | None, experts: int) -> bool:
     """Whether the trace says what follows what, in a table that a plan may have."""
-    return trace is not None and not trace.counts_only and 0 < (trace.layers - 1) * experts**2 <= MAX_CHANCES
+    return trace is not None and trace.tells_movement and 0 < (trace.layers - 1) * experts**2 <= MAX_CHANCES
 
 
 def foresight_of(chances: np.ndarray, tokens: int, plans: Sequence[LayerPlan], least: float) -> Foresight:

@@ -125,7 +125,8 @@ def layer_activations(layer: Layer, plans: Sequence[LayerPlan]) -> np.ndarray:
     intermediate = largest * (2 * D + (matrices + 1) * columns) * element
     shared = own * (2 * D + 3 * moe.shared_ffn_size) * element
     sums = 2 * 4 * D * summed
-    resident = 2 * own * D * element  # the residual stream and the normalised tokens
+    # the residual stream and the normalised tokens; with identity experts' part, the stream with it too
+    resident = (3 if moe.zero_experts else 2) * own * D * element
     beside = np.zeros(layer.layout.devices, np.int64)
     if layer.block.shortcut != "none":  # while tokens travel, the backbone has its own buffers
         backbone = [layer.block, *([layer.before.block] if layer.before else [])]

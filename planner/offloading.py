@@ -130,12 +130,9 @@ class Offloading:
             often = options.counts / tokens
         elif trace.counts_only:
             often = np.asarray(trace.expert_counts, float)
-            often = often / np.maximum(often.sum(1, keepdims=True), 1) * options.moe.top_k
+            often = often / np.maximum(often.sum(1, keepdims=True), 1) * options.moe.top_k * options.moe.expert_share
         else:
-            ids = trace.expert_ids
-            experts = options.moe.num_experts
-            counts = [np.bincount(ids[:, j].ravel(), minlength=experts) for j in range(trace.layers)]
-            often = np.stack(counts) / trace.tokens
+            often = trace.expert_counts / trace.tokens
         return needs(often, tokens)
 
     def _alternative(self, step: Step, method: str, tiers: Tiers) -> Alternative:

@@ -250,7 +250,7 @@ class Options:
         """Nothing where there is no trace to tell what follows what, or layers share storage and so placements."""
         devices = self.costs.devices
         alone = len(self.classes.members) == len(self.model.moe_layers)
-        if self.even or self.trace is None or self.trace.counts_only or not alone:
+        if self.even or self.trace is None or not self.trace.tells_movement or not alone:
             return {}
         capacity = self._capacity(devices, room)
         key = "moves", *capacity.tolist()

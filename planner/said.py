@@ -21,6 +21,7 @@ from .units import bytes_text
 ASSUMPTION = (
     f"independent draws, expert of popularity rank r with probability proportional to (r + 1) ** -{ASSUMED_EXPONENT}"
 )
+IDENTITY = "identity experts are not in the trace's counts: each is taken to be as popular as the mean expert"
 
 
 def space(search: Search) -> str:
@@ -71,6 +72,8 @@ def notes(search: Search, trace: Trace | None) -> list[str]:
         notes.append(f"routing is assumed, not measured: {ASSUMPTION}; give a trace with --trace")
     elif trace.counts_only:
         notes.append("the trace has counts only: tokens are assumed independent")
+        if any(block.moe and block.moe.zero_experts for block in search.model.blocks):
+            notes.append(IDENTITY)
     if search.routing.scale > 1:
         notes.append(_expected_note(search))
     if lacking_degrees := unmeasured_degrees(search.costs, search.model):
@@ -122,7 +125,7 @@ def _reading_note(reads: Reads, search: Search, foresight: Foresight | None) -> 
         )
     else:
         how = "by the lists of the plan"
-        if trace is not None and not trace.counts_only and trace.layers > 1 and not can_foresee(trace, experts):
+        if trace is not None and trace.tells_movement and trace.layers > 1 and not can_foresee(trace, experts):
             how += f" (what {trace.layers} layers of {experts} experts need is not foreseen: a table too large)"
     return (
         f"a step needs {reads.needed:g} experts from there and reads ahead {reads.listed:g}, {how}; {reads.ahead:g} of "

@@ -15,7 +15,7 @@ from ..spec.errors import MissingCurveError
 from ..spec.layout import even
 from ..spec.model import Model
 from ..spec.operators import attention_shape, expert_shape, route_shape
-from ..spec.routing import Routing
+from ..spec.routing import Routing, chosen_counts
 from ..spec.workload import Workload
 from .costs import Costs
 from .layout import Layout
@@ -140,8 +140,8 @@ def _first_rows(routing: Routing, ordinal: int, tokens: np.ndarray, experts: int
     """[len(tokens), experts] rows of the first so many tokens in one layer; expected ones where there is a sample."""
     chosen = routing.by_layer[ordinal]
     if routing.scale != 1:
-        return tokens[:, None] * np.bincount(chosen.ravel(), minlength=experts) / len(chosen)
-    return np.stack([np.bincount(chosen[:n].ravel(), minlength=experts) for n in tokens])
+        return tokens[:, None] * chosen_counts(chosen, experts) / len(chosen)
+    return np.stack([chosen_counts(chosen[:n], experts) for n in tokens])
 
 
 class FfnSplits:

@@ -20,7 +20,7 @@ from .cache import LayerCache, Stack
 from .dense import dense
 from .kernels import expert_ffn
 from .random_weights import RandomWeights, random_tensor
-from .router import Choice, route
+from .router import Choice, routed
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
 from .strategies import coherent, ep, gathered, hierarchical, offload, sharded
 from .strategies.by_batch import ByBatch
@@ -107,11 +107,11 @@ class _Calls:
         out = torch.empty((count, self.hidden), dtype=self.dtype, device=self.device)
         return random_tensor(out, 0, 0, "rows", fan_in=1)
 
-    def choice(self, tokens: int, experts: int | None = None) -> Choice:
-        """Random routing: ids [T, K] int64, distinct in a row; even gate weights [T, K] float32."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.rand((tokens, experts or self.moe.num_experts), generator=generator).argsort(1)[:, : self.moe.top_k]
-        return ids.contiguous().to(self.device), torch.full(ids.shape, 1 / ids.shape[1], device=self.device)
+    def choice(self, tokens: int) -> Choice:
+        """Random routing: ids [T, K] int64, distinct in a row or -1; even gate weights [T, K] float32."""
+        generator, moe = torch.Generator().manual_seed(0), self.moe
+        ids = torch.rand((tokens, moe.router_outputs), generator=generator).argsort(1)[:, : moe.top_k].to(self.device)
+        return ids.masked_fill(ids >= moe.num_experts, -1), torch.full(ids.shape, 1 / moe.top_k, device=self.device)
 
     # attention ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@ class _Calls:
     def route(self, tokens: int) -> Call:
         x, weights, moe = self.rows(tokens), self.weights.router(self.index), self.moe
         assert isinstance(weights, RouterWeights)
-        return lambda: route(x, weights, moe)
+        return lambda: routed(x, weights, moe).onto(x)
 
     def expert_ffn(self, ffn: int, experts: int, tokens: int) -> Call:
         """Every one of ``experts`` gets ``tokens`` rows; a row goes to as many of them as the model's top-k allows."""
@@ -277,8 +277,8 @@ class _Calls:
 
     def coherent_pack(self, tokens: int) -> Call:
         table, x, choice = self._table(), self.rows(tokens), self.choice(tokens)
-        number = torch.arange(tokens, device=self.device)
-        return lambda: coherent.pack(x, *choice, number, table, coherent.phases(number))
+        number, home = torch.arange(tokens, device=self.device), 0 if self.moe.zero_experts else None
+        return lambda: coherent.pack(x, *choice, number, table, coherent.phases(number), home)
 
     def _received(self, tokens: int) -> Callable[[], coherent.Received]:
         """Rank 0's receipt of so many rows: tokens of random experts, of which it has one at least."""
@@ -289,7 +289,7 @@ class _Calls:
         ids[elsewhere, token[elsewhere] % self.moe.top_k] = token[elsewhere] % -(-self.moe.num_experts // self.devices)
         rows, counts = coherent.pack(self.rows(tokens), ids, gates, token, table, coherent.phases(token))
         mine = rows[: int(counts[0])]
-        return lambda: coherent.receive(mine, router, self.moe.top_k, 0, self.devices)
+        return lambda: coherent.receive(mine, router, self.moe, 0, self.devices)
 
     def coherent_unpack(self, tokens: int) -> Call:
         return self._received(tokens)

@@ -81,7 +81,7 @@ class Checkpoint:
             moe = block.moe
             gate = f"{prefix}{self._names.moe}.gate.weight"
             gate = gate if gate in self.reader else f"{prefix}mlp.gate.weight"
-            router = RouterWeights(eps, norm, self._read(gate, moe.num_experts, hidden), None, None)
+            router = RouterWeights(eps, norm, self._read(gate, moe.router_outputs, hidden), None, None)
             chosen = range(moe.num_experts) if experts is None else experts
             gate_up, down = self.experts(index, chosen, columns or (0, moe.ffn_size))
             if moe.shared_ffn_size:

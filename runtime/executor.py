@@ -22,7 +22,7 @@ from .groups import consecutive_group, open_levels
 from .layout import Layout
 from .norms import rms_norm
 from .reference import forced_choice
-from .router import Choice, Chooser, choose, route
+from .router import Choice, Chooser, choose, routed
 from .shortcut import Beside
 from .strategies import LayerContext, Region, Stored, Strategy, strategy_of
 from .strategies.resting import Resting
@@ -228,11 +228,12 @@ class Executor:
         moe, weights = self.model.layers[index].moe, self._layers[index]
         assert moe is not None
         assert weights.router is not None
-        normed, ids, gates = route(x, weights.router, moe, forced, chooser=chooser)
+        tokens = routed(x, weights.router, moe, forced, chooser=chooser)
+        residual = tokens.onto(x)
         lap("route")
-        x = strategy.forward(normed, ids, gates, x, layout, lap)
+        x = strategy.forward(tokens.normed, tokens.ids, tokens.weights, residual, layout, lap)
         if weights.shared is not None:
-            x = x + dense(normed, weights.shared)
+            x = x + dense(tokens.normed, weights.shared)
             lap("shared")
         return x
 

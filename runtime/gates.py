@@ -1,6 +1,6 @@
 """The gates by name (``spec.model.Gate.score``): from a token's state to experts and their weights.
 
-Letters: T tokens, D model, R rank, E experts, K top-k, C tokens that an expert takes.
+Letters: T tokens, D model, R rank, E experts (identity experts included), K top-k, C tokens that an expert takes.
 
 - A token gate gives every expert a logit and a score; a token's highest scores (with a correction bias, within its
   groups) are chosen, and gate weights are made of the chosen scores. ``GATES`` has them all.

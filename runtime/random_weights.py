@@ -106,7 +106,7 @@ class RandomWeights:
         moe, hidden = self.model.layers[i].moe, self.model.layers[i].hidden_size
         if moe is None:
             return None
-        gate, count = moe.gate, (moe.num_experts,)
+        gate, count = moe.gate, (moe.router_outputs,)
         compared = gate.rank or hidden
         weights = RouterWeights(
             self.model.norm_eps,

@@ -129,8 +129,13 @@ class ReferenceModel:
         assert layer.down is not None
         forced = None if routing is None else forced_choice(routing, ordinal, x.device)
         normed, ids, gates = route(x, layer.router, block.moe, forced, kernel=self.kernel, chooser=chooser)
-        experts, activation = (layer.gate_up, layer.down), block.moe.activation
-        y = expert_ffn(normed, *experts, ids, gates, activation=activation, implementation=self.kernel)
+        experts, activation, count = (layer.gate_up, layer.down), block.moe.activation, block.moe.num_experts
+        real = ids if block.moe.zero_experts == 0 else torch.where(ids < count, ids, -1)
+        y = expert_ffn(normed, *experts, real, gates, activation=activation, implementation=self.kernel)
+        for identity in (-1, *range(count, block.moe.router_outputs)) if block.moe.zero_experts else ():
+            for k in range(ids.shape[1]):
+                mine = ids[:, k] == identity
+                y[mine] = (y[mine] + gates[mine, k, None] * normed[mine]).to(y.dtype)
         return normed, y
 
 

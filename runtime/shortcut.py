@@ -13,7 +13,7 @@ from torch import Tensor
 from ..spec import Model
 from ..spec.operators import Part
 from .layout import Layout
-from .router import Choice, Chooser, choose, route
+from .router import Choice, Chooser, Routed, choose, routed
 from .strategies import Strategy
 from .strategies.ep import ExpertParallel, Flight
 from .weights import LayerWeights
@@ -21,9 +21,11 @@ from .weights import LayerWeights
 
 @dataclass
 class _Trip:
-    """A layer's tokens on their way; ``passed``: operators of its window that have begun."""
+    """A layer's tokens on their way; ``passed``: operators of its window that have begun; ``routed``: the tokens here,
+    where identity experts are to be added at the end."""
 
     strategy: ExpertParallel
+    routed: Routed | None
     flight: Flight
     lap: Callable[[Part], None]
     passed: int = 0
@@ -58,9 +60,11 @@ class Beside:
         assert weights.router is not None
         assert isinstance(strategy, ExpertParallel)
         lap = partial(self._lap, index)
-        normed, ids, gates = route(x, weights.router, block.moe, self._choice(index), chooser=self._chooser)
+        tokens = routed(x, weights.router, block.moe, self._choice(index), chooser=self._chooser)
         lap("route")
-        self._trips[index] = _Trip(strategy, strategy.begin(normed, ids, gates, self._layout, lap), lap)
+        flight = strategy.begin(tokens.normed, tokens.ids, tokens.weights, self._layout, lap)
+        kept = tokens if tokens.identity is not None else None  # else its memory is free while tokens travel
+        self._trips[index] = _Trip(strategy, kept, flight, lap)
 
     def turn(self) -> None:
         """An operator of the backbone comes next: compute the experts whose slot is before it."""
@@ -77,4 +81,5 @@ class Beside:
             return x
         if not trip.computed:
             trip.strategy.compute(trip.flight, trip.lap)
+        x = x if trip.routed is None else trip.routed.onto(x)
         return trip.strategy.end(trip.flight, x, trip.lap)

@@ -39,7 +39,8 @@ class AttentionWeights:
 
 @dataclass(frozen=True, eq=False)
 class RouterWeights:
-    """norm: [D], applied before the router and the experts; weight: [experts, D]; biases: [experts] or None.
+    """norm: [D], applied before the router and the experts; weight: [experts, D]; biases: [experts] or None; experts:
+    all that the router chooses among, identity experts included and last.
 
     noise: [experts, D] of a noisy gate. Of a cosine gate projection: [R, D], temperature: [1], weight: [experts, R].
     """

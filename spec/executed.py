@@ -62,6 +62,6 @@ def _missing(model: Model, block: Block) -> str:
             return "biases in the FFN"
     if block.moe and block.moe.gate.score == "expert_choice":
         return "expert choice in a causal model: whether an expert takes a token depends on tokens that come later"
-    if block.moe and block.moe.zero_experts:
-        return "identity (zero-computation) experts"
+    if block.moe and block.moe.zero_experts and block.moe.gate.groups > 1:
+        return "group-limited routing with identity experts, which belong to no group"
     return ""

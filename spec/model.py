@@ -162,7 +162,11 @@ class Moe(Part):
     shared_ffn_size: int = Field(0, ge=0, lt=2**31, description="total FFN size of the shared experts, 0 for none")
     shared_gate: bool = Field(False, description="a sigmoid gate weighs the shared expert (Qwen2-MoE)")
     zero_experts: int = Field(
-        0, ge=0, le=MAX_EXPERTS, description="identity experts beside the real ones (LongCat-Flash)"
+        0,
+        ge=0,
+        le=MAX_EXPERTS,
+        description="identity experts (LongCat-Flash), whose output is the token that the experts read: the router's "
+        "last outputs; nothing holds or computes them",
     )
     gate: Gate = Gate()
     storage: Storage | None = Field(None, description="how the experts' matrices are stored, if not in the dtype")
@@ -177,6 +181,16 @@ class Moe(Part):
         if self.gate.top_groups > self.gate.groups:
             raise ValueError(f"gate.top_groups ({self.gate.top_groups}) exceeds gate.groups ({self.gate.groups})")
         return self
+
+    @property
+    def router_outputs(self) -> int:
+        """What a token chooses among: the experts 0..num_experts - 1, then the identity experts."""
+        return self.num_experts + self.zero_experts
+
+    @property
+    def expert_share(self) -> float:
+        """Of the choices, those that fall on experts with weights, where all are used evenly."""
+        return self.num_experts / self.router_outputs
 
     def expert_parameters(self, hidden: int) -> int:
         """Weights of one routed expert."""
@@ -204,8 +218,7 @@ class Moe(Part):
 
     def _routing(self, hidden: int) -> int:
         """Values of the router and of the shared expert's gate."""
-        outputs = self.num_experts + self.zero_experts
-        return self.gate.parameters(hidden, outputs) + (hidden if self.shared_gate else 0)
+        return self.gate.parameters(hidden, self.router_outputs) + (hidden if self.shared_gate else 0)
 
 
 class Block(Part):
@@ -322,10 +335,7 @@ class Model(Document):
         A choice that falls on a zero expert uses none: with them it is the mean over evenly used experts.
         """
         routed = sum(
-            b.moe.top_k
-            * b.moe.num_experts
-            * b.moe.expert_parameters(b.hidden_size)
-            // (b.moe.num_experts + b.moe.zero_experts)
+            b.moe.top_k * b.moe.num_experts * b.moe.expert_parameters(b.hidden_size) // b.moe.router_outputs
             for b in self.layers
             if b.moe
         )

@@ -108,11 +108,14 @@ def attention_shape(block: Block, tensor_parallel: int = 1) -> Shape:
 
 
 def route_shape(block: Block) -> Shape:
-    """Shape of ``route``; gates that take the same products are timed alike, cosine gates by their rank."""
+    """Shape of ``route``; gates that take the same products are timed alike, cosine gates by their rank.
+
+    experts: all that the router has outputs for.
+    """
     m = block.moe
     assert m is not None
     projected: Shape = {} if m.gate.rank is None else {"rank": m.gate.rank}
-    return {"hidden": block.hidden_size, "experts": m.num_experts, "top_k": m.top_k} | projected
+    return {"hidden": block.hidden_size, "experts": m.router_outputs, "top_k": m.top_k} | projected
 
 
 def expert_shape(block: Block) -> Shape:
@@ -131,7 +134,9 @@ def exchange_shape(block: Block, devices: int) -> Shape:
     ``coherent_cache``."""
     m = block.moe
     assert m is not None
-    return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices}
+    # Of a token's choices of identity experts nothing is packed, so that their share counts.
+    some: Shape = {"experts": m.num_experts, "zero_experts": m.zero_experts} if m.zero_experts else {}
+    return {"hidden": block.hidden_size, "top_k": m.top_k, "devices": devices} | some
 
 
 def batch_shape(block: Block, devices: int) -> Shape:

@@ -22,7 +22,8 @@ _DRAWS = 2**16  # at a time: they stay in the cache
 
 @dataclass(frozen=True)
 class Routing:
-    """expert_ids, expert_weights: [tokens, moe_layers, top_k]; tokens in sequence-major order.
+    """expert_ids, expert_weights: [tokens, moe_layers, top_k]; tokens in sequence-major order; id -1 is an identity
+    expert.
 
     scale: tokens of the step for each of these, where they are a sample.
     """
@@ -38,8 +39,14 @@ class Routing:
 
     def counts(self, num_experts: int) -> np.ndarray:
         """[moe_layers, experts] tokens per expert; expected ones where these tokens are a sample."""
-        counts = np.stack([np.bincount(ids.ravel(), minlength=num_experts) for ids in self.by_layer])
+        counts = np.stack([chosen_counts(ids, num_experts) for ids in self.by_layer])
         return counts if self.scale == 1 else counts * self.scale
+
+
+def chosen_counts(ids: np.ndarray, num_experts: int) -> np.ndarray:
+    """[experts] how often ``ids`` (any shape) name each; identity experts, -1, are left out."""
+    flat = ids.ravel()
+    return np.bincount(flat[flat >= 0] if (flat < 0).any() else flat, minlength=num_experts)
 
 
 def sample_routing(trace: Trace | None, model: Model, workload: Workload, seed: int, most: int) -> Routing:
@@ -63,6 +70,11 @@ def check_shape(trace: Trace, model: Model, where: str = "trace") -> None:
         raise MoeplanError(
             f"{where}: has {got[0]} layers x {got[1]} experts, top-{got[2]}; "
             f"{model.name} has {want[0]} x {want[1]}, top-{want[2]}"
+        )
+    if not trace.counts_only and trace.zero_experts != moe.zero_experts:
+        raise MoeplanError(
+            f"{where}: has {trace.zero_experts} identity experts (zero_experts) beside the {trace.num_experts}; "
+            f"{model.name} has {moe.zero_experts}"
         )
 
 
@@ -118,22 +130,28 @@ def assumed_routing(model: Model, workload: Workload, seed: int, counts: np.ndar
 
     The popularity order is random per layer. With ``counts`` [moe_layers, experts] the probabilities are those
     counts instead. Top-k without replacement: of exponential times, each over its probability, the first k (which is
-    the Gumbel trick without its outer logarithm); gate weights fall off geometrically.
+    the Gumbel trick without its outer logarithm); gate weights fall off geometrically. Identity experts stand in the
+    popularity order like all others; beside ``counts``, which do not have them, each is as popular as the mean expert.
     """
     moe = model.moe_block().moe
     assert moe is not None
     rng = np.random.default_rng(seed)
-    layers, experts, top_k = len(model.moe_layers), moe.num_experts, moe.top_k
+    layers, experts, top_k = len(model.moe_layers), moe.router_outputs, moe.top_k
     check_size(workload, layers, top_k)
     ids = np.empty((layers, workload.tokens, top_k), np.int32)
     rows = max(1, _DRAWS // experts)
     for j in range(layers):
-        popularity = (1.0 + rng.permutation(experts)) ** -ASSUMED_EXPONENT if counts is None else counts[j] + 1e-9
+        if counts is None:
+            popularity = (1.0 + rng.permutation(experts)) ** -ASSUMED_EXPONENT
+        else:
+            popularity = np.append(counts[j], np.full(moe.zero_experts, counts[j].mean())) + 1e-9
         for first in range(0, workload.tokens, rows):
             times = rng.random((min(rows, workload.tokens - first), experts))
             np.log(np.subtract(1.0, times, out=times), out=times)
             times *= -1 / popularity
             ids[j, first : first + rows] = _smallest(times, top_k)
+    if moe.zero_experts:
+        ids[ids >= moe.num_experts] = -1
     weights = (0.5 ** np.arange(top_k) / (0.5 ** np.arange(top_k)).sum()).astype(np.float32)
     by_token = ids.transpose(1, 0, 2)
     return Routing(by_token, np.broadcast_to(weights, by_token.shape).copy())

@@ -21,8 +21,9 @@ TRACE: dict[str, Any] = {
         "expert_ids": {
             "shape": ["tokens", "layers", "top_k"],
             "dtype": "integer",
-            "rule": "0 <= id < num_experts, no id twice in a row of top_k",
-            "description": "chosen experts, highest gate weight first; rows aligned across layers",
+            "rule": "0 <= id < num_experts, no id twice in a row of top_k; where there are zero_experts also -1",
+            "description": "chosen experts, highest gate weight first; rows aligned across layers; -1: a choice of an "
+            "identity expert, which nothing holds or computes",
         },
         "expert_weights": {
             "shape": ["tokens", "layers", "top_k"],
@@ -44,6 +45,13 @@ TRACE: dict[str, Any] = {
             "rule": f"top_k <= num_experts <= {MAX_EXPERTS}",
             "default": "highest id + 1",
             "description": "routed experts of a layer",
+        },
+        "zero_experts": {
+            "shape": [],
+            "dtype": "integer",
+            "rule": f"0 <= zero_experts <= {MAX_EXPERTS}",
+            "default": 0,
+            "description": "identity experts of a layer beside these (LongCat-Flash)",
         },
         "expert_counts": {
             "shape": ["layers", "experts"],

@@ -47,6 +47,11 @@ class Selection(Part):
         for i in model.moe_layers:
             moe = model.layers[i].moe
             assert moe is not None
+            if moe.zero_experts:
+                raise MoeplanError(
+                    f"selection {self}: layer {i} of {model.name} has identity experts, which cost nothing: only "
+                    "models without them are selected for"
+                )
             if self.rule == "lynx" and not moe.top_k <= self.keep <= moe.num_experts:
                 raise MoeplanError(
                     f"selection {self}: layer {i} of {model.name} has {moe.num_experts} experts, of which a token "

@@ -26,7 +26,7 @@ WHOLE_SEQUENCES = 3  # a trace of more sequences is divided between them, of few
 # Bytes that an array of the file may have: numbers have at most 8 each.
 _FIELDS = {
     **dict.fromkeys(("expert_ids", "expert_weights", "seq_len"), 8 * MAX_CHOICES),
-    **dict.fromkeys(("num_experts", "model", "source"), 2**20),
+    **dict.fromkeys(("num_experts", "zero_experts", "model", "source"), 2**20),
     "expert_counts": 8 * MAX_COUNTS,
 }
 FEW_CHOICES = 16
@@ -37,7 +37,8 @@ _PIECE = 2**20  # choices that are looked at at a time
 class Trace:
     """Recorded routing.
 
-    expert_ids: [tokens, layers, top_k] integers, highest gate weight first; rows aligned across layers.
+    expert_ids: [tokens, layers, top_k] integers, highest gate weight first; rows aligned across layers. Where the model
+    has ``zero_experts``, identity experts beside its ``num_experts``, a choice of one of them is -1.
     expert_weights: [tokens, layers, top_k] float32 gate weights, in the same order.
     seq_len: [sequences] integers, tokens of each sequence in order, summing to ``tokens``.
     expert_counts: [layers, experts] float64; the only content of a counts-only trace (expert_ids is then empty).
@@ -50,6 +51,7 @@ class Trace:
     expert_counts: np.ndarray
     model: str = ""
     source: str = ""
+    zero_experts: int = 0
 
     @property
     def counts_only(self) -> bool:
@@ -69,12 +71,25 @@ class Trace:
 
     def digest(self) -> str:
         """SHA-256 over the routing itself."""
-        h = hashlib.sha256(f"{self.num_experts} {self.expert_ids.shape} {self.expert_counts.shape}".encode())
+        zero = f" {self.zero_experts}" if self.zero_experts else ""
+        h = hashlib.sha256(f"{self.num_experts} {self.expert_ids.shape} {self.expert_counts.shape}{zero}".encode())
         for ids in _pieces(self.expert_ids):
             h.update(np.ascontiguousarray(ids, dtype=np.int64).data)
         h.update(np.ascontiguousarray(self.expert_counts, dtype=np.float64).tobytes())
         h.update(np.ascontiguousarray(self.seq_len, dtype=np.int64).tobytes())
         return h.hexdigest()[:16]
+
+    @property
+    def tells_movement(self) -> bool:
+        """Whether it says what moves between experts: token by token, each with experts that have weights in every
+        layer, which no token of a model with identity experts needs to have."""
+        return not self.counts_only and not self.zero_experts
+
+    def for_placement(self) -> "Trace":
+        """What a placement by itself is planned and scored on: where movement is not told, the counts."""
+        if self.counts_only or self.tells_movement:
+            return self
+        return Trace.of_counts(self.expert_counts, model=self.model, source=self.source)
 
     def part(self, low: float, high: float) -> "Trace":
         """The tokens between two fractions of the trace, cut at the nearest ends of sequences.
@@ -111,7 +126,7 @@ class Trace:
         ids, lengths = self.expert_ids[first:end], lengths[lengths > 0]  # checked as the whole was
         counts = _counted(ids, self.num_experts)
         weights = self.expert_weights[first:end]
-        return Trace(ids, weights, lengths, self.num_experts, counts, self.model, self.source)
+        return Trace(ids, weights, lengths, self.num_experts, counts, self.model, self.source, self.zero_experts)
 
     @classmethod
     def of(
@@ -119,6 +134,7 @@ class Trace:
         expert_ids: np.ndarray,
         num_experts: int,
         *,
+        zero_experts: int = 0,
         expert_weights: np.ndarray | None = None,
         seq_len: np.ndarray | None = None,
         model: str = "",
@@ -142,9 +158,13 @@ class Trace:
         if num_experts < top_k:
             raise DocumentError(f"{where}: num_experts: {num_experts} experts cannot give top-{top_k}")
         _check_counts(layers, num_experts, where)
-        if int(ids.min()) < 0 or int(ids.max()) >= num_experts:
+        if not 0 <= zero_experts <= MAX_EXPERTS:
+            raise DocumentError(f"{where}: zero_experts: expected 0 to {MAX_EXPERTS}, got {zero_experts}")
+        if int(ids.min()) < (-1 if zero_experts else 0) or int(ids.max()) >= num_experts:
+            identity = ", or be -1 for an identity expert" if zero_experts else ""
             raise DocumentError(
-                f"{where}: expert_ids: must lie in 0..{num_experts - 1}, found {int(ids.min())}..{int(ids.max())}"
+                f"{where}: expert_ids: must lie in 0..{num_experts - 1}{identity}, "
+                f"found {int(ids.min())}..{int(ids.max())}"
             )
         if any(_twice(piece) for piece in _pieces(ids)):
             raise DocumentError(f"{where}: expert_ids: a token names one expert twice in a layer")
@@ -165,7 +185,7 @@ class Trace:
             raise DocumentError(f"{where}: seq_len: expected positive integers that sum to {tokens} tokens")
         ids = ids.astype(np.int32, copy=False)
         counts = _counted(ids, num_experts)
-        return cls(ids, weights, lengths.astype(np.int64), num_experts, counts, model, source)
+        return cls(ids, weights, lengths.astype(np.int64), num_experts, counts, model, source, zero_experts)
 
     @classmethod
     def of_counts(cls, counts: np.ndarray, *, model: str = "", source: str = "", where: str = "trace") -> "Trace":
@@ -196,22 +216,21 @@ class Trace:
         fields = read_npz(path, MAX_TRACE_BYTES, wanted=_FIELDS, hint=hint)
         where = str(path)
         texts = {name: _text(fields, name, where) for name in ("model", "source")}
-        number = fields.get("num_experts")
-        if number is not None and (number.size != 1 or number.dtype.kind not in "iu"):
-            raise DocumentError(f"{where}: num_experts: expected one integer")
+        number, zero = _number(fields, "num_experts", where), _number(fields, "zero_experts", where)
         if "expert_ids" not in fields:
             if "expert_counts" not in fields:
                 raise DocumentError(f"{where}: holds neither expert_ids nor expert_counts")
             trace = cls.of_counts(fields["expert_counts"], **texts, where=where)
-            if number is not None and int(number.reshape(())) != trace.num_experts:
-                raise DocumentError(f"{where}: num_experts: expert_counts has {trace.num_experts}, not {int(number)}")
+            if number is not None and number != trace.num_experts:
+                raise DocumentError(f"{where}: num_experts: expert_counts has {trace.num_experts}, not {number}")
             return trace
         ids = fields.pop("expert_ids")
         if number is None and (ids.dtype.kind not in "iu" or ids.size == 0):
             raise DocumentError(f"{where}: expert_ids: expected integers [tokens, layers, top_k]")
         return cls.of(
             ids,
-            int(number.reshape(())) if number is not None else int(ids.max()) + 1,
+            number if number is not None else int(ids.max()) + 1,
+            zero_experts=zero or 0,
             expert_weights=fields.get("expert_weights"),
             seq_len=fields.get("seq_len"),
             **texts,
@@ -228,6 +247,8 @@ class Trace:
         if self.counts_only:
             return write_atomically(path, lambda f: np.savez_compressed(f, expert_counts=self.expert_counts, **extra))
         kind = np.min_scalar_type(self.num_experts - 1)
+        if self.zero_experts:
+            kind, extra["zero_experts"] = np.promote_types(kind, np.int8), np.int64(self.zero_experts)
         return write_atomically(
             path,
             lambda f: np.savez_compressed(
@@ -247,6 +268,15 @@ def _text(fields: dict[str, np.ndarray], name: str, where: str) -> str:
     return str(value.reshape(())[()])
 
 
+def _number(fields: dict[str, np.ndarray], name: str, where: str) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if value.size != 1 or value.dtype.kind not in "iu":
+        raise DocumentError(f"{where}: {name}: expected one integer")
+    return int(value.reshape(()))
+
+
 def _pieces(ids: np.ndarray) -> Iterator[np.ndarray]:
     """Consecutive tokens, of about ``_PIECE`` choices each."""
     step = max(1, _PIECE // max(1, ids[:1].size))
@@ -254,18 +284,24 @@ def _pieces(ids: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _twice(ids: np.ndarray) -> bool:
-    """Whether a token names one expert twice in a layer; ids: [tokens, layers, top_k]."""
+    """Whether a token names one expert twice in a layer (-1 names none); ids: [tokens, layers, top_k]."""
     columns = np.ascontiguousarray(ids.reshape(-1, ids.shape[2]).T)
     if len(columns) <= FEW_CHOICES:  # all pairs take less than sorting many short rows
-        return any((a == b).any() for a, b in combinations(columns, 2))
+        return any(_same(a, b) for a, b in combinations(columns, 2))
     columns.sort(axis=0)
-    return bool((columns[1:] == columns[:-1]).any())
+    return _same(columns[1:], columns[:-1])
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays name one expert in one place."""
+    same = a == b
+    return bool(same.any() and (same & (a >= 0)).any())
 
 
 def _counted(ids: np.ndarray, num_experts: int) -> np.ndarray:
-    """[layers, experts] choices of each expert; ids: [tokens, layers, top_k]."""
-    counts = np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
-    return counts.astype(float)
+    """[layers, experts] choices of each expert, those of none (-1) left out; ids: [tokens, layers, top_k]."""
+    counts = np.stack([np.bincount(ids[:, j].ravel() + 1, minlength=num_experts + 1) for j in range(ids.shape[1])])
+    return counts[:, 1:].astype(float)
 
 
 def _check_counts(layers: int, experts: int, where: str) -> None:

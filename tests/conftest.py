@@ -13,6 +13,7 @@ ALONE = {
     "test_cli",
     "test_collectives",
     "test_executor",
+    "test_identity",
     "test_lab",
     "test_launch",
     "test_profiler",

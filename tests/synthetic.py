@@ -53,10 +53,11 @@ def tiny_model(
     top_k: int = 2,
     dense: int = 0,
     shared: int = 0,
+    zero: int = 0,
 ) -> Model:
-    """A small gqa model: ``dense`` dense layers, then ``layers`` mixture-of-experts layers."""
+    """A small gqa model: ``dense`` dense layers, then ``layers`` mixture-of-experts layers; zero: identity experts."""
     attention = Attention(heads=8, kv_heads=4, head_dim=16)
-    moe = Moe(num_experts=experts, top_k=top_k, ffn_size=ffn, shared_ffn_size=shared)
+    moe = Moe(num_experts=experts, top_k=top_k, ffn_size=ffn, shared_ffn_size=shared, zero_experts=zero)
     blocks = []
     if dense:
         blocks.append(Block(count=dense, hidden_size=hidden, attention=attention, dense=Dense(ffn_size=4 * ffn)))

@@ -75,22 +75,24 @@ def test_pouring_ends_at_one_level(rows, devices):
         assert min(levels) >= max(filled) * (1 - 1e-6) - 1e-6
 
 
-@given(copies(), st.integers(0, 2**16))
+@given(copies(), st.integers(0, 2**16), st.sampled_from([0, 4]))
 @settings(max_examples=60, deadline=None)
-def test_the_planner_sends_tokens_where_the_runtime_does(case, seed):
+def test_the_planner_sends_tokens_where_the_runtime_does(case, seed, identity):
     slots, speeds, _ = case
     plan, rng, devices = LayerPlan(strategy="ep", slots=slots, speeds=speeds), np.random.default_rng(seed), len(slots)
     sequences = rng.multinomial(40, np.ones(devices) / devices)
     layout = Layout.of(Workload.from_text("decode:40@8"), 1, tuple(sequences.tolist()))
-    ids = np.argsort(rng.random((40, EXPERTS)), axis=1)[:, :2]
+    ids = np.argsort(rng.random((40, EXPERTS + identity)), axis=1)[:, :2]
+    ids[ids >= EXPERTS] = -1
     planned = Choices(ids[None], layout, np.zeros(devices, int), EXPERTS).dispatch([plan])
-    load = np.bincount(ids.ravel(), minlength=EXPERTS)
+    load = np.bincount(ids[ids >= 0], minlength=EXPERTS)
     tables, first = ByBatch(plan, EXPERTS, torch.device("cpu")).tables(load), 0
     rows = np.zeros((devices, EXPERTS))
     for count in sequences:
         own = torch.from_numpy(ids[first : first + count])
         target, place = ep.served(own, tables, ep.phases(first, int(count), torch.device("cpu")))
-        for g, i in zip(target.flatten().tolist(), place.flatten().tolist(), strict=True):
+        assert ((target == devices) == (own < 0)).all()
+        for g, i in zip(target[own >= 0].tolist(), place[own >= 0].tolist(), strict=True):
             rows[g, slots[g][i]] += 1
         first += count
     np.testing.assert_array_equal(planned.experts.devices[0], rows)

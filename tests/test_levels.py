@@ -65,13 +65,15 @@ def test_unequal_hosts():
 
 @st.composite
 def placed(draw):
-    """Hosts, slots (with copies and idle devices), tokens of each device, a seed, and whether there are shares."""
+    """Hosts, slots (with copies and idle devices), tokens of each device, a seed, whether there are shares, and the
+    number of identity experts."""
     hosts = draw(st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=6))
     devices = len(hosts)
     holders = [draw(st.sets(st.integers(0, devices - 1), min_size=1, max_size=3)) for _ in range(EXPERTS)]
     slots = tuple(tuple(e for e in range(EXPERTS) if g in holders[e]) for g in range(devices))
     tokens = tuple(draw(st.lists(st.integers(0, 20), min_size=devices, max_size=devices)))
-    return host_numbers(hosts).tolist(), slots, tokens, draw(st.integers(0, 2**30)), draw(st.booleans())
+    identity = draw(st.sampled_from([0, 0, 4, 100]))
+    return host_numbers(hosts).tolist(), slots, tokens, draw(st.integers(0, 2**30)), draw(st.booleans()), identity
 
 
 @pytest.mark.beside
@@ -79,7 +81,7 @@ def placed(draw):
 @given(placed(), st.sampled_from([1, 1, 2, 5]))
 def test_what_both_levels_send_is_what_the_planner_counts(case, chunks):
     """Every row of the runtime, played through by hand: across, from relays inside, and to the experts, in chunks."""
-    hosts, slots, tokens, seed, shared = case
+    hosts, slots, tokens, seed, shared, identity = case
     devices, rng = len(hosts), np.random.default_rng(seed)
     shares = None
     if shared:
@@ -88,7 +90,8 @@ def test_what_both_levels_send_is_what_the_planner_counts(case, chunks):
         taken /= taken.sum(0)
         shares = tuple(tuple(float(taken[g, e]) for e in experts) for g, experts in enumerate(slots))
     plan = LayerPlan(strategy="hierarchical", slots=slots, shares=shares)
-    ids = rng.random((sum(tokens), EXPERTS)).argsort(1)[:, :TOP_K]
+    ids = rng.random((sum(tokens), EXPERTS + identity)).argsort(1)[:, :TOP_K]
+    ids = np.where(ids < EXPERTS, ids, -1)
     workload = Workload(phase="prefill", tokens=max(sum(tokens), 1), sequences=max(sum(tokens), 1))
     choices = Choices(ids[None], PlannedLayout(workload, 1, tokens, tokens), np.array(hosts), EXPERTS)
     for c, part in enumerate(choices.chunks(chunks) if chunks > 1 else [choices]):

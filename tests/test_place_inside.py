@@ -30,11 +30,14 @@ from moeplan.tests.synthetic import cluster, tiny_model
 PREFILL = Workload.from_text("prefill:256@32")
 
 
-def asked(seed: int, layers: int, experts: int, devices: int, hosts: int, slots: int, top_k: int = 2) -> Question:
-    """A random question; ``slots`` on every device."""
+def asked(
+    seed: int, layers: int, experts: int, devices: int, hosts: int, slots: int, top_k: int = 2, identity: float = 0.0
+) -> Question:
+    """A random question; ``slots`` on every device; identity: share of the choices that fall on identity experts."""
     rng = np.random.default_rng(seed)
     ids = random_trace(seed, layers, experts, 60, top_k).expert_ids
-    counts = np.stack([np.bincount(ids[:, layer].ravel(), minlength=experts) for layer in range(layers)])
+    ids = np.where(np.random.default_rng(seed).random(ids.shape) < identity, -1, ids)
+    counts = np.stack([np.bincount(ids[:, layer].ravel() + 1, minlength=experts + 1)[1:] for layer in range(layers)])
     load, speed = counts * rng.uniform(0.5, 1.5, counts.shape) + 0.1, rng.uniform(0.4, 1.6, devices)
     where = np.sort(np.arange(devices) % hosts)
     fleet = Fleet(speed, np.full(devices, slots), where, tuple(map(str, range(hosts))))
@@ -48,7 +51,7 @@ def plainly(question: Question, c: int, row: tuple[int, ...]) -> float:
     fleet, (near, far) = question.fleet, question.weights
     moved = 0.0
     for token in question.ids[c]:
-        devices = {row[e] for e in token}
+        devices = {row[e] for e in token if e >= 0}
         moved += near * len(devices) + (far - near) * len({fleet.hosts[g] for g in devices})
     busy = [sum(question.load[c, e] for e in range(len(row)) if row[e] == g) for g in range(len(fleet.speed))]
     hottest = max(b / s for b, s in zip(busy, fleet.speed, strict=True))
@@ -60,10 +63,10 @@ SIZES = st.sampled_from([(2, 4, 2, 1, 4), (2, 4, 2, 2, 2), (1, 5, 3, 2, 2), (3, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**20), SIZES, st.integers(1, 3))
-def test_small_placements_are_proven_and_brute_force_agrees(seed, size, top_k):
+@given(st.integers(0, 2**20), SIZES, st.integers(1, 3), st.sampled_from([0.0, 0.3, 0.8]))
+def test_small_placements_are_proven_and_brute_force_agrees(seed, size, top_k, identity):
     layers, experts, devices, hosts, slots = size
-    question = asked(seed, layers, experts, devices, hosts, slots, top_k)
+    question = asked(seed, layers, experts, devices, hosts, slots, top_k, identity)
     found = placements_for(question, seed=0, budget=Budget.of(60), copies=False)
     local = found["local"]
     assert local.solver == "all arrangements"
@@ -86,8 +89,9 @@ def device_of(slots: Slots) -> np.ndarray:
     return placed
 
 
-def test_larger_ones_are_annealed_and_no_worse_than_greedy():
-    question = asked(3, 4, 24, 4, 2, 12)
+@pytest.mark.parametrize("identity", [0.0, 0.4])
+def test_larger_ones_are_annealed_and_no_worse_than_greedy(identity):
+    question = asked(3, 4, 24, 4, 2, 12, identity=identity)
     found = placements_for(question, seed=0, budget=Budget.of(60), copies=False)
     local = found["local"]
     assert local.solver == "annealing"

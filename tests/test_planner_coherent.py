@@ -57,7 +57,7 @@ def placements(draw, devices: int):
 def steps(draw, **model):
     """A decoding step on up to four devices, some possibly without tokens, and a plan for each of its layers."""
     devices, top_k = draw(st.integers(1, 4)), draw(st.integers(1, 3))
-    made = tiny_model(layers=3, top_k=top_k, **model)
+    made = tiny_model(layers=3, top_k=top_k, zero=draw(st.sampled_from([0, 0, 4, 40])), **model)
     counts = draw(st.lists(st.integers(0, 9), min_size=devices, max_size=devices).filter(any))
     workload = Workload.from_text(f"decode:{sum(counts)}@{draw(st.sampled_from([0, 64, 700]))}")
     machines = cluster(made, FLEETS[devices], uplink=draw(st.sampled_from([1e7, 1e10])))
@@ -74,6 +74,7 @@ def executed(step: Step, plan: LayerPlan, ids: np.ndarray, here: list[tuple[torc
     """One layer on all devices, message by message: rows and partial outputs sent [source, target], and the tokens
     (number, residual stream) of each device afterwards."""
     devices, hosts, top_k = step.layout.devices, step.costs.hosts, ids.shape[1]
+    moe = step.model.moe_block().moe
     g = torch.Generator().manual_seed(0)
     gate_up = torch.randn(EXPERTS, 2, 12, HIDDEN, generator=g) / 4
     down = torch.randn(EXPERTS, HIDDEN, 12, generator=g) / 4
@@ -83,12 +84,13 @@ def executed(step: Step, plan: LayerPlan, ids: np.ndarray, here: list[tuple[torc
     for rank, (number, x) in enumerate(here):
         table = ep.serving(plan, hosts, EXPERTS, rank, x.device)
         own = torch.from_numpy(ids)[number].long()
-        rows, counts = coherent.pack(x, own, gates[number], number, table, coherent.phases(number))
+        home = rank if moe.zero_experts else None
+        rows, counts = coherent.pack(x, own, gates[number], number, table, coherent.phases(number), home)
         assert rows.shape[1] == HIDDEN * 4 + 8 * top_k + NUMBER_BYTES
         packed.append(rows.split(counts.tolist()))
         sent.append(counts.tolist())
     came = [
-        coherent.receive(torch.cat([packed[q][rank] for q in range(devices)]), router, top_k, rank, devices)
+        coherent.receive(torch.cat([packed[q][rank] for q in range(devices)]), router, moe, rank, devices)
         for rank in range(devices)
     ]
     outputs = []
@@ -107,6 +109,7 @@ def executed(step: Step, plan: LayerPlan, ids: np.ndarray, here: list[tuple[torc
         before[number] = x
     normed = rms_norm(before, router.norm, router.eps)
     y = expert_ffn(normed, gate_up, down, torch.from_numpy(ids).long(), gates, activation="silu")
+    y += (gates * torch.from_numpy(ids < 0)).sum(1, keepdim=True) * normed
     for number, x in after:
         torch.testing.assert_close(x, (before + y)[number], rtol=1e-4, atol=1e-5)
         assert (number[1:] > number[:-1]).all()

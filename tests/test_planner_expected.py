@@ -33,14 +33,17 @@ def near(expected, counted):
     return (abs(expected - counted) <= 5 * np.sqrt(expected)).all()
 
 
+@pytest.mark.parametrize("identity", [False, True], ids=["", "identity experts"])
 @pytest.mark.parametrize("hosts", ["00112233", "00111122", "01010101", "00000000", "00000001"])
 @pytest.mark.parametrize("sequences", [(64,) * 8, (100, 28, 64, 64, 10, 118, 64, 64)], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_expected_rows_are_those_of_the_tokens_on_average(size, sequences, hosts):
+def test_expected_rows_are_those_of_the_tokens_on_average(size, sequences, hosts, identity):
+    none = np.random.default_rng(0).random(IDS.shape) < 0.4  # a sixth of the tokens have no other choice
+    ids = np.where(none, -1, IDS) if identity else IDS
     layout = Layout.of(WORKLOAD, 1, sequences)
     plans, of = [grouped(size)] * 2, np.array([int(host) for host in hosts])
-    exact = Choices(IDS, layout, of, 8).dispatch(plans)
-    expected = Expected(IDS, layout, of, 8).dispatch(plans)
+    exact = Choices(ids, layout, of, 8).dispatch(plans)
+    expected = Expected(ids, layout, of, 8).dispatch(plans)
     assert expected.computed.sum(1) == pytest.approx(exact.computed.sum(1))
     assert near(expected.computed, exact.computed)
     assert near(expected.kept, exact.kept)

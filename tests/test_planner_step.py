@@ -17,7 +17,7 @@ from moeplan.planner.traffic import Traffic
 from moeplan.runtime.layout import Layout as RuntimeLayout
 from moeplan.spec import Workload
 from moeplan.spec.errors import MoeplanError
-from moeplan.spec.model import Attention, Block, Dense, Moe
+from moeplan.spec.model import Attention, Block, Dense, Gate, Moe
 from moeplan.spec.operators import attention_shape, dense_shape, exchange_shape, expert_shape, row_bytes
 from moeplan.spec.plan import LayerPlan
 from moeplan.spec.routing import COPY_PHASES, COPY_STEP, Routing, copy_table, draw_routing
@@ -321,7 +321,10 @@ def block(**changes):
             "mla attention",
         ),
         ([block(attention=Attention(heads=4, kv_heads=4, head_dim=8, cross=True))], "cross-attention"),
-        ([block(moe=Moe(num_experts=4, top_k=1, ffn_size=8, zero_experts=2))], "zero-computation"),
+        (
+            [block(moe=Moe(num_experts=4, top_k=1, ffn_size=8, zero_experts=2, gate=Gate(groups=2)))],
+            "group-limited routing with identity experts",
+        ),
         ([block(), block(moe=Moe(num_experts=8, top_k=1, ffn_size=8))], "unequal experts"),
     ],
 )

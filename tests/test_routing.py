@@ -93,6 +93,41 @@ def test_assumed_routing_is_valid_skewed_and_sums_to_one() -> None:
     assert len({int(hot) for hot in counts.argmax(1)}) > 1, "the popularity order is drawn per layer"
 
 
+IDENTITY = MODEL.model_copy(
+    update={
+        "blocks": tuple(
+            b.model_copy(update={"moe": b.moe and b.moe.model_copy(update={"zero_experts": 8})}) for b in MODEL.blocks
+        )
+    }
+)
+
+
+@pytest.mark.parametrize("counts", [None, np.ones((LAYERS, EXPERTS))], ids=["assumed", "counts"])
+def test_identity_experts_get_their_part_of_the_choices(counts: np.ndarray | None) -> None:
+    """Without a trace a token has top_k * E / (E + Z) choices of experts with weights, on average."""
+    workload = Workload.from_text("prefill:256")
+    drawn = [assumed_routing(IDENTITY, workload, seed, counts).expert_ids for seed in range(20)]
+    ids = np.concatenate(drawn)
+    assert ids.min() == -1
+    assert ids.max() < EXPERTS
+    assert (ids >= 0).mean() == pytest.approx(EXPERTS / (EXPERTS + 8), abs=0.02)
+    real = [[e for e in row if e >= 0] for row in ids.reshape(-1, TOP_K).tolist()]
+    assert all(len(set(row)) == len(row) for row in real)
+    routing = assumed_routing(IDENTITY, workload, 0, counts)
+    assert routing.counts(EXPERTS).sum() == (routing.expert_ids >= 0).sum()
+
+
+def test_a_trace_has_the_identity_experts_of_the_model() -> None:
+    ids = np.tile([3, -1], (4, LAYERS, 1))
+    trace = Trace.of(ids, EXPERTS, zero_experts=8)
+    check_shape(trace, IDENTITY)
+    assert (traced_routing(trace, Workload.from_text("decode:4"), 0).expert_ids == ids).all()
+    with pytest.raises(MoeplanError, match=r"has 8 identity experts \(zero_experts\) beside the 16; tiny-moe has 0"):
+        check_shape(trace, MODEL)
+    with pytest.raises(MoeplanError, match=r"has 0 identity experts .* has 8"):
+        check_shape(Trace.of(np.tile([3, 1], (4, LAYERS, 1)), EXPERTS), IDENTITY)
+
+
 def test_counts_only_traces_steer_the_draw() -> None:
     wanted = np.ones((LAYERS, EXPERTS))
     wanted[:, 3] = 1000

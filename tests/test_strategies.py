@@ -92,7 +92,7 @@ TOKENS = {
     "one token": (0, 0, 1, 0),
     "none": (0,) * 4,
 }
-CASES = [("uneven", r) for r in ("random", "skewed", "one device", "idle experts")]
+CASES = [("uneven", r) for r in ("random", "skewed", "one device", "idle experts", "some of none", "all of none")]
 CASES += [(split, "random") for split in TOKENS if split != "uneven"]
 
 
@@ -110,9 +110,13 @@ def routed(routing: str, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor,
         "skewed": 4.0 ** -torch.arange(EXPERTS),
         "one device": torch.tensor([1.0, 1e-9, 1e-9, 1.0, 1e-9, 1e-9, 1e-9, 1.0]),
         "idle experts": torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]),
-    }[routing]
+    }.get(routing, torch.ones(EXPERTS))
     ids = torch.multinomial(popularity.expand(max(tokens, 1), -1), TOP_K, generator=g)[:tokens]
     weights = torch.rand(tokens, TOP_K, generator=g)
+    if routing.endswith("of none"):  # choices of identity experts, as strategies get them
+        none = torch.rand(tokens, TOP_K, generator=g) < (0.5 if routing.startswith("some") else 2.0)
+        none[::4] = True
+        ids, weights = ids.masked_fill(none, -1), weights.masked_fill(none, 0.0)
     x, residual = (torch.randn(tokens, HIDDEN, generator=g).to(dtype) for _ in range(2))
     return x, residual, ids, weights
 
@@ -196,6 +200,15 @@ def test_equals_single_process(found, name, dtype):
     assert max(worst.values()) < TOLERANCE[dtype], {c: e for c, e in worst.items() if e >= TOLERANCE[dtype]}
 
 
+IDENTITY = (0, 0, 4, 100)  # identity experts beside the others; 100: hardly a choice is of any other
+
+
+def chosen(rng: np.random.Generator, tokens: int, identity: int) -> np.ndarray:
+    """[tokens, TOP_K] experts, -1 for identity ones."""
+    ids = rng.random((tokens, EXPERTS + identity)).argsort(1)[:, :TOP_K]
+    return np.where(ids < EXPERTS, ids, -1)
+
+
 @st.composite
 def placements(draw):
     """Slots of up to 4 devices, every expert at least once, some replicated, some devices possibly empty."""
@@ -207,15 +220,17 @@ def placements(draw):
 
 @pytest.mark.beside
 @settings(max_examples=20, deadline=None)
-@given(placements(), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.integers(0, 2**30))
-def test_ep_pack_and_combine(slots, counts, seed):
+@given(
+    placements(), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.integers(0, 2**30), st.sampled_from(IDENTITY)
+)
+def test_ep_pack_and_combine(slots, counts, seed, identity):
     """Rows are the distinct (token, destination) pairs; what the destinations return adds up to the layer."""
     devices, counts = len(slots), counts[: len(slots)]
     plan = LayerPlan(strategy="ep", slots=slots)
     g = torch.Generator().manual_seed(seed)
     total = sum(counts)
     x, residual = torch.randn(2, total, HIDDEN, generator=g).unbind()
-    ids = torch.rand(total, EXPERTS, generator=g).argsort(1)[:, :TOP_K]
+    ids = torch.from_numpy(chosen(np.random.default_rng(seed), total, identity))
     weights = torch.rand(total, TOP_K, generator=g)
     gate_up, down = layer_weights(torch.float32)
     outputs = []
@@ -225,7 +240,8 @@ def test_ep_pack_and_combine(slots, counts, seed):
         rows, token, sent = ep.pack(x[own], ids[own], weights[own], table, phase)
         assert rows.shape == (len(token), row_bytes(Block(hidden_size=HIDDEN, moe=MOE), 4))
         serving_device = table.device[ids[own]] if table.device.dim() == 1 else table.device[ids[own], phase]
-        pairs = [(d, t) for d in range(devices) for t in range(counts[rank]) if d in serving_device[t].tolist()]
+        served = [serving_device[t][ids[own][t] >= 0].tolist() for t in range(counts[rank])]
+        pairs = [(d, t) for d in range(devices) for t in range(counts[rank]) if d in served[t]]
         assert token.tolist() == [t for _, t in pairs]
         assert sent.tolist() == [sum(d == device for d, _ in pairs) for device in range(devices)]
         returned = []
@@ -247,8 +263,9 @@ def test_ep_pack_and_combine(slots, counts, seed):
     st.integers(0, 2**30),
     st.booleans(),
     st.sampled_from([1, 1, 2, 5]),
+    st.sampled_from(IDENTITY),
 )
-def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared, chunks):
+def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared, chunks, identity):
     """Rows between all devices, and rows of every expert on every device; copies, uneven shares, chunks included."""
     devices, tokens = len(slots), tuple(tokens[: len(slots)])
     rng = np.random.default_rng(seed)
@@ -260,7 +277,7 @@ def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared, ch
         shares = tuple(tuple(float(taken[g, e]) for e in experts) for g, experts in enumerate(slots))
     plan = LayerPlan(strategy="ep", slots=slots, shares=shares)
     hosts = [0] * devices if seed % 2 else [g * 2 // devices for g in range(devices)]
-    ids = rng.random((sum(tokens), EXPERTS)).argsort(1)[:, :TOP_K]
+    ids = chosen(rng, sum(tokens), identity)
     workload = Workload(phase="prefill", tokens=max(sum(tokens), 1), sequences=max(sum(tokens), 1))
     costs = SimpleNamespace(cluster=SimpleNamespace(host_index=np.array(hosts)), element_bytes=4)
     block = Block(hidden_size=HIDDEN, moe=MOE)
@@ -290,6 +307,8 @@ def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared, ch
 def test_a_copy_on_the_own_device_serves_without_shares():
     table = ep.serving(LayerPlan(strategy="ep", slots=COPIES), [0, 0, 1, 1], EXPERTS, 1, torch.device("cpu"))
     assert all((table.device[e] == 1).all() for e in COPIES[1])
+    assert (table.device[-1] == 4).all()
+    assert (table.slot[-1] == -1).all()
     assert all((table.slot[e] == COPIES[1].index(e)).all() for e in COPIES[1])
 
 

@@ -54,6 +54,26 @@ def test_trace_round_trip(tokens: int, layers: int, experts: int, top_k: int, se
     assert again.expert_counts.sum() == ids.size
 
 
+@settings(max_examples=30)
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(2, 300), st.integers(1, 30), st.integers(0, 99))
+def test_choices_of_identity_experts_round_trip(tokens: int, layers: int, experts: int, zero: int, seed: int) -> None:
+    """They are written as -1, are no load, and make another digest."""
+    ids = np.random.default_rng(seed).random((tokens, layers, experts + zero)).argsort(2)[:, :, :2]
+    ids[ids >= experts] = -1
+    trace = Trace.of(ids, experts, zero_experts=zero)
+    with tempfile.TemporaryDirectory() as folder:
+        again = Trace.read(trace.write(Path(folder) / "t.npz"))
+    np.testing.assert_array_equal(again.expert_ids, ids)
+    assert (again.num_experts, again.zero_experts, again.digest()) == (experts, zero, trace.digest())
+    assert again.expert_counts.sum() == (ids >= 0).sum()
+    assert trace.part(0, 1).zero_experts == trace.parts(1)[0].zero_experts == zero
+    counts = trace.for_placement()
+    assert counts.counts_only
+    np.testing.assert_array_equal(counts.expert_counts, trace.expert_counts)
+    if not (ids < 0).any():
+        assert Trace.of(ids, experts).digest() != trace.digest()
+
+
 def test_counts_only_round_trip(tmp_path: Path) -> None:
     trace = Trace.of_counts(np.array([[1, 2, 0], [3, 0, 0]]), model="m")
     again = Trace.read(trace.write(tmp_path / "t.npz"))
@@ -88,6 +108,15 @@ def test_counts_are_those_of_the_ids() -> None:
         ({"expert_ids": np.zeros((6, 3, 0), int)}, "expert_ids: expected integers"),
         ({"expert_ids": np.full((6, 3, 2), 1)}, "names one expert twice"),
         ({"expert_ids": np.array([[[0, 5]]])}, "must lie in 0..4, found 0..5"),
+        (
+            {"expert_ids": np.array([[[-1, 5]]]), "zero_experts": 1, "seq_len": np.array([1])},
+            "expert_ids: must lie in 0..4, or be -1 for an identity expert, found -1..5",
+        ),
+        ({"expert_ids": np.array([[[0, -2]]]), "zero_experts": 3}, "or be -1 for an identity expert, found -2..0"),
+        ({"expert_ids": np.array([[[-1, 2, 2]]]), "zero_experts": 3}, "names one expert twice"),
+        ({"zero_experts": -1}, "zero_experts: expected 0 to 65536, got -1"),
+        ({"zero_experts": 10**18}, "zero_experts: expected 0 to 65536"),
+        ({"zero_experts": 2.5}, "zero_experts: expected one integer"),
         ({"expert_ids": np.array([[[0, -1]]])}, "must lie in 0..4, found -1..0"),
         ({"expert_ids": np.array([[[0, 2**63]]], np.uint64)}, "must lie in 0..4"),
         ({"expert_ids": np.array([[[0, 1]]], object)}, "not a readable npz"),

@@ -258,7 +258,11 @@ def test_what_the_runtime_does_not_execute_is_named():
         "window attention": {"attention": Attention(kind="window", heads=1, kv_heads=1, head_dim=8)},
         "cross-attention": {"attention": Attention(heads=1, kv_heads=1, head_dim=8, cross=True)},
         "the clamped SwiGLU": {"moe": block.moe.model_copy(update={"activation": "swiglu_clamped"})},
-        "identity": {"moe": block.moe.model_copy(update={"zero_experts": 2})},
+        "group-limited routing with identity experts": {
+            "moe": block.moe.model_copy(
+                update={"zero_experts": 2, "gate": block.moe.gate.model_copy(update={"groups": 2})}
+            )
+        },
         "hidden sizes that change": {"hidden_size": 64},
     }
     for missing, update in details.items():

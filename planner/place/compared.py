@@ -46,7 +46,7 @@ def rest_of(trace: Trace, fit: tuple[float, float]) -> Trace | None:
     if trace.counts_only or (low, high) == (0, 1):
         return None
     try:
-        return trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)
+        return (trace.part(high, 1.0) if high < 1 else trace.part(0.0, low)).for_placement()
     except DocumentError:  # the nearest end of a sequence is the end of the trace
         return None
 

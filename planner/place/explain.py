@@ -113,7 +113,7 @@ def explain(placement: Placement, trace: Trace, *, worst: int = 5, seed: int = 0
     worst: how many layers and boundaries to look into. MoeplanError where the trace has another shape.
     """
     fit, rest, notes = divide(trace, {"the placement": placement})
-    part, held_out = (fit, rest) if fit else (trace, None)
+    part, held_out = (fit, rest) if fit else (trace.for_placement(), None)
     counts, over = part.expert_counts, over_ideal(placement, part.expert_counts)
     sizes, unknown = expert_bytes(placement)
     slot, unsolved = one_more_slot(placement, counts, sizes, seed)
@@ -164,13 +164,13 @@ def divide(trace: Trace, placements: Mapping[str, Placement]) -> tuple[Trace | N
             notes.append(f"{name} names no digest: whether it was fitted on this trace cannot be checked")
         fits.append(placement.trace.fit)
     if not fits:
-        return None, trace, notes
+        return None, trace.for_placement(), notes
     low, high = min(fit[0] for fit in fits), max(fit[1] for fit in fits)
     if len(set(fits)) > 1:
         notes.append(f"fitted on different parts: what either saw ({low:g}:{high:g}) counts as fitted for both")
     if trace.counts_only:
         return trace, None, notes
-    return trace.part(low, high), _outside(trace, low, high), notes
+    return trace.part(low, high).for_placement(), _outside(trace, low, high), notes
 
 
 def _outside(trace: Trace, low: float, high: float) -> Trace | None:
@@ -182,9 +182,9 @@ def _outside(trace: Trace, low: float, high: float) -> Trace | None:
         except MoeplanError:  # narrower than a sequence: nothing is there
             continue
     if len(parts) < 2:
-        return parts[0] if parts else None
+        return parts[0].for_placement() if parts else None
     ids, lengths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("expert_ids", "seq_len"))
-    return Trace.of(ids, trace.num_experts, seq_len=lengths)
+    return Trace.of(ids, trace.num_experts, zero_experts=trace.zero_experts, seq_len=lengths).for_placement()
 
 
 def over_ideal(placement: Placement, counts: np.ndarray) -> np.ndarray:

@@ -76,7 +76,7 @@ def moves_front(
     check_moves_front(request)
     assert request.previous is not None
     began, fleet = time.perf_counter(), Fleet.of(request.devices)
-    fitted, rest = trace.part(*request.fit), rest_of(trace, request.fit)
+    fitted, rest = trace.part(*request.fit).for_placement(), rest_of(trace, request.fit)
     free = replace(request, max_moves=None)
     found: dict[int, MovesPoint] = {}
 

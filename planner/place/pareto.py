@@ -231,8 +231,9 @@ def _undominated(front: Front, weights: tuple[float, float]) -> tuple[Point, ...
 
 def check_front(trace: Trace, request: Request) -> None:
     """Raise ``MoeplanError`` where a front makes no sense: for counts, replicas and predicted time."""
-    if trace.counts_only:
-        raise MoeplanError("--pareto needs expert_ids per token: a trace of counts says nothing about movement")
+    if not trace.tells_movement:
+        what = "a trace of counts" if trace.counts_only else "one with choices of identity experts"
+        raise MoeplanError(f"--pareto needs expert_ids per token: {what} says nothing about movement")
     if request.slots > trace.num_experts:
         raise MoeplanError("--pareto is for single copies: leave out --slots; replicas buy balance without movement")
     if request.timing is not None:

@@ -52,9 +52,13 @@ class Question:
 
     def least(self) -> np.ndarray:
         """[C] no single copies have less: a token's experts fit on so few devices, and so cool is the hottest."""
-        (inside, between), fleet, top_k = self.weights, self.fleet, self.ids[0].shape[1]
+        (inside, between), fleet = self.weights, self.fleet
         room = np.bincount(fleet.hosts, fleet.capacity)
-        devices, hosts = (-(-top_k // int(largest.max())) for largest in (fleet.capacity, room))
+        of_token = [(ids >= 0).sum(1) for ids in self.ids]  # identity experts need no device
+        devices, hosts = (
+            np.array([(-(-count // int(largest.max()))).mean() for count in of_token])
+            for largest in (fleet.capacity, room)
+        )
         ideal = np.maximum(self.load.sum(1), 1e-300) / fleet.speed.sum()
         cool = np.array([balance_bound(row, fleet.speed, fleet.capacity) for row in self.load]) / ideal
         return inside * devices + (between - inside) * hosts + self.ideal * np.maximum(cool, 1.0)

@@ -68,10 +68,11 @@ def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[s
             f"{request.slots} slots are asked for, {useful} can be used: a device holds no expert twice, and so at "
             f"most {of}; the others stay empty"
         )
-    if request.slots > experts and request.objective != "balance" and request.timing is None and not trace.counts_only:
+    if request.slots > experts and request.objective != "balance" and request.timing is None and not fitted.counts_only:
         notes.append("with copies balance is what is minimised; what moves only decides which host gets which expert")
-    if trace.counts_only:
-        notes.append("the trace has counts only: balance is planned, affinity between layers is unknown")
+    if fitted.counts_only:
+        why = "the trace has counts only" if trace.counts_only else "tokens of the trace chose identity experts, too"
+        notes.append(f"{why}: balance is planned, affinity between layers is unknown")
         if request.objective != "balance":
             notes.append(f"objective {request.objective} needs expert_ids per token: balance was planned instead")
     else:

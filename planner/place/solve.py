@@ -37,10 +37,10 @@ def place(
     if budget is None:
         solvers_ready(None)
         budget = Budget.of(request.time_limit)
-    fitted = trace.part(*request.fit)
+    fitted = trace.part(*request.fit).for_placement()
     fleet = Fleet.of(request.devices)
     notes = check(trace, fitted, request, fleet)
-    objective = "balance" if trace.counts_only else request.objective
+    objective = "balance" if fitted.counts_only else request.objective
     digest = trace.digest()
     rest = rest_of(trace, request.fit)
     usual = baseline_slots(fitted, request, fleet)
@@ -82,7 +82,7 @@ def place(
             digest=digest,
             fit=request.fit,
             tokens=fitted.tokens,
-            counts_only=trace.counts_only,
+            counts_only=fitted.counts_only,
         ),
         moves=_moves(request, layers, previous_path, model, sizes),
         notes=tuple(

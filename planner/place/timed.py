@@ -67,8 +67,9 @@ class Timing:
         engines hold the weights: in the format that they are stored in, scales included, and else in ``dtype``.
         """
         check_shape(trace, self.model)
-        if trace.counts_only:
-            raise MoeplanError("predicted time needs a trace of tokens, this one has counts only: leave out --cluster")
+        if not trace.tells_movement:
+            what = "counts only" if trace.counts_only else "choices of identity experts"
+            raise MoeplanError(f"predicted time needs a trace of tokens, this one has {what}: leave out --cluster")
         counts = self._counts(trace)
         speed = expert_speeds(self.costs, self.model, counts)
         expert = sum(self.model.expert_bytes(i, self.dtype) for i in range(trace.layers))

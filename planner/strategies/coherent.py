@@ -14,7 +14,7 @@ import numpy as np
 from ...spec.model import Block
 from ...spec.operators import NUMBER_BYTES, attention_shape, cache_row_bytes, cache_shape
 from ...spec.plan import LayerPlan
-from ..choices import Choices, Rows, counted, flows
+from ..choices import Choices, Rows, counted, flows, of_expert
 from ..costs import Costs
 from ..layout import Layout
 from ..stages import Stage, compute, exchange
@@ -133,10 +133,14 @@ class Walk:
 
 def _moved(layer: Layer, here: Scattered, ids: np.ndarray, plan: LayerPlan) -> Moved:
     costs, devices, experts = layer.costs, here.devices, layer.moe.num_experts
-    target = Choices(ids[None], here, costs.cluster.host_index, experts).targets(ids[None], [plan])
-    stays = target[0, :, 0]
+    served = Choices(ids[None], here, costs.cluster.host_index, experts).targets(ids[None], [plan])[0]
+    # A token stays with its first expert that has weights; one that chose identity experts alone, where it is.
+    first = np.take_along_axis(served, (served >= 0).argmax(1)[:, None], 1)
+    stays = np.where(first < 0, here.source[:, None], first)
+    target = np.where(served < 0, stays, served)[None]  # the way to an identity expert is one that is gone anyway
+    stays = stays[:, 0]
     (rows, kept), (partial, _) = flows(here.source, target, devices), flows(stays, target, devices)
-    counts = counted(target * experts + ids, devices * experts).reshape(1, devices, experts)
+    counts = counted(of_expert(target, ids[None], experts), devices * experts).reshape(1, devices, experts)
     there = Traffic(1, devices, *rows)
     return Moved(
         there,
@@ -189,4 +193,5 @@ def _values(layer: Layer, moved: Moved) -> np.ndarray:
     rows = 2 * before * hidden + sent * row + 2 * came * row + 2 * came * hidden + partial * hidden
     intermediate = moved.experts.largest[0] * (2 * hidden + (matrices + 1) * moe.ffn_size)
     ffn = np.maximum(intermediate, after * (2 * hidden + 3 * moe.shared_ffn_size))
-    return rows + ffn + 2 * 4 / element * hidden * np.maximum(came, after)
+    identity = (1 + 8 / element) * hidden * after if moe.zero_experts else 0.0  # selected, weighed, added up
+    return rows + ffn + identity + 2 * 4 / element * hidden * np.maximum(came, after)

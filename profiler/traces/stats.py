@@ -11,6 +11,7 @@ import numpy as np
 
 from ...spec import MoeplanError, Trace
 from ...spec.balance import balance
+from ...spec.routing import chosen_counts
 
 if TYPE_CHECKING:
     import pandas
@@ -79,7 +80,8 @@ class DomainShift:
 
 @dataclass(frozen=True)
 class TraceStats:
-    """Statistics of one trace; ``affinity``, ``fan_out`` and ``halves`` are None where a trace has counts only.
+    """Statistics of one trace; ``affinity``, ``fan_out`` and ``halves`` are None where a trace has counts only, the
+    first two also where tokens chose identity experts.
 
     expert_counts: [L, E], token-expert pairs.
     halves: [L], Jensen-Shannon divergence between the expert loads of the trace's two halves (None for one sequence).
@@ -173,7 +175,6 @@ def trace_stats(
         raise MoeplanError(f"{devices} devices do not divide over {hosts} hosts: give a multiple")
     if devices > trace.num_experts:
         raise MoeplanError(f"{devices} devices for {trace.num_experts} experts: give at most one device per expert")
-    counts_only = trace.counts_only
     return TraceStats(
         model=trace.model,
         tokens=trace.tokens,
@@ -182,8 +183,8 @@ def trace_stats(
         devices=devices,
         hosts=hosts,
         expert_counts=trace.expert_counts,
-        affinity=None if counts_only or trace.layers < 2 else _affinity(trace, shuffles, seed),
-        fan_out=None if counts_only else _fan_out(trace, devices, hosts),
+        affinity=_affinity(trace, shuffles, seed) if trace.tells_movement and trace.layers > 1 else None,
+        fan_out=_fan_out(trace, devices, hosts) if trace.tells_movement else None,
         halves=_halves(trace),
         shift=domain_shift(trace, other) if other else None,
     )
@@ -259,7 +260,7 @@ def _halves(trace: Trace) -> np.ndarray | None:
 
 
 def _counts(ids: np.ndarray, num_experts: int) -> np.ndarray:
-    return np.stack([np.bincount(ids[:, j].ravel(), minlength=num_experts) for j in range(ids.shape[1])])
+    return np.stack([chosen_counts(ids[:, j], num_experts) for j in range(ids.shape[1])])
 
 
 def _plain(values: np.ndarray | None) -> list | None:

@@ -36,7 +36,8 @@ class Strategy(Protocol):
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
         """Residual plus the experts' output for this device's tokens.
 
-        x: normed [T, D]; ids: [T, K] int64 experts; weights: [T, K] float32; residual: [T, D]. ``lap`` ends a part.
+        x: normed [T, D]; ids: [T, K] int64 experts, -1 for none; weights: [T, K] float32; residual: [T, D]. ``lap``
+        ends a part.
         """
         ...
 

@@ -11,7 +11,7 @@ from ...spec.batch_shares import BatchShares
 from ...spec.plan import LayerPlan
 from ...spec.routing import divided
 from ..collectives import all_reduce
-from .serving import Serving, place_of
+from .serving import Serving, place_of, with_none
 
 
 class ByBatch:
@@ -25,8 +25,8 @@ class ByBatch:
         self._served = divided(np.eye(self._devices)[np.argmax(self._place >= 0, axis=0)])  # [E, P] of single copies
 
     def __call__(self, ids: Tensor) -> Serving:
-        """For the experts [T, K] of this device's tokens and all others'; all devices together."""
-        load = torch.bincount(ids.flatten(), minlength=self._experts)
+        """For the experts [T, K] of this device's tokens (-1: none) and all others'; all devices together."""
+        load = torch.bincount(ids.flatten() + 1, minlength=self._experts + 1)[1:].contiguous()
         return self.tables(all_reduce(load).numpy(force=True))
 
     def tables(self, load: np.ndarray) -> Serving:
@@ -35,5 +35,4 @@ class ByBatch:
         served = self._served.copy()
         served[copied] = divided(self._shares.weights(load.astype(float)))
         place = self._place[served, np.arange(self._experts)[:, None]]
-        device, slot = (torch.from_numpy(table.astype(np.int64)).to(self._device) for table in (served, place))
-        return Serving(device, slot, self._devices)
+        return with_none(served, place, self._devices, self._device)

@@ -3,7 +3,8 @@
 T tokens, D model, E experts, K top-k, G devices, P phases of the copy table, N rows sent, M rows received.
 
 A token whose experts share a device crosses the wire once: the row names its experts there, the device returns one
-gate-weighted partial row, and the token's owner adds the partial rows up. Replicated experts are served by the copy
+gate-weighted partial row, and the token's owner adds the partial rows up. A choice of expert -1 is none (an identity
+expert's, which the token's owner adds): nothing is sent for it. Replicated experts are served by the copy
 that ``spec.routing.copy_table`` names, or, by batch, by those that ``by_batch`` finds.
 """
 
@@ -36,16 +37,17 @@ def phases(first: int, tokens: int, device: torch.device) -> Tensor:
 
 
 def served(ids: Tensor, table: Serving, phase: Tensor) -> tuple[Tensor, Tensor]:
-    """[T, K] device that serves each choice, and the expert's index there; ids: [T, K], phase: [T, 1]."""
+    """[T, K] device that serves each choice, and the expert's index there, (G, -1) for expert -1; ids: [T, K], phase:
+    [T, 1]."""
     entry = ids if table.device.dim() == 1 else (ids, phase)
     return table.device[entry], table.slot[entry]
 
 
 def fan_out(destination: Tensor, devices: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Distinct pairs of a token and a destination [T, K], ordered by destination, then token: destination [N], token
-    [N]; how many for each device [G]."""
-    wanted = torch.zeros((devices, len(destination)), dtype=torch.bool, device=destination.device)
-    wanted.scatter_(0, destination.t(), True)
+    """Distinct pairs of a token and a destination [T, K] below G, ordered by destination, then token: destination [N],
+    token [N]; how many for each device [G]."""
+    wanted = torch.zeros((devices + 1, len(destination)), dtype=torch.bool, device=destination.device)
+    wanted = wanted.scatter_(0, destination.t(), True)[:devices]
     target, token = wanted.nonzero(as_tuple=True)
     return target, token, wanted.sum(1)
 
@@ -53,9 +55,9 @@ def fan_out(destination: Tensor, devices: int) -> tuple[Tensor, Tensor, Tensor]:
 def pack(x: Tensor, ids: Tensor, weights: Tensor, table: Serving, phase: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """De-duplicated send buffer.
 
-    x [T, D], ids [T, K] int64 experts, weights [T, K] f32, phase [T, 1]. Returns rows [N, row bytes] ordered by
-    destination, then token; the token of each row [N] int64; rows for each device [G] int64. A row's ids are indices
-    among the destination's experts, -1 where another device serves.
+    x [T, D], ids [T, K] int64 experts, -1 for none, weights [T, K] f32, phase [T, 1]. Returns rows [N, row bytes]
+    ordered by destination, then token; the token of each row [N] int64; rows for each device [G] int64. A row's ids are
+    indices among the destination's experts, -1 where another device serves, or none.
     """
     destination, slot = served(ids, table, phase)
     target, token, counts = fan_out(destination, table.devices)

@@ -33,7 +33,8 @@ class Gathered:
         self._counts = [len(experts) for experts in owned]
         self.stored = Stored(experts=tuple(owned[c.rank]), columns=(0, c.moe.ffn_size))
         order = torch.tensor([e for experts in owned for e in experts])
-        self._position = torch.argsort(order).to(c.device)  # [E] where an expert lies in the region
+        # [E + 1] where an expert lies in the region; the last is that of expert -1, which is none
+        self._position = torch.cat([torch.argsort(order), torch.tensor([-1])]).to(c.device)
         matrices, experts = 2 if c.moe.gated else 1, c.moe.num_experts
         self._shapes = (experts, matrices, c.moe.ffn_size, c.hidden), (experts, c.hidden, c.moe.ffn_size)
         c.region.reserve(*self._shapes)

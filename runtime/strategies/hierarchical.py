@@ -63,7 +63,8 @@ def way(plan: LayerPlan, hosts: list[int], num_experts: int, rank: int, device: 
     inside = next(group for group in inside_groups(hosts) if rank in group)
     held = np.array([len(experts) for experts in plan.slots])
     start = np.array([held[:g][number[:g] == number[g]].sum() for g in range(len(held))])
-    place = np.zeros(len(held), np.int64)
+    # The last entries are those of expert -1: no relay takes it, and its slot stays -1.
+    place, start = np.full(len(held) + 1, len(across)), np.append(start, 0)
     for g, relayed in enumerate(table[rank][number]):
         place[g] = across.index(relayed)
     own = held[list(inside)]
@@ -87,8 +88,8 @@ def pack(x: Tensor, ids: Tensor, weights: Tensor, to: Way, phase: Tensor) -> tup
     """
     rows, token, sent = ep.pack(x, ids, weights, to.first, phase)
     entry = ids if to.serving.device.dim() == 1 else (ids, phase)
-    needed = torch.zeros((to.serving.devices, len(x)), dtype=torch.bool, device=x.device)
-    needed.scatter_(0, to.serving.device[entry].t(), True)
+    needed = torch.zeros((to.serving.devices + 1, len(x)), dtype=torch.bool, device=x.device)
+    needed = needed.scatter_(0, to.serving.device[entry].t(), True)[: to.serving.devices]
     counts = torch.stack([torch.zeros_like(to.through), needed.sum(1)], dim=1)
     counts[to.across, 0] = sent
     return rows, token, counts

@@ -53,7 +53,7 @@ class Offload(ExpertParallel):
     def _news(self, ids: Tensor, phase: Tensor) -> list[Tensor]:
         news = [wanted(ids, self._table, phase, self._most)]
         if self._resting.foresees:  # the tokens of each expert, wherever it is
-            chosen = torch.bincount(ids.flatten(), minlength=self._experts)
+            chosen = torch.bincount(ids.flatten() + 1, minlength=self._experts + 1)[1:]  # -1 is no expert
             news.append(chosen.expand(self._table.devices, -1))
         return news
 
@@ -98,7 +98,9 @@ def wanted(ids: Tensor, table: Serving, phase: Tensor, most: int) -> Tensor:
     """[G, most] int64: how many of the choices ids [T, K] each device's expert in each of its slots serves; phase:
     [T, 1]; most: slots of a device."""
     device, slot = served(ids, table, phase)
-    return torch.bincount((device * most + slot).flatten(), minlength=table.devices * most).view(-1, most)
+    places = table.devices * most
+    number = torch.where(slot < 0, places, device * most + slot)  # the last for those of no expert
+    return torch.bincount(number.flatten(), minlength=places + 1)[:places].view(-1, most)
 
 
 def by_expert(ids: Tensor, experts: int) -> tuple[Tensor, np.ndarray]:

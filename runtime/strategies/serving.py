@@ -14,9 +14,10 @@ from ...spec.routing import copy_table
 
 
 class Serving(NamedTuple):
-    """Who serves what, seen from one device: expert [E, P] -> device, and the expert's index among that device's.
+    """Who serves what, seen from one device: expert [E + 1, P] -> device, and the expert's index among that device's.
 
-    The tables are [E] where no expert is replicated.
+    The last entries (G, -1) are those of expert -1, which no device serves. The tables are [E + 1] where no expert is
+    replicated.
     """
 
     device: Tensor
@@ -38,4 +39,14 @@ def serving(plan: LayerPlan, hosts: list[int], num_experts: int, rank: int, devi
     slot = place_of(plan, num_experts)[served, np.arange(num_experts)[:, None]]
     if sum(map(len, plan.slots)) == num_experts:
         served, slot = served[:, 0], slot[:, 0]
-    return Serving(torch.from_numpy(served).to(device), torch.from_numpy(slot).to(device), len(plan.slots))
+    return with_none(served, slot, len(plan.slots), device)
+
+
+def with_none(served: np.ndarray, slot: np.ndarray, devices: int, device: torch.device) -> Serving:
+    """Tables [E, P] or [E] with the entries of expert -1."""
+
+    def tensor(table: np.ndarray, end: int) -> Tensor:
+        whole = np.concatenate([table, np.full_like(table[:1], end)])
+        return torch.from_numpy(whole.astype(np.int64)).to(device)
+
+    return Serving(tensor(served, devices), tensor(slot, -1), devices)

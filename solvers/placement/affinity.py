@@ -75,14 +75,15 @@ class Affinity:
 
 
 def pairs(expert_ids: np.ndarray, num_experts: int) -> np.ndarray:
-    """[L, E, E] tokens that chose both experts, symmetric with an empty diagonal; expert_ids: [T, L, K]."""
+    """[L, E, E] tokens that chose both experts, symmetric with an empty diagonal; expert_ids: [T, L, K], -1: none."""
     layers, top_k = expert_ids.shape[1:]
     found = np.zeros((layers, num_experts**2))
     for layer in range(layers):
         ids = expert_ids[:, layer].astype(np.int64)
         for first in range(top_k):
-            cells = ids[:, first, None] * num_experts + np.delete(ids, first, axis=1)
-            found[layer] += np.bincount(cells.ravel(), minlength=num_experts**2)
+            one, others = ids[:, first, None], np.delete(ids, first, axis=1)
+            cells = (one * num_experts + others)[(one >= 0) & (others >= 0)]
+            found[layer] += np.bincount(cells, minlength=num_experts**2)
     return found.reshape(layers, num_experts, num_experts)
 
 
