@@ -34,7 +34,7 @@ def test_schema_names_every_written_field(document: type[Document]) -> None:
 def test_trace_schema_names_every_written_array(tmp_path: Path) -> None:
     described = schemas()["trace.json"]["arrays"]
     fields = arrays()
-    full = Trace.of(fields["expert_ids"], 5, model="m").write(tmp_path / "a.npz")
+    full = Trace.of(fields["expert_ids"], 5, zero_experts=2, model="m").write(tmp_path / "a.npz")
     counts = Trace.of_counts(np.ones((2, 3))).write(tmp_path / "b.npz")
     with np.load(full, allow_pickle=False) as a, np.load(counts, allow_pickle=False) as b:
         assert set(a.files) | set(b.files) == set(described)
