@@ -101,11 +101,11 @@ def test_a_trace_with_them_is_placed_for_balance():
     found = place(trace, request)
     assert found.trace.digest == trace.digest()
     assert found.trace.counts_only
-    assert found.scores.fit.boundary_cross_device is None
-    assert found.scores.held_out is not None
+    assert found.scores["placement"].fit.boundary_cross_device is None
+    assert found.scores["placement"].held_out is not None
     assert any("tokens of the trace chose identity experts, too: balance is planned" in note for note in found.notes)
     half = trace.part(0, 0.5)
-    assert found.scores.fit.tokens == half.expert_counts[0].sum()
+    assert found.scores["placement"].fit.tokens == half.expert_counts[0].sum()
     explained = explain(found, trace)
     assert explained.fitted
     assert explained.boundaries is None
