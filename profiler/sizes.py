@@ -114,7 +114,7 @@ def _workload_steps(operator: str, workload: Workload, block: Block, devices: in
     elif operator in ("sharded_unpack", "coherent_cache"):  # all devices' tokens
         yield Step("tokens", tokens)
     elif operator == "expert_ffn" and block.moe is not None:
-        mean = ceil(tokens * block.moe.top_k / block.moe.num_experts)
+        mean = ceil(tokens * block.moe.top_k / block.moe.router_outputs)
         yield from steps("tokens", mean, min(HOTTER * mean, tokens))
     elif operator != "by_batch" and block.moe is not None:  # tokens that come from elsewhere
         yield Step("tokens", min(tokens, MORE * ceil(tokens * min(block.moe.top_k, devices) / devices)))
