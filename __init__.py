@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .service.library import place, profile, run, solve
     from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Cluster",
     "Model",
