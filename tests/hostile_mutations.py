@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+DEEP, LARGE = "[" * 60, 2**22
 NUMBERS = (0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 10**18, 10**400, 0.5, -0.0, 1e-320, 1e300, 1e308, -1e308)
 VALUES: tuple[Any, ...] = (
     *NUMBERS, float("nan"), float("inf"), True, False, None, "", "x", "\x00", "a\nb\x1b[31m", "\u202e\ufffe", "é" * 300,
@@ -207,7 +208,9 @@ def mutate_npz(rng: random.Random, path: Path) -> None:
 def mutate_json(rng: random.Random, path: Path) -> None:
     text = path.read_text()
     if rng.random() < 0.7:
-        path.write_text(json.dumps(mutate_tree(rng, json.loads(text)), indent=1))
+        tree = mutate_tree(rng, json.loads(text))
+        flat = json.dumps(tree)  # a list of deep ones would be gigabytes of indentation
+        path.write_text(flat if DEEP in flat or len(flat) > LARGE else json.dumps(tree, indent=1))
     else:
         path.write_bytes(mutate_text(rng, text).encode("utf-8", "surrogatepass"))
 
