@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
-from scipy.optimize import nnls
 
 from ..spec.curve import Curve
 from ..spec.operators import Shape
@@ -58,6 +57,8 @@ class Extrapolation:
     def _calibrated(self, curve: Curve) -> np.ndarray | None:
         """Time of a call, and of each unit of its parts, none below 0, nearest to the last two points along every axis,
         in times of the longest; None where the work has one part, or where these took no time."""
+        from scipy.optimize import nnls  # a moment to load: commands start without it
+
         sizes = [len(axis.values) for axis in curve.axes]
         last_two = [range(max(0, size - 2), size) for size in sizes]
         at = [np.array(points) for points in zip(*product(*self._values(curve, last_two)), strict=True)]

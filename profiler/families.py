@@ -48,7 +48,10 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
     net = _text_part(_built(transformers, config, where))
     found = list(_experts(net, text, where))
     if not found:
-        raise DocumentError(f"{where}: none of its layers has experts that Transformers keeps in one module: {ELSE}")
+        raise DocumentError(
+            f"{where}: model_type {show(family)}: none of its layers has experts that Transformers keeps in one "
+            f"module: {ELSE}"
+        )
     stack = _stack(net, found, where)
     hidden = _integer(text, ("hidden_size", "d_model"), where)
     by_layer: dict[int, Experts] = {}

@@ -318,6 +318,7 @@ def recorded(disturbed: int) -> Recorded:
                 "versions": {},
                 "load": BUSY.model_dump(mode="json"),
                 "waited": 12.0,
+                "lacking": [],
                 "disturbed": {"all_to_all": disturbed},
             }
         )

@@ -46,7 +46,9 @@ def _arrays(arrays: dict[str, dict[str, Any]]) -> str:
     rows = ["| array | shape | dtype | default | |", "|---|---|---|---|---|"]
     for name, array in arrays.items():
         told = "; ".join(array[key] for key in ("description", "rule") if key in array)
-        rows.append(_row(f"`{name}`", f"[{', '.join(array['shape'])}]", array["dtype"], array.get("default", ""), told))
+        rows.append(
+            _row(f"`{name}`", f"[{', '.join(array['shape'])}]", array["dtype"], str(array.get("default", "")), told)
+        )
     return "\n".join(rows)
 
 
