@@ -19,7 +19,7 @@ from ..spec.catalogue.huggingface import DTYPES
 from ..spec.catalogue.shared import merge_runs
 from ..spec.document import show
 from ..spec.errors import DocumentError, MoeplanError
-from ..spec.model import MAX_EXPERTS, MAX_LAYERS, Activation, Block, Counted, Gate, Moe
+from ..spec.model import MAX_EXPERTS, MAX_LAYERS, Activation, Block, Counted, DType, Gate, Moe
 
 STACK = re.compile(r"^(.*?layers)\.(\d+)\.")
 TOP_K = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "experts_per_token", "moe_k")
@@ -40,7 +40,11 @@ class Experts(NamedTuple):
 
 
 def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Model:
-    """The Model of a ``config.json`` of a family that moeplan has no reader for; ``where`` names it in errors."""
+    """The Model of a ``config.json`` of a family that moeplan has no reader for; ``where`` names it in errors.
+
+    Sizes are those of Transformers' modules; parameters count values, not bytes. Raises MoeplanError without
+    Transformers, and DocumentError, naming the family or field, for what it does not build or keeps elsewhere.
+    """
     transformers = _transformers(body, where)
     family = body["model_type"]
     config = _config(transformers, body, where)
@@ -73,10 +77,15 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
         blocks=merge_runs(blocks),
         rope_theta=None,
         tie_embeddings=tied,
-        dtype=DTYPES.get(str(getattr(text, "dtype", None)).removeprefix("torch."), "f32"),
+        dtype=_dtype(text, where),
     )
     rest = _parameters(net) - _parameters(stack) + _missing_head(net, text) - model.embedding_parameters()
-    return model.model_copy(update={"other_parameters": max(rest, 0)})
+    if rest < 0:
+        raise DocumentError(
+            f"{where}: model_type {show(family)}: {-rest:,} parameters fewer outside the layers than embedding and "
+            f"head of its vocab_size and hidden_size have: {ELSE}"
+        )
+    return model.model_copy(update={"other_parameters": rest})
 
 
 ELSE = "write a Model document for it (docs/schemas/model.schema.json)"
@@ -215,6 +224,14 @@ def _missing_head(net: nn.Module, config: Any) -> int:
     if getattr(config, "tie_word_embeddings", False) or hasattr(net, "lm_head"):
         return 0
     return int(config.vocab_size) * int(config.hidden_size)
+
+
+def _dtype(config: Any, where: str) -> DType:
+    """What it computes in; f32 where the configuration says nothing, as Transformers builds it."""
+    said = getattr(config, "dtype", None)
+    if said is not None and str(said) not in DTYPES:
+        raise DocumentError(f"{where}: dtype: expected one of bfloat16, float16, float32 (got {show(str(said))})")
+    return DTYPES[str(said)] if said is not None else "f32"
 
 
 def _parameters(net: nn.Module) -> int:

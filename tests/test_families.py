@@ -147,6 +147,7 @@ def test_a_model_of_another_family_is_placed_and_not_solved(tmp_path: Path, monk
         ({"model_type": "glm4_moe", "num_hidden_layers": 10**6}, "num_hidden_layers: at most 512"),
         ({"model_type": "glm4_moe", "n_routed_experts": 10**9}, "n_routed_experts: at most 65536"),
         ({"model_type": "glm4_moe", "hidden_size": "wide"}, "Transformers"),
+        ({"model_type": "glm4_moe", "torch_dtype": "float64"}, "dtype: expected one of bfloat16"),
         ({"model_type": "glm4_moe", "quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ],
 )
@@ -156,3 +157,12 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch, ca
     assert code == 2
     assert words in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_modelopts_file_beside_a_configuration_is_not_overlooked(tmp_path: Path, monkeypatch, capfd):
+    folder = config(tmp_path, model_type="glm4_moe", num_hidden_layers=3)
+    assert moeplan(monkeypatch, capfd, "models", folder)[0] == 0
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    code, err = moeplan(monkeypatch, capfd, "models", folder)
+    assert code == 2
+    assert "quantization_config" in err

@@ -115,9 +115,11 @@ def _read(path: Path) -> Model:
         return Model.parse(text, str(path))
     whole = path.name == "config.json"
     name = (path.resolve().parent.name if whole else path.stem) or "model"
+    modelopt = _modelopt(path) if whole else None
     if others and isinstance(family := body.get("model_type"), str) and family not in READERS:
-        return others[0](body, str(path), name, path.name)
-    return read_config(body, str(path), name, path.name, _modelopt(path) if whole else None)
+        stored = {} if modelopt is None else {"quantization_config": modelopt}
+        return others[0](body | stored, str(path), name, path.name)
+    return read_config(body, str(path), name, path.name, modelopt)
 
 
 def _modelopt(path: Path) -> dict[str, Any] | None:
