@@ -1,6 +1,6 @@
 """Folders for what this program compiles and loads again: code that nobody else can have put there.
 
-Every room may use it; it imports none of them.
+Every package may use it; it imports none of them.
 """
 
 import os

@@ -74,13 +74,13 @@ def lines(path: Path, devices: int, spare: int, sizes: list[int]) -> list[str]:
     experts, equal = trace.num_experts, np.ones(devices)
     load = counts(fit.expert_ids, experts)
     slots = -(-(experts + spare) // devices) * devices
-    rooms = np.full(devices, slots // devices)
+    capacity = np.full(devices, slots // devices)
     single, copied = eplb(load, -(-experts // devices) * devices, 1, 1, devices), eplb(load, slots, 1, 1, devices)
     found = []
     for size in (n for n in sizes if n <= min(len(fit.expert_ids), len(rest.expert_ids))):
         windows = np.stack(batches_of(fit, size, WINDOWS))
         free = np.zeros(devices, int)
-        own = replicate(windows, equal, rooms, free, shares="optimal", full=True, time_limit=60.0).assignment
+        own = replicate(windows, equal, capacity, free, shares="optimal", full=True, time_limit=60.0).assignment
         batches = batches_of(rest, size, MOST)
         values = [hottest(one, batches, False)[0] for one in (single, copied, own)]
         anew, seconds = zip(*(hottest(one, batches, True) for one in (copied, own)), strict=True)

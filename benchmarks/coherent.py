@@ -119,7 +119,7 @@ def main() -> None:
                         console.print(f"{text}, round {i + 1}, {name}: {report.step.measured * 1e3:.1f} ms")
                 lines.append(row(text, plans, reports, rest))
     options = f"--top-k {args.top_k} --kv-heads {args.kv_heads} --gbit {args.gbit:g} --rounds {args.rounds}"
-    words = (
+    preface = (
         f"# Coherent decoding beside ep over a slow link\n\n{processor()}, Linux {platform.release()}; two emulated "
         f"hosts of one device, {args.gbit:g} Gbit/s; `python -m moeplan.benchmarks.coherent {options}`. Hidden "
         f"{HIDDEN}, keys and values {2 * args.kv_heads * HEAD_DIM}, {rest.layers} layers of {rest.num_experts} "
@@ -131,7 +131,7 @@ def main() -> None:
         "| workload | p* | ep: predicted ms | measured ms | KiB sent | coherent: predicted ms | measured ms | KiB sent "
         "| ep / coherent (predicted) | spread |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
-    text = words + head + "\n".join(lines) + "\n"
+    text = preface + head + "\n".join(lines) + "\n"
     write_atomically(args.output, lambda file: file.write(text.encode()))
     print(text)
 

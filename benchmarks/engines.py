@@ -145,8 +145,8 @@ def vllm(case: Case, roots: dict[str, Path]) -> tuple[str, str, bool]:
     text, right = compared(found, case.planned(placement))
     balances = loaders.vllm_balances(roots["vllm"], case.model.family)
     told = cell_of("vllm", case.model).use == "yes"
-    words = "balanced" if balances else "not balanced"
-    return "determine_expert_map, MixtureOfExperts", f"linear: {text}; {words}", right and balances == told
+    verdict = "balanced" if balances else "not balanced"
+    return "determine_expert_map, MixtureOfExperts", f"linear: {text}; {verdict}", right and balances == told
 
 
 def vllm_ascend(case: Case, roots: dict[str, Path]) -> tuple[str, str, bool] | None:

@@ -71,8 +71,8 @@ def on_demand(layers: tuple[LayerPlan, ...], places: tuple[int, ...], by_need: b
     for g, more in enumerate(places):
         if not more:  # everything stays
             continue
-        room = sum(len((layer.resident or ())[g]) for layer in layers) + max(more - 1, 0)
-        each = [room // len(layers) + (j < room % len(layers)) for j in range(len(layers))]
+        kept = sum(len((layer.resident or ())[g]) for layer in layers) + max(more - 1, 0)
+        each = [kept // len(layers) + (j < kept % len(layers)) for j in range(len(layers))]
         for j, layer in enumerate(found):
             resident = list(layer.resident or ())
             resident[g] = layer.slots[g][: each[j]]

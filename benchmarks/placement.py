@@ -163,7 +163,7 @@ class Report:
             self._row(f"{slots} | {' | '.join(cells)} | {seconds:.0f}")
 
     def _unequal_cluster(self, name: str, trace: Trace) -> Path:
-        """Devices with room for twice their even share of the experts, the first for just that share."""
+        """Devices with slots for twice their even share of the experts, the first for just that share."""
         sys.path.insert(0, str(ROOT / "tests"))  # the analytic curves that the tests use
         from synthetic import cluster
 
@@ -225,7 +225,7 @@ class Report:
 
 
 def above(whose: str, over: np.ndarray) -> str:
-    """In words, how far balance lies above another's; over: [cases]."""
+    """In text: how far balance lies above another's; over: [cases]."""
     many = int((over > 0.02).sum())
     return f"Balance above {whose}: mean {over.mean():+.3f}, worst {over.max():+.3f}; {many} cases by more than 0.02."
 

@@ -186,14 +186,14 @@ def main() -> None:
         options += " --processor-time"
         clock = "Times are processor time: other programs used the machine. "
     machine = f"{processor()}, Linux {platform.release()}, {date.today()}"
-    words = (
+    preface = (
         f"# Selection of experts on the trained tiny model\n\n{machine}; {args.ranks} ranks, f32, strategy `ep`; "
         f"`python -m moeplan.benchmarks.selection {options}`. The model of `examples/tiny_moe` (8 layers, top-2 of 16 "
         "experts) reads the held-out text; wider experts are the same function. Distinct experts are means over "
         "layers and eight steps, of all devices; steps are timed in turn. Every "
         f"selected output equals a single process that selects by the same rule. {clock}The model: {trained_by}.\n\n"
     )
-    document = words + "\n".join(sections)
+    document = preface + "\n".join(sections)
     write_atomically(args.output, lambda file: file.write(document.encode()))
     print(document)
 

@@ -3,7 +3,7 @@
 #
 # Both wheels bring a shared library of HiGHS, and the loader binds the second one's symbols to the first one's library.
 # With highspy 1.13.1 and 1.16.0 both load. The two wheels' requirements do not contradict each other, so that pip
-# installs them together without a word. Known upstream as google/or-tools#5246.
+# installs them together and says nothing. Known upstream as google/or-tools#5246.
 #
 # A good engineer would expect the import of the second package to work, as it does in the versions before and after.
 #

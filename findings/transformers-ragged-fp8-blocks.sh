@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Transformers 5.23.0 (accelerate 1.15.0, torch 2.13.0, CPU): block-fp8 weights whose rows or columns are no multiple of
-# the block are dequantised with other blocks than they were quantised with, without a word.
+# the block are dequantised with other blocks than they were quantised with, silently.
 #
 # `weight_block_size` [128, 128] means blocks that begin at row and column 0; the last one is cut off: 192 rows have
 # scales for rows 0-127 and 128-191. This is how DeepSeek-V3 is published (kv_a_proj_with_mqa: 576 rows, 5 rows of

@@ -3,8 +3,8 @@
 What ends a search early and what hears of its progress go with it, so that one argument reaches every stage.
 
 Work is counted in steps, so that equal commands give equal answers; the clock only cuts. Each stage gets a part of what
-is left (``part``) and keeps free what those after it need (``before``). What cannot end in time is left out, in words
-(``skip``), and the answer says so.
+is left (``part``) and keeps free what those after it need (``before``). What cannot end in time is left
+out (``skip``), and the answer names it.
 """
 
 import time
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
-ROOM = 1.3  # times what a stage took the last time: a busy machine is not equally busy
+SAFETY_FACTOR = 1.3  # times what a stage took the last time: a busy machine is not equally busy
 
 
 class OutOfTime(Exception):
@@ -22,7 +22,7 @@ class OutOfTime(Exception):
 
 @dataclass
 class Budget:
-    """began, deadline: ``time.perf_counter()``; skipped: what was left out, in words, each once.
+    """began, deadline: ``time.perf_counter()``; skipped: what was left out, as text, each once.
 
     stop: set when the user wants what is found by then. on_event: hears of progress, as dicts with ``done``, ``of`` and
     ``what``. Parts share all three.
@@ -70,7 +70,7 @@ class Budget:
 
     def affords(self, seconds: float, what: str) -> bool:
         """Whether a stage that took so many seconds before, or should take them, ends in time; else it is skipped."""
-        if ROOM * seconds <= self.left:
+        if SAFETY_FACTOR * seconds <= self.left:
             return True
         self.skip(what)
         return False

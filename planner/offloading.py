@@ -138,8 +138,8 @@ class Offloading:
     def _alternative(self, step: Step, method: str, tiers: Tiers) -> Alternative:
         placed = self._placements[method]
         stays = [
-            kept(self._needed, [plan.slots[g] for plan in placed], room)
-            for g, room in enumerate(self._rooms(step, method, tiers, max(self._sizes)))
+            kept(self._needed, [plan.slots[g] for plan in placed], most)
+            for g, most in enumerate(self._most_resident(step, method, tiers, max(self._sizes)))
         ]
         layers = [self._layer(j, plan, [of[j] for of in stays], tiers) for j, plan in enumerate(placed)]
         resting = [any(len(of[j]) < len(plan.slots[g]) for j, plan in enumerate(placed)) for g, of in enumerate(stays)]
@@ -166,7 +166,7 @@ class Offloading:
         model, dtype = self.options.model, self.options.costs.dtype
         return [model.computed_expert_bytes(j, dtype) for j in range(len(model.moe_layers))]
 
-    def _rooms(self, step: Step, method: str, tiers: Tiers, size: int) -> list[int]:
+    def _most_resident(self, step: Step, method: str, tiers: Tiers, size: int) -> list[int]:
         """[G] experts of so many bytes that stay at most, beside places and tables for all that might rest."""
         nothing = {"strategy": "offload", "resident": ((),) * len(self.limits), "ahead": ((),) * len(self.limits)}
         placed = [plan.model_copy(update=nothing) for plan in self._placements[method]]
@@ -181,7 +181,7 @@ class Offloading:
         layers = (layer for layer in step.layers if layer.block.moe)
         for layer, plan in zip(layers, self._placements[method], strict=True):
             active += (layer.choices.dispatch([plan]).experts.devices[0] > 0).sum(1)
-        short = np.maximum(active - np.array(self._rooms(step, method, Tiers(places=0), min(self._sizes))), 0)
+        short = np.maximum(active - np.array(self._most_resident(step, method, Tiers(places=0), min(self._sizes))), 0)
         return float((short * np.where(short > 0, seconds, 0.0)).max())
 
 
@@ -197,8 +197,8 @@ def likely(needed: np.ndarray, held: Sequence[int], stays: set[int], least: floa
     return tuple(sorted(found, key=lambda e: (-needed[e], e)))
 
 
-def kept(needed: np.ndarray, held: Sequence[Sequence[int]], room: int) -> list[set[int]]:
-    """[L] the ``room`` experts of a device that are most likely needed; held: [L] its experts; needed: [L, E].
+def kept(needed: np.ndarray, held: Sequence[Sequence[int]], most: int) -> list[set[int]]:
+    """[L] the ``most`` experts of a device that are most likely needed; held: [L] its experts; needed: [L, E].
 
     Of layers whose experts are as likely, each keeps as many.
     """
@@ -207,6 +207,6 @@ def kept(needed: np.ndarray, held: Sequence[Sequence[int]], room: int) -> list[s
         ranked = sorted(experts, key=lambda e: (-needed[j, e], e))
         order += [(-round(float(needed[j, e]), ALIKE), rank, j, e) for rank, e in enumerate(ranked)]
     stays: list[set[int]] = [set() for _ in held]
-    for *_, j, e in sorted(order)[:room]:
+    for *_, j, e in sorted(order)[:most]:
         stays[j].add(e)
     return stays

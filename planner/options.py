@@ -31,7 +31,7 @@ from .place.weights import exchange_weights
 
 SMALL = 64  # classes x experts
 ROUNDING = 1e-9  # relative
-ROOM = 0.9  # of the slots, in which a search finds as good placements as in all of them
+ENOUGH_SLOTS = 0.9  # of the slots, in which a search finds as good placements as in all of them
 
 
 class Origin(NamedTuple):
@@ -86,9 +86,9 @@ class Classes:
 
 @dataclass(frozen=True)
 class Options:
-    """What each class of layers may do. It depends on the layout through the room for weights only, and is remembered.
+    """What each class of layers may do. Of the layout only the memory for weights counts; all is remembered.
 
-    ``room`` is [classes, devices] bytes for experts, everywhere.
+    ``available`` is [classes, devices] bytes for experts, everywhere.
     """
 
     costs: Costs
@@ -132,7 +132,7 @@ class Options:
             self._memo["plain", strategy, parts] = plan
         return self._memo["plain", strategy, parts]
 
-    def ep(self, degree: int, room: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
+    def ep(self, degree: int, available: np.ndarray, thorough: bool = True) -> dict[str, list[LayerPlan]]:
         """Per method one plan per class: the given placement alone, or what ``usual`` and a search find.
 
         degree: consecutive devices that together hold all experts; with fewer than all devices every group of them
@@ -141,13 +141,13 @@ class Options:
         if self.given is not None:
             given = [self.given[members[0]] for members in self.classes.members]
             return {"given": [self._by_batch(plan) for plan in given] if self.by_batch else given}
-        return self.usual(degree, room) | (self._searched(degree, room) if thorough and not self.even else {})
+        return self.usual(degree, available) | (self._searched(degree, available) if thorough and not self.even else {})
 
     def placed(
-        self, strategy: Strategy, degree: int, room: np.ndarray, thorough: bool = True
+        self, strategy: Strategy, degree: int, available: np.ndarray, thorough: bool = True
     ) -> dict[str, list[LayerPlan]]:
         """The same placements under any strategy of ``PLACED``."""
-        found = self.ep(degree, room, thorough)
+        found = self.ep(degree, available, thorough)
         if strategy == "ep":
             return found
         return {
@@ -170,12 +170,12 @@ class Options:
             self._origins.setdefault((c, other), self._origins[c, plan])
         return other
 
-    def usual(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+    def usual(self, degree: int, available: np.ndarray) -> dict[str, list[LayerPlan]]:
         """Experts by number, greedy balance by load, and the same by measured speed.
 
-        Where room is too little for any balancing, only ``linear`` is there.
+        Where memory is too small for any balancing, only ``linear`` is there.
         """
-        capacity = self._capacity(degree, room)
+        capacity = self._capacity(degree, available)
         if ("unlimited", degree) not in self._memo:
             question = self._question(degree, np.full(degree, self.moe.num_experts))
             self._memo["unlimited", degree] = (found := usual(question, measured=not self.even)), _held(found)
@@ -203,9 +203,9 @@ class Options:
                     classes.append(c)
         return tuple(origin.record(ordinals, classes) for origin, ordinals, classes in found.values())
 
-    def _searched(self, degree: int, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+    def _searched(self, degree: int, available: np.ndarray) -> dict[str, list[LayerPlan]]:
         """What ``place``'s solvers find; copies only where all devices together hold the experts once."""
-        capacity = self._capacity(degree, room)
+        capacity = self._capacity(degree, available)
         known = self._found(degree, capacity)
         if known is not None:
             return self._memo[known]
@@ -222,16 +222,18 @@ class Options:
         """What an earlier search is remembered by that is as good as one with this capacity."""
         known: list[tuple[np.ndarray, np.ndarray, tuple]] = self._memo.setdefault(("known", degree), [])
         for limit, held, key in known:
-            # What met no limit, or hardly less room, is what this room would find too.
-            if (limit == capacity).all() or ((held <= capacity) & ((held < limit) | (limit >= ROOM * capacity))).all():
+            # What met no limit, or hardly a lower one, is what this capacity would find too.
+            if (limit == capacity).all() or (
+                (held <= capacity) & ((held < limit) | (limit >= ENOUGH_SLOTS * capacity))
+            ).all():
                 return key
         return None
 
-    def coherent(self, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+    def coherent(self, available: np.ndarray) -> dict[str, list[LayerPlan]]:
         """Per method one plan per class: those of ``ep``, and what is placed for few moves between layers."""
         devices = self.costs.devices
-        known = self.small or self._found(devices, self._capacity(devices, room)) is not None
-        found = self.ep(devices, room, thorough=known) | self._for_moves(room)
+        known = self.small or self._found(devices, self._capacity(devices, available)) is not None
+        found = self.ep(devices, available, thorough=known) | self._for_moves(available)
         self._coherent.update(dict.fromkeys(found))
         plans = {}
         for method, layers in found.items():
@@ -246,13 +248,13 @@ class Options:
         if (c, plan) in self._origins:
             self._origins.setdefault((c, other), self._origins[c, plan])
 
-    def _for_moves(self, room: np.ndarray) -> dict[str, list[LayerPlan]]:
+    def _for_moves(self, available: np.ndarray) -> dict[str, list[LayerPlan]]:
         """Nothing where there is no trace to tell what follows what, or layers share storage and so placements."""
         devices = self.costs.devices
         alone = len(self.classes.members) == len(self.model.moe_layers)
         if self.even or self.trace is None or not self.trace.tells_movement or not alone:
             return {}
-        capacity = self._capacity(devices, room)
+        capacity = self._capacity(devices, available)
         key = "moves", *capacity.tolist()
         if key not in self._memo:
             block, tokens = self.model.moe_block(), len(self.routing.expert_ids)
@@ -265,21 +267,21 @@ class Options:
         return self._memo[key]
 
     def placed_by(self, coherent: bool = False) -> str:
-        """The placements that were offered in words; for ``coherent``, or for all others."""
+        """The placements that were offered, by name; for ``coherent``, or for all others."""
         named = {"weighted": "speed-weighted", ALL: "every single-copy"}
         searched = [plans for key, plans in self._memo.items() if key[0] in ("usual", "searched")]
         methods = self._coherent if coherent else {name: None for plans in searched for name in plans}
-        words = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
-        return ", ".join(dict.fromkeys(words))
+        names = [named.get(name, name.split(",")[0]) for name in methods if name == ALL or not name.startswith(ONE)]
+        return ", ".join(dict.fromkeys(names))
 
-    def sharded(self, room: np.ndarray) -> list[list[LayerPlan]]:
-        """Per class: even, fastest, and, where the fastest exceeds ``room``, the fastest within it."""
+    def sharded(self, available: np.ndarray) -> list[list[LayerPlan]]:
+        """Per class: even, fastest, and, where the fastest exceeds ``available``, the fastest within it."""
         found = []
         for c, members in enumerate(self.classes.members):
             if ("sharded", c) not in self._memo:
                 counts = self.counts[list(members)]
                 self._memo["sharded", c] = splits.FfnSplits(self.costs, self.model, members, counts)
-            columns = self._memo["sharded", c].within(room[c])
+            columns = self._memo["sharded", c].within(available[c])
             columns = columns[:1] if self.even else columns
             found.append([self._split(split) for split in columns])
         return found
@@ -290,14 +292,14 @@ class Options:
             self._memo["split", columns] = LayerPlan(strategy="sharded", slots=nothing, split=columns)
         return self._memo["split", columns]
 
-    def gathered(self, room: np.ndarray) -> list[list[LayerPlan]]:
+    def gathered(self, available: np.ndarray) -> list[list[LayerPlan]]:
         """Per class: experts at rest in equal numbers, and as many as fit where that is too many for a device."""
         experts, devices = self.moe.num_experts, self.costs.devices
         found, plain = [], self.plain("gathered", devices)
         at_rest = np.array([len(slots) for slots in plain.slots])
         for c, members in enumerate(self.classes.members):
             options = [plain]
-            most = np.maximum(room[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
+            most = np.maximum(available[c], 0) // self.model.computed_expert_bytes(members[0], self.costs.dtype)
             if (at_rest > most).any() and most.sum() >= experts:
                 held = np.minimum(at_rest, most).astype(int)
                 while held.sum() < experts:
@@ -306,10 +308,10 @@ class Options:
             found.append(options)
         return found
 
-    def _capacity(self, degree: int, room: np.ndarray) -> np.ndarray:
-        """[degree] experts that one device can hold, of every layer; room: [classes, devices] bytes."""
+    def _capacity(self, degree: int, available: np.ndarray) -> np.ndarray:
+        """[degree] experts that one device can hold, of every layer; available: [classes, devices] bytes."""
         sizes = [self.model.computed_expert_bytes(members[0], self.costs.dtype) for members in self.classes.members]
-        slots = np.min([np.maximum(row, 0) // size for row, size in zip(room, sizes, strict=True)], axis=0)
+        slots = np.min([np.maximum(row, 0) // size for row, size in zip(available, sizes, strict=True)], axis=0)
         return np.minimum(slots.reshape(-1, degree).min(0), self.moe.num_experts).astype(int)
 
     def _question(self, degree: int, capacity: np.ndarray) -> Question:

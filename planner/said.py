@@ -1,4 +1,4 @@
-"""What a plan says of its search in words: the space, what was assumed or left out, what memory does not hold."""
+"""What a plan says of its search: the space, what was assumed or left out, what memory does not hold."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ IDENTITY = "identity experts are not in the trace's counts: each is taken to be 
 
 
 def space(search: Search) -> str:
-    """What was searched, in words; the bound claims no more than this."""
+    """What was searched, as text; the bound claims no more than this."""
     layouts = f"{len(search.layouts)} layouts ({'; '.join(search.layouts)})"
     degrees = f"expert degrees {', '.join(map(str, search.degrees))}" if search.placed else ""
     within = {
@@ -59,7 +59,7 @@ def space(search: Search) -> str:
 
 
 def _ways(search: Search) -> str:
-    """How tokens may travel besides at once, in words."""
+    """How tokens may travel besides at once, as text."""
     slots = any(block.shortcut != "none" for block in search.model.blocks)
     counts = COUNTS if slots else COUNTS[1:]
     text = f"{', '.join(map(str, counts[:-1]))} or {counts[-1]} chunks{' and every slot' if slots else ''}"

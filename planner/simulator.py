@@ -135,14 +135,14 @@ def fill(demands: dict[int, dict[str, float]]) -> dict[int, float]:
     for i, wanted in demands.items():
         for resource in wanted:
             users.setdefault(resource, []).append(i)
-    room = dict.fromkeys(users, 1.0)
+    remaining = dict.fromkeys(users, 1.0)
     level = 0.0
     while len(speed) < len(demands):
         levels = {}
         for resource, members in users.items():
             load = sum(demands[i][resource] for i in members if i not in speed)
             if load > 0:
-                levels[resource] = room[resource] / load
+                levels[resource] = remaining[resource] / load
         tight = min(levels, key=levels.__getitem__, default=None)
         if tight is None or levels[tight] >= 1:
             return speed | {i: 1.0 for i in demands if i not in speed}
@@ -151,5 +151,5 @@ def fill(demands: dict[int, dict[str, float]]) -> dict[int, float]:
             if i not in speed:
                 speed[i] = level
                 for resource, demand in demands[i].items():
-                    room[resource] -= level * demand
+                    remaining[resource] -= level * demand
     return speed

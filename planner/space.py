@@ -80,7 +80,7 @@ class Search:
     _columns: dict[tuple, Column] = field(init=False, default_factory=dict)  # of the layout that is searched
     _tabled: dict[tuple[int, bool], Tables] = field(init=False, default_factory=dict)
     _of: Step | None = field(init=False, default=None)
-    _left_room: np.ndarray | None = field(init=False, default=None)
+    _known_available: np.ndarray | None = field(init=False, default=None)
     _equal: dict[LayerPlan, LayerPlan] = field(init=False, default_factory=dict)
     _tokens: tuple[int, ...] = field(init=False, default=())  # of the layouts that share ``_counted``
     _counted: dict[tuple[int, ...], Choices | Expected] = field(init=False, default_factory=dict)
@@ -168,7 +168,7 @@ class Search:
                     self._tokens, self._counted = layout.tokens, {}
                 self._of = Step(self.costs, self.model, layout, self.routing, counted=self._counted)
                 self._columns.clear()
-                self._left_room = None
+                self._known_available = None
                 self._tabled.clear()
             yield name, self._of
 
@@ -182,7 +182,7 @@ class Search:
                     found = self.options.placed(strategy, degree, share, thorough).values()
                     columns += [self._column(step, plans) for plans in dict.fromkeys(map(tuple, found))]
             columns += self._others(step, degree)
-            self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._room(step))
+            self._tabled[degree, thorough] = Tables(step, self.classes, columns, self._available(step))
         return self._tabled[degree, thorough]
 
     def _others(self, step: Step, degree: int) -> list[Column]:
@@ -240,7 +240,7 @@ class Search:
             if cut := [way for found in tried.values() for way in found or ()]:
                 usual = self._tables(step, degree)
                 columns = [*usual.columns, *(self._column(step, plans) for plans in cut)]
-                tables = Tables(step, self.classes, columns, self._room(step))
+                tables = Tables(step, self.classes, columns, self._available(step))
                 self._look(f"{where}, expert {degree}", step, degree, tables, [way[0].strategy for way in cut])
 
     def _look(self, where: str, step: Step, degree: int, tables: Tables, anew: Sequence[Strategy] = STRATEGIES) -> None:
@@ -361,24 +361,24 @@ class Search:
         placements = self.options.usual(devices, self._share(step, "ep", devices))
         for name, method in BASELINES.items():
             own = tuple(placements.get(method, placements["linear"]))
-            column, room = self._column(step, own), self._room(step)
-            seconds = Tables(step, self.classes, [column], room).step_seconds([0] * len(own))
-            missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - room, 0)
+            column, available = self._column(step, own), self._available(step)
+            seconds = Tables(step, self.classes, [column], available).step_seconds([0] * len(own))
+            missing = np.maximum(column.weights.sum(0) + column.regions.max(0).sum(0) - available, 0)
             reason = lacking(missing) if missing.any() else ""
             self._record(name, step, devices, self.classes.spread(own), seconds, reason)
 
     def _record(self, name: str, step: Step, degree: int, plans: list[LayerPlan], seconds: float, reason: str) -> None:
         keep(self.choices, Choice.of(name, step, degree, plans, seconds, reason))
 
-    def _room(self, step: Step) -> np.ndarray:
+    def _available(self, step: Step) -> np.ndarray:
         """[devices] bytes left for what depends on the options."""
         if step is not self._of:
-            return self._measured_room(step)
-        if self._left_room is None:
-            self._left_room = self._measured_room(step)
-        return self._left_room
+            return self._computed_available(step)
+        if self._known_available is None:
+            self._known_available = self._computed_available(step)
+        return self._known_available
 
-    def _measured_room(self, step: Step) -> np.ndarray:
+    def _computed_available(self, step: Step) -> np.ndarray:
         model, element = self.model, self.costs.element_bytes
         stored = model.layers[: self.stored]
         fixed = memory.replicated_weights(stored, model.vocab_size, model.tie_embeddings, step.layout.tensor, element)
@@ -393,7 +393,7 @@ class Search:
         classes = len(self.classes.members)
         column = self._column(step, (self.options.plain(strategy, degree),) * classes)
         region, activations = column.regions.max(0)
-        return np.tile((self._room(step) - region - activations) // classes, (classes, 1))
+        return np.tile((self._available(step) - region - activations) // classes, (classes, 1))
 
     def _left(self) -> float:
         """Seconds that one selection under memory may take."""

@@ -164,12 +164,12 @@ class FfnSplits:
         self.even = even(self.ffn, costs.devices)
         self.fastest = self._split(self.seconds)
 
-    def within(self, room: np.ndarray) -> list[tuple[int, ...]]:
-        """Even, fastest, and fastest within ``room``: [devices] bytes that a device has for such a layer."""
+    def within(self, available: np.ndarray) -> list[tuple[int, ...]]:
+        """Even, fastest, and fastest within ``available``: [devices] bytes that a device has for such a layer."""
         if self.fastest is None:
             return [self.even]
         splits = [self.even, self._whole(self.fastest)]
-        fits = self.bytes <= room[:, None]
+        fits = self.bytes <= available[:, None]
         if not fits[np.arange(len(fits)), list(self.fastest)].all():
             with suppress(Infeasible):  # where an even share of memory is too little, other layers may leave more
                 splits.append(self._whole(self._split(np.where(fits, self.seconds, np.inf)) or ()))

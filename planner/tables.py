@@ -22,12 +22,12 @@ class Tables:
 
     seconds: [C, O] sum over the class's layers, each by itself; arrival: the same of ``Chains.slowest``, which adds up
     to a lower bound.
-    room: [G] bytes left for what depends on the options: experts, and two regions that layers share (the gathered
+    available: [G] bytes left for what depends on the options: experts, and two regions that layers share (the gathered
     weights and the activations); negative where not even the rest fits.
     """
 
-    def __init__(self, step: Step, classes: Classes, columns: Sequence[Column], room: np.ndarray) -> None:
-        self.columns, self.room, self.step, self._classes = columns, room, step, classes
+    def __init__(self, step: Step, classes: Classes, columns: Sequence[Column], available: np.ndarray) -> None:
+        self.columns, self.available, self.step, self._classes = columns, available, step, classes
 
     @cached_property
     def seconds(self) -> np.ndarray:
@@ -52,9 +52,9 @@ class Tables:
     @cached_property
     def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
         """[D] a device of each kind, and [G] the kind of each: devices of one kind have the same bytes everywhere."""
-        rows = [self.room[None]]
+        rows = [self.available[None]]
         for column in self.columns:
-            rows += [column.weights, column.regions.reshape(-1, len(self.room))]
+            rows += [column.weights, column.regions.reshape(-1, len(self.available))]
         kinds: dict[bytes, int] = {}
         own = np.ascontiguousarray(np.concatenate(rows).T)
         kind = np.array([kinds.setdefault(row.tobytes(), len(kinds)) for row in own])
@@ -85,7 +85,7 @@ class Tables:
         solution = select(
             cost[:, allowed],
             weights[:, allowed],
-            self.room[self._kinds[0]],
+            self.available[self._kinds[0]],
             shared=regions[:, allowed],
             gap=gap,
             target=target,
@@ -100,7 +100,7 @@ class Tables:
         columns = [self.columns[o] for o in chosen]
         own = np.sum([column.weights[c] for c, column in enumerate(columns)], axis=0)
         shared = np.max([column.regions[c] for c, column in enumerate(columns)], axis=0).sum(axis=0)
-        return bool((own + shared <= self.room).all())
+        return bool((own + shared <= self.available).all())
 
     def plans(self, chosen: Sequence[int]) -> list[LayerPlan]:
         """The chosen plan of every class."""
@@ -140,7 +140,7 @@ class Tables:
         """[G] bytes that are missing at least."""
         if error.per_device:
             return np.array(error.per_device)[self._kinds[1]]
-        return np.full(len(self.room), -(-error.missing // len(self.room)))
+        return np.full(len(self.available), -(-error.missing // len(self.available)))
 
 
 def beside(step: Step) -> float:

@@ -1,4 +1,4 @@
-"""What a prediction reads beyond the sizes that were measured, in words."""
+"""What a prediction reads beyond the sizes that were measured, as text."""
 
 import shlex
 from collections.abc import Mapping

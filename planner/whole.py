@@ -27,8 +27,8 @@ def coherent_plans(
     for layout, step in steps:
         if step.layout.tensor > 1:
             continue
-        room = _room(step, _plain(options), stored, limits) // len(options.classes.members)
-        for layers in options.coherent(np.tile(room, (len(options.classes.members), 1))).values():
+        available = _available(step, _plain(options), stored, limits) // len(options.classes.members)
+        for layers in options.coherent(np.tile(available, (len(options.classes.members), 1))).values():
             plans = options.classes.spread(layers)
             yield layout, step, Whole(plans, step.seconds(plans), missing(step, plans, stored, limits))
 
@@ -49,7 +49,7 @@ def _plain(options: Options) -> list[LayerPlan]:
     return [even_plan] * len(options.model.moe_layers)
 
 
-def _room(step: Step, plain: list[LayerPlan], stored: int, limits: list[int]) -> np.ndarray:
+def _available(step: Step, plain: list[LayerPlan], stored: int, limits: list[int]) -> np.ndarray:
     """[G] bytes left for experts, with the activations of the even plan."""
     model, element = step.model, step.costs.element_bytes
     held = step.memory(plain, stored, limits)

@@ -41,7 +41,7 @@ def memory_available(device: torch.device, ranks_on_host: int) -> int:
 
 def host_memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int:
     """Bytes available on this host: MemAvailable, or less where a cgroup (v1 or v2) of this process has a limit."""
-    room = [int(line.split()[1]) * 1024 for line in _lines(f"{proc}/meminfo") if line.startswith("MemAvailable:")]
+    available = [int(line.split()[1]) * 1024 for line in _lines(f"{proc}/meminfo") if line.startswith("MemAvailable:")]
     for line in _lines(f"{proc}/self/cgroup"):
         _, controllers, path = line.strip().split(":", 2)
         if controllers == "":
@@ -52,17 +52,17 @@ def host_memory(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int:
         else:
             continue
         folder = root / path.strip("/")
-        room += [
+        available += [
             r
             for f in (folder, *folder.parents)
-            if f.is_relative_to(root) and (r := _cgroup_room(f, *names)) is not None
+            if f.is_relative_to(root) and (r := _cgroup_available(f, *names)) is not None
         ]
-    if not room:
+    if not available:
         raise MoeplanError(f"{proc}/meminfo: no MemAvailable line; moeplan profiles Linux hosts only")
-    return max(min(room), 1)
+    return max(min(available), 1)
 
 
-def _cgroup_room(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+def _cgroup_available(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
     """Limit minus usage, page cache that can be dropped not counted; None without a limit."""
     limits, used = _lines(folder / limit), _lines(folder / usage)
     if not limits or not used or not limits[0].strip().isdigit():

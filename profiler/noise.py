@@ -62,7 +62,7 @@ def warnings(found: Sequence[CurveNoise], load: Load | None = None) -> tuple[str
 
 
 def taken(load: Load) -> str:
-    """Who had the processors, in words."""
+    """Who had the processors, as text."""
     parts = [f"other programs had {load.foreign:.0%} of the processors' time"] if load.foreign else []
     if load.steal and load.steal > FOREIGN / 2:
         parts.append(f"other virtual machines {load.steal:.0%}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..runtime.calls import COLD_BYTES, DECODE_ROOM, operator_call
+from ..runtime.calls import COLD_BYTES, DECODE_SPARE, operator_call
 from ..spec.cluster import OperatorCurve
 from ..spec.errors import MoeplanError
 from ..spec.levels import two_levels
@@ -141,7 +141,7 @@ class Task(NamedTuple):
             assert self.block.attention is not None
             width += 4 * self.block.attention.cache_values() * at.get("context", 1)
         elif self.operator == "coherent_cache":
-            width = 2 * DECODE_ROOM * cache_row_bytes(self.block, 1)
+            width = 2 * DECODE_SPARE * cache_row_bytes(self.block, 1)
         elif self.operator.startswith(("ep", "hierarchical", "sharded", "coherent")):
             width *= self.devices
         elif self.operator == "head":
@@ -305,7 +305,7 @@ def compiled(call: Callable[[], None], device: torch.device) -> float:
 
 
 class MeasuredOperators(NamedTuple):
-    """``lacking``: sizes of workloads that were too large, in words."""
+    """``lacking``: sizes of workloads that were too large, as text."""
 
     curves: list[OperatorCurve]
     lacking: list[str]

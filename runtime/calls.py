@@ -30,7 +30,7 @@ from .weights import AttentionWeights, DenseWeights, RouterWeights
 Call = Callable[[], object]
 
 COLD_BYTES = 256 * 2**20  # weights used again after so many bytes of others are in no cache
-DECODE_ROOM = 16  # positions that the cache has beyond the context, as in a run of several steps
+DECODE_SPARE = 16  # positions that the cache has beyond the context, as in a run of several steps
 _TILE = 2**22  # values drawn; the pool repeats them
 
 
@@ -138,7 +138,7 @@ class _Calls:
         weights = self.weights.attention(self.index, (0, a.heads // self.tensor))
         assert isinstance(weights, AttentionWeights)
         held = batch.sequences if rows is None else 2 * batch.sequences
-        shape = (held, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_ROOM, a.head_dim)
+        shape = (held, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_SPARE, a.head_dim)
         keys, values = (_pool(self.dtype, self.device).cut(*shape).clone() for _ in range(2))
         cache, x = LayerCache(keys, values), self.rows(batch.tokens)
         rope = RotaryEmbedding(self.model.rope_theta) if self.model.rope_theta is not None else None
@@ -314,7 +314,7 @@ class _Calls:
         if a is None:
             raise MoeplanError(f"operator_call: block: needs attention, this one of {self.model.name} has none")
         keys, values = (
-            _pool(self.dtype, self.device).cut(tokens, a.kv_heads, DECODE_ROOM, a.head_dim).clone() for _ in range(2)
+            _pool(self.dtype, self.device).cut(tokens, a.kv_heads, DECODE_SPARE, a.head_dim).clone() for _ in range(2)
         )
         stack, places = Stack(keys, values, {}), torch.randperm(tokens).to(self.device)
         mine, everybody = places[: -(-tokens // self.devices)], pack_cache(stack, places, 0)

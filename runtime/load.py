@@ -211,7 +211,7 @@ def family(proc: Path, pid: int, parent: int) -> list[int]:
 
 
 def named(programs: list[Program]) -> str:
-    """The busiest programs in words; those of other containers cannot be seen."""
+    """The busiest programs as text; those of other containers cannot be seen."""
     busy = [program for program in programs if program.share >= 0.1][:MOST_NAMED]
     if not busy:
         return "programs that cannot be seen from here"

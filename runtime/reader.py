@@ -25,7 +25,7 @@ class _Place(NamedTuple):
 class Reader:
     """Reads experts in the order in which they are asked for into places [places, bytes] uint8, one after the other.
 
-    entry: the number of an expert in the tier. Who takes one gives it back, which makes room for the next.
+    entry: the number of an expert in the tier. Who takes one gives it back, so that the next can be read.
     ``vain``: experts that were read, or begun to be, and that nobody took.
     """
 

@@ -25,8 +25,8 @@ from .weights import LayerWeights, WeightSource, check_supported
 class ReferenceModel:
     """A whole model on one device.
 
-    ``sequences`` equal sequences, for each of which the cache has room for ``capacity`` tokens. ``kernel`` names an
-    implementation of ``expert_ffn`` and ``linear``. Call ``prefill`` once, then ``decode`` as often as there is room;
+    ``sequences`` equal sequences, for each of which the cache has space for ``capacity`` tokens. ``kernel`` names an
+    implementation of ``expert_ffn`` and ``linear``. Call ``prefill`` once, then ``decode`` as often as there is space;
     or ``fill_context`` and ``forward_hidden`` to run one step on hidden states. Layers are taken from ``weights`` when
     their turn comes and not kept, so that a model needs the memory of two layers.
     """

@@ -61,7 +61,7 @@ class ExpertFile:
         except OSError as error:
             os.close(self._file)
             raise MoeplanError(
-                f"{folder}: no room for {entries * size / 2**30:.2f} GiB of experts: {error.strerror}; free space "
+                f"{folder}: no space for {entries * size / 2**30:.2f} GiB of experts: {error.strerror}; free space "
                 "there, profile with --offload on another disk, or raise --memory"
             ) from None
 

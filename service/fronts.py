@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ..planner.budget import ROOM, Budget
+from ..planner.budget import SAFETY_FACTOR, Budget
 from ..planner.place.request import Request
 from ..spec.placement import Placement
 from ..spec.trace import Trace
@@ -69,11 +69,11 @@ class Fronts:
         for done, (path, search) in enumerate(self._asked):
             mine = budget.part(1 / (self.count - done))
             drawing = DRAW_TIME * budget.slowdown
-            draws = mine.part(1 - FRONT_PART).affords(drawing / ROOM, f"the picture {path}")
+            draws = mine.part(1 - FRONT_PART).affords(drawing / SAFETY_FACTOR, f"the picture {path}")
             searching = mine.before(drawing) if draws else mine
             front = search(trace, request, placement, searching)
             shown.append(front)
-            if draws and budget.affords(DRAW_TIME * budget.slowdown / ROOM**2, f"the picture {path}"):
+            if draws and budget.affords(DRAW_TIME * budget.slowdown / SAFETY_FACTOR**2, f"the picture {path}"):
                 front.draw(path)
                 drawn.append(path)
         return shown, drawn

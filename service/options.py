@@ -18,15 +18,15 @@ MAX_SECONDS = 1e7
 MAX_SEED = 2**63 - 1
 
 
-def output_option(words: str, *names: str) -> Any:
+def output_option(text: str, *names: str) -> Any:
     """The document to write, ``--output`` or of other names; a path that cannot be written is refused before any
     work."""
-    return typer.Option(*(names or ("--output", "-o")), help=words, callback=checked_output)
+    return typer.Option(*(names or ("--output", "-o")), help=text, callback=checked_output)
 
 
-def picture_option(words: str) -> Any:
-    """A picture to write; other kinds of files are refused before any work too. ``words``: what it shows."""
-    return typer.Option(help=f"{words} (.png, .svg or .pdf).", callback=_checked_picture)
+def picture_option(text: str) -> Any:
+    """A picture to write; other kinds of files are refused before any work too. ``text``: what it shows."""
+    return typer.Option(help=f"{text} (.png, .svg or .pdf).", callback=_checked_picture)
 
 
 def checked_output(context: typer.Context, path: Path | None) -> Path | None:

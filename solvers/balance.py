@@ -114,12 +114,12 @@ def checked(load: ArrayLike, speed: ArrayLike, capacity: ArrayLike) -> tuple[np.
         raise ValueError(
             f"capacity must hold a whole number of slots for each of {len(speeds)} devices, got {capacity!r}"
         )
-    experts, room = loads.shape[1], int(slots.sum())
-    if room < experts:
+    experts, total = loads.shape[1], int(slots.sum())
+    if total < experts:
         raise Infeasible(
-            f"{experts} experts need {experts - room} more slots: the devices hold {room}",
+            f"{experts} experts need {experts - total} more slots: the devices hold {total}",
             unit="slots",
-            missing=experts - room,
+            missing=experts - total,
         )
     return loads, speeds, slots.astype(np.int64)
 

@@ -22,7 +22,7 @@ class Solution(Generic[A]):
     bound: proven lower bound on the objective of *any* assignment; at most ``objective``.
     status: ``optimal`` proven; ``feasible`` from a heuristic; ``time_limit`` the best found when the time was up.
     seconds: wall-clock time, the one field that differs between equal runs.
-    solver: what found the assignment, in words.
+    solver: what found the assignment, as text.
     work: part of the planned steps that was done, for a search with a budget of them; below 1 where time was up.
     """
 

@@ -149,22 +149,22 @@ class Slots:
         capacity: ArrayLike,
     ) -> "Slots":
         """The inverse of ``to_lists``: experts (and shares; none: even) per layer and device."""
-        room = np.asarray(capacity, np.int64)
-        first = np.concatenate([[0], np.cumsum(room)])
-        expert_of = np.full((len(slots), int(room.sum())), EMPTY)
+        counts = np.asarray(capacity, np.int64)
+        first = np.concatenate([[0], np.cumsum(counts)])
+        expert_of = np.full((len(slots), int(counts.sum())), EMPTY)
         share_of = np.zeros(expert_of.shape)
         for layer, devices in enumerate(slots):
-            if len(devices) != len(room) or any(len(e) > c for e, c in zip(devices, room, strict=True)):
-                raise ValueError(f"layer {layer}: {[len(e) for e in devices]} experts in {room.tolist()} slots")
+            if len(devices) != len(counts) or any(len(e) > c for e, c in zip(devices, counts, strict=True)):
+                raise ValueError(f"layer {layer}: {[len(e) for e in devices]} experts in {counts.tolist()} slots")
             for g, experts in enumerate(devices):
                 expert_of[layer, first[g] : first[g] + len(experts)] = experts
             given = shares[layer] if shares is not None else None
             if given is None:
-                share_of[layer] = cls.even(expert_of[layer : layer + 1], room).share_of[0]
+                share_of[layer] = cls.even(expert_of[layer : layer + 1], counts).share_of[0]
                 continue
             for g, taken in enumerate(given):
                 share_of[layer, first[g] : first[g] + len(taken)] = taken
-        return cls(expert_of, share_of, room)
+        return cls(expert_of, share_of, counts)
 
 
 def _per_expert(expert_of: np.ndarray, num_experts: int, weights: np.ndarray | None = None) -> np.ndarray:

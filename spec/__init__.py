@@ -1,4 +1,4 @@
-"""The documents that flow between the rooms of moeplan, and the vocabulary they share."""
+"""The documents that flow between the packages of moeplan, and the vocabulary they share."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -24,7 +24,7 @@ def check_executed(model: Model, asked: str = "") -> None:
 
 
 def not_executed(model: Model) -> str:
-    """The same as words, "layer 0: the runtime does not execute attention sinks"; "" where there is nothing."""
+    """The same as text, "layer 0: the runtime does not execute attention sinks"; "" where there is nothing."""
     for i, block in enumerate(model.layers):
         missing = _missing(model, block) or missing_before(model, i)
         if missing:

@@ -22,7 +22,7 @@ _KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What a file is that is no regular one, in words, by its ``st_mode``."""
+    """What a file is that is no regular one, as text, by its ``st_mode``."""
     return _KINDS.get(stat.S_IFMT(mode), "a special file")
 
 

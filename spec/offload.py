@@ -30,7 +30,7 @@ class Offload(Part):
         description="on a disk of every host, where each rank has a file; empty for GPUs: in the host's memory"
     )
     places: tuple[NonNegativeInt, ...] = Field(
-        description="experts that each device has room for beside those that stay"
+        description="experts that each device has space for beside those that stay"
     )
     foresight: Foresight | None = Field(
         None, description="what layers behind the first read ahead, by what the layer before needs; None: their lists"

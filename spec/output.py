@@ -27,7 +27,7 @@ from .claims import written
 from .errors import DocumentError
 from .files import kind_of
 
-ROOM = 2**20
+FREE_BYTES = 2**20
 """Bytes that must be free where an output goes; its real size is not known before the work."""
 
 _teller: Callable[[Path], object] | None = None
@@ -46,7 +46,7 @@ def tell_of_folders(teller: Callable[[Path], object] | None) -> None:
 def check_output(path: str | Path) -> None:
     """Raise DocumentError, one line, where ``write_atomically`` could not write to this path. Nothing is left there.
 
-    Tries what the write will do: whether the folder takes a new file, and ``ROOM`` bytes in it.
+    Tries what the write will do: whether the folder takes a new file, and ``FREE_BYTES`` in it.
     """
     try:
         target = _target(path)
@@ -58,7 +58,7 @@ def check_output(path: str | Path) -> None:
             folder = folder.parent
         temporary, descriptor = _new_file(folder)
         try:
-            os.posix_fallocate(descriptor, 0, ROOM)
+            os.posix_fallocate(descriptor, 0, FREE_BYTES)
         finally:
             os.close(descriptor)
             os.unlink(temporary)

@@ -101,7 +101,7 @@ class PlacementSolver(Part):
     bound: float
     gap: float = Field(ge=0, description="(objective - bound) / objective")
     seconds: float = Field(ge=0, description="recorded time, the one field that differs between equal solves")
-    minimised: str = Field(description="what the objective is, in words")
+    minimised: str = Field(description="what the objective is, as text")
     found_by: str = Field(default="", description="the solver that found the placement; empty in older files")
     bounds: dict[str, float] = Field(default_factory=dict, description="every bound that was computed; the best counts")
 

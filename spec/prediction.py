@@ -71,7 +71,7 @@ class SolverRecord(Part):
     objective: float = Field(description="predicted step seconds of the chosen plan")
     bound: float = Field(description="proven lower bound on it over the space named in ``space``")
     gap: float = Field(ge=0, description="(objective - bound) / objective")
-    space: str = Field(description="what was searched, in words")
+    space: str = Field(description="what was searched, as text")
 
 
 class PlacementRecord(Part):
@@ -83,8 +83,8 @@ class PlacementRecord(Part):
 
     layers: tuple[int, ...] = Field(description="ordinals in the plan's layers")
     method: str = Field(description="name of the placement: given, linear, greedy, weighted, local, replicated")
-    solver: str = Field(description="what found it, in words")
-    minimised: str = Field(description="what the objective is, in words")
+    solver: str = Field(description="what found it, as text")
+    minimised: str = Field(description="what the objective is, as text")
     objective: float
     bound: float
     gap: float = Field(ge=0, description="(objective - bound) / objective")

@@ -9,7 +9,7 @@ UNLIKELY = 10.0  # where they are so many times more than chance would bring tog
 
 
 def repeated_rows(trace: Trace) -> str:
-    """A warning in words where many tokens choose the same experts in every layer; else empty.
+    """A warning where many tokens choose the same experts in every layer; else empty.
 
     Chance is what the other tokens show: if layers knew nothing of each other, the product over layers of how often
     they choose so. In one layer nothing is repeated but a choice, which its load shows.

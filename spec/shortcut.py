@@ -33,7 +33,7 @@ def reads_before(block: Block) -> bool:
 
 
 def missing_before(model: Model, index: int) -> str:
-    """What a shortcut lacks before it, in words; "" where nothing."""
+    """What a shortcut lacks before it, as text; "" where nothing."""
     if not reads_before(model.layers[index]):
         return ""
     if index == 0:

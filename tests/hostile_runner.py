@@ -149,7 +149,7 @@ def fault(ended: dict[str, Any]) -> str | None:
         if len(errors) != 1 or not errors[0].startswith("error: ") or not errors[0].isprintable():
             return "not one line"
         if re.search(r"error: (\w*Error|\w*Exception)\b", errors[0]) or len(errors[0]) > 2000:
-            return "no words for a user"
+            return "no message for a user"
     return None
 
 

@@ -26,11 +26,11 @@ from moeplan.tests.routings import random_trace
 from moeplan.tests.spelled_out import first_version, spelled_out
 from moeplan.tests.synthetic import cluster
 
-LAYERS, EXPERTS, HIDDEN, FFN, HEADS, WORDS = 3, 4, 32, 48, 4, 64
+LAYERS, EXPERTS, HIDDEN, FFN, HEADS, VOCABULARY = 3, 4, 32, 48, 4, 64
 CONFIG = {
     "model_type": "mixtral", "hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
     "num_attention_heads": HEADS, "num_key_value_heads": 2, "num_local_experts": EXPERTS, "num_experts_per_tok": 2,
-    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "vocab_size": WORDS, "torch_dtype": "float32",
+    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "vocab_size": VOCABULARY, "torch_dtype": "float32",
 }  # fmt: skip
 QUICK = ["--steps", "50", "--time-limit", "2", "--devices", "2"]
 
@@ -105,7 +105,7 @@ def _checkpoint(folder: Path, model: Model) -> None:
     """Random weights of the small Mixtral, in two files with an index."""
     folder.mkdir()
     size = HIDDEN // HEADS
-    shapes = {"model.embed_tokens": (WORDS, HIDDEN), "lm_head": (WORDS, HIDDEN), "model.norm": (HIDDEN,)}
+    shapes = {"model.embed_tokens": (VOCABULARY, HIDDEN), "lm_head": (VOCABULARY, HIDDEN), "model.norm": (HIDDEN,)}
     for i in range(LAYERS):
         layer, attention = f"model.layers.{i}", f"model.layers.{i}.self_attn"
         shapes |= {f"{layer}.input_layernorm": (HIDDEN,), f"{layer}.post_attention_layernorm": (HIDDEN,)}

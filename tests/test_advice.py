@@ -204,8 +204,8 @@ def test_place_counts_what_engines_hold(
         folder(here / name, "mixtral", **sizes, **scheme)
     plain, fp8 = load_model("./plain"), load_model("./fp8")
     assert fp8.expert_bytes() == 3 * 128 * 256 + 4 * 3 * (128 // 32) * (256 // 32)
-    room = (plain.rest_bytes() + 3 * 2.5 * plain.expert_bytes()) / 0.9  # two and a half experts of each layer
-    cluster(plain, ((1.0, 1.0),), memory=room).write("small.json")
+    memory = (plain.rest_bytes() + 3 * 2.5 * plain.expert_bytes()) / 0.9  # two and a half experts of each layer
+    cluster(plain, ((1.0, 1.0),), memory=memory).write("small.json")
     place = ("place", "--trace", "t.npz", "--cluster", "small.json", "--steps", "100")
     code, _, err = moeplan(monkeypatch, capfd, *place, "-m", "./plain")
     assert code == 2

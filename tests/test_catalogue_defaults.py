@@ -181,7 +181,7 @@ def test_one_base_for_both_layer_types_is_the_models() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "changes", "words"),
+    ("family", "changes", "parts"),
     [
         ("mixtral", {"rope_parameters": LAYERED}, ["rope_parameters", "by layer type", "full_attention"]),
         ("gpt_oss", {"rope_parameters": {"full_attention": LAYERED["full_attention"]}}, ["nothing for the sliding"]),
@@ -194,10 +194,10 @@ def test_one_base_for_both_layer_types_is_the_models() -> None:
         ("gpt_oss", {"rope_parameters": {"diagonal": {}}}, ["rope_parameters", "diagonal"]),
     ],
 )
-def test_rope_that_cannot_be_read_is_named(family: str, changes: Body, words: list[str]) -> None:
+def test_rope_that_cannot_be_read_is_named(family: str, changes: Body, parts: list[str]) -> None:
     with pytest.raises(MoeplanError) as caught:
         read(full_body(family, SMALL[family][1]) | changes)
-    assert all(word in str(caught.value) for word in words)
+    assert all(part in str(caught.value) for part in parts)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe", "qwen2_moe", "deepseek_v3", "longcat_flash"])

@@ -92,7 +92,7 @@ def test_gate_normalisation_is_off_unless_stated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "parts"),
     [
         ("mixtrall", ["mixtral", "config.json"]),
         ("deepseek-v33", ["nearest: deepseek-v3", "config.json"]),
@@ -103,14 +103,14 @@ def test_gate_normalisation_is_off_unless_stated(tmp_path: Path) -> None:
         ("a\0b.json", ["b.json"]),
     ],
 )
-def test_unknown_models(name: str, words: list[str]) -> None:
+def test_unknown_models(name: str, parts: list[str]) -> None:
     with pytest.raises(MoeplanError) as caught:
         load_model(name)
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 400
-    for word in words:
-        assert word in message
+    for part in parts:
+        assert part in message
 
 
 def test_folder_without_configuration(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_folder_without_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "parts"),
     [
         ({"model_type": "llama"}, ["model_type", "'llama'", "none of its layers has experts"]),
         ({"model_type": ...}, ["model_type", "expected one of"]),
@@ -152,15 +152,15 @@ def test_folder_without_configuration(tmp_path: Path) -> None:
         ({"model_type": "qwen2_moe", "use_sliding_window": True}, ["layer_types"]),
     ],
 )
-def test_odd_fields_are_named(changes: dict[str, object], words: list[str], tmp_path: Path) -> None:
+def test_odd_fields_are_named(changes: dict[str, object], parts: list[str], tmp_path: Path) -> None:
     path = write(tmp_path, mixtral_body(**changes))
     with pytest.raises(MoeplanError) as caught:
         load_model(path)
     message = str(caught.value)
     assert message.startswith(path)
     assert "\n" not in message
-    for word in words:
-        assert word in message
+    for part in parts:
+        assert part in message
 
 
 @pytest.mark.parametrize(

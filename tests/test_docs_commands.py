@@ -129,7 +129,7 @@ def test_the_documents_are_looked_at() -> None:
 
 
 TEXT = """\
-Words, and `moeplan missing`.
+Text, and `moeplan missing`.
 
 <!-- run first:
 moeplan profile
@@ -137,7 +137,7 @@ moeplan models -->
 
 ```sh
 moeplan solve --model a \\
-    --seed 1    # words
+    --seed 1    # a remark
 
 make lint
 ```
@@ -169,7 +169,7 @@ def test_blocks_are_found_and_told_apart() -> None:
     assert list(steps_of(TEXT, "a.md")) == [
         Commands(
             "a.md:7",
-            ("moeplan solve --model a --seed 1    # words", "make lint"),
+            ("moeplan solve --model a --seed 1    # a remark", "make lint"),
             "",
             ("moeplan profile", "moeplan models"),
         ),
@@ -180,7 +180,7 @@ def test_blocks_are_found_and_told_apart() -> None:
 
 
 def test_a_remark_only_counts_directly_before_its_block() -> None:
-    (step,) = steps_of("<!-- not run: needs root -->\n\nWords.\n\n```sh\nmoeplan models\n```\n", "a.md")
+    (step,) = steps_of("<!-- not run: needs root -->\n\nText.\n\n```sh\nmoeplan models\n```\n", "a.md")
     assert isinstance(step, Commands)
     assert not step.not_run
 
@@ -214,7 +214,7 @@ def test_a_stale_command_is_seen(command: str, problem: str) -> None:
         "python examples/tiny_moe/train.py --output a",
         "python -m moeplan.benchmarks.by_batch --devices 8",
         "python -m sglang.launch_server --tp-size 32",
-        "# only words",
+        "# only a remark",
     ],
 )
 def test_a_command_that_exists_is_not_reported(command: str) -> None:

@@ -26,7 +26,7 @@ def test_the_documents_are_looked_at() -> None:
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "other.md").write_text("# One\n\n## Two `words`, here\n\n## One\n")
+    (tmp_path / "docs" / "other.md").write_text("# One\n\n## Two `names`, here\n\n## One\n")
     (tmp_path / "docs" / "a picture.png").write_bytes(b"")
     return tmp_path
 
@@ -36,7 +36,7 @@ def there(tmp_path: Path) -> Path:
     [
         "[a](other.md)",
         "[a](other.md#one) [b](other.md#one-1)",
-        "[a](other.md#two-words-here)",
+        "[a](other.md#two-names-here)",
         "# Here it is\n\n[a](#here-it-is)",
         "[a](../docs) [b](.)",
         "![a](a%20picture.png)",
@@ -54,7 +54,7 @@ def test_good_links_are_not_reported(there: Path, text: str) -> None:
     ("text", "problem"),
     [
         ("[a](missing.md)", "docs/page.md:1: missing.md: no file or folder docs/missing.md"),
-        ("words\n\n- [a](docs/other.md)", "docs/page.md:3: docs/other.md: no file or folder docs/docs/other.md"),
+        ("text\n\n- [a](docs/other.md)", "docs/page.md:3: docs/other.md: no file or folder docs/docs/other.md"),
         ("![a](missing.png)", "no file or folder docs/missing.png"),
         ("<img src='missing.png'>", "no file or folder docs/missing.png"),
         ('see <a href="missing.md">it</a>', "no file or folder docs/missing.md"),

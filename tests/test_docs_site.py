@@ -17,25 +17,25 @@ from moeplan.website.offline import loaded_from_elsewhere
 from moeplan.website.pages import ROOT, linked, page_of, source_page
 
 
-def test_the_picture_of_the_rooms_is_current() -> None:
+def test_the_picture_of_the_packages_is_current() -> None:
     """Renew it with `python -m moeplan.website.architecture`."""
     assert (ROOT / architecture.PICTURE).read_text() == architecture.picture(architecture.imports())
 
 
-def test_the_picture_shows_every_import_between_rooms() -> None:
+def test_the_picture_shows_every_import_between_packages() -> None:
     """By the other reading of imports, that of the rules."""
     found = set()
     for path in test_imports.FILES:
-        room = test_imports.room_of(path)
+        package = test_imports.package_of(path)
         for _, name in test_imports.imports(test_imports.ast.parse(path.read_text()), path):
             parts = name.split(".")
-            if room in test_imports.ROOMS and parts[0] == "moeplan" and parts[1] in test_imports.ROOMS:
-                found.add((room, parts[1]))
+            if package in test_imports.PACKAGES and parts[0] == "moeplan" and parts[1] in test_imports.PACKAGES:
+                found.add((package, parts[1]))
     assert architecture.imports() == {(a, b) for a, b in found if a != b}
     assert ("planner", "solvers") in found
 
 
-def test_a_room_stands_above_what_it_imports() -> None:
+def test_a_package_stands_above_what_it_imports() -> None:
     with pytest.raises(ValueError, match="change PLACES"):
         architecture.picture({("spec", "planner")})
 
@@ -93,7 +93,7 @@ def test_every_field_of_every_document_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "words"),
+    ("field", "text"),
     [
         ({"type": "integer"}, "integer"),
         ({"$ref": "#/$defs/Model"}, "Model"),
@@ -106,8 +106,8 @@ def test_every_field_of_every_document_is_in_the_reference() -> None:
         ({}, "any"),
     ],
 )
-def test_types_in_words(field: dict, words: str) -> None:
-    assert schemas.kind_of(field) == words
+def test_types_as_text(field: dict, text: str) -> None:
+    assert schemas.kind_of(field) == text
 
 
 def test_every_solver_has_its_formulation_on_a_page() -> None:
@@ -176,6 +176,6 @@ def test_a_style_sheet_that_loads_from_elsewhere_is_seen(tmp_path: Path) -> None
 
 
 def test_examples_of_docstrings_become_code() -> None:
-    text = "Words.\n\n>>> a = f(  # doctest: +SKIP\n...     1)\n>>> b  # doctest: +SKIP\n\nMore."
-    assert fenced(text) == "Words.\n\n```pycon\n>>> a = f(\n...     1)\n>>> b\n```\n\nMore."
+    text = "Text.\n\n>>> a = f(  # doctest: +SKIP\n...     1)\n>>> b  # doctest: +SKIP\n\nMore."
+    assert fenced(text) == "Text.\n\n```pycon\n>>> a = f(\n...     1)\n>>> b\n```\n\nMore."
     assert fenced("a >>> b") == "a >>> b"

@@ -1,4 +1,4 @@
-"""Malformed files of every engine are refused in words: by hand, by mutation, and hostile ones."""
+"""Malformed files of every engine are refused with a reason: by hand, by mutation, and hostile ones."""
 
 import json
 import re

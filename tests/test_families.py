@@ -140,7 +140,7 @@ def test_a_model_of_another_family_is_placed_and_not_solved(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "reason"),
     [
         ({"model_type": "no_such_family"}, "neither moeplan nor Transformers"),
         ({"model_type": "bert"}, "none of its layers has experts"),
@@ -151,11 +151,11 @@ def test_a_model_of_another_family_is_placed_and_not_solved(tmp_path: Path, monk
         ({"model_type": "glm4_moe", "quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch, capfd, fields: dict, words: str):
+def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch, capfd, fields: dict, reason: str):
     assert fields["model_type"] not in READERS
     code, err = moeplan(monkeypatch, capfd, "models", config(tmp_path, **fields))
     assert code == 2
-    assert words in err
+    assert reason in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -128,10 +128,10 @@ def chosen_by_experts(rows: list[Vector], top_k: int) -> list[dict[int, float]]:
     """Of every token its experts and their scores."""
     scores = [softmax(row) for row in rows]
     experts = len(rows[0])
-    room = min(len(rows), math.ceil(len(rows) * top_k / experts))
+    capacity = min(len(rows), math.ceil(len(rows) * top_k / experts))
     found: list[dict[int, float]] = [{} for _ in rows]
     for e in range(experts):
-        for t in sorted(range(len(rows)), key=lambda t: (-scores[t][e], t))[:room]:
+        for t in sorted(range(len(rows)), key=lambda t: (-scores[t][e], t))[:capacity]:
             found[t][e] = scores[t][e]
     return found
 

@@ -71,7 +71,7 @@ def test_a_dry_run_is_nothing_to_bring_home(dry):
         bring_home.bring(dry[1])
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the words of a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message of a machine without a GPU")
 def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     environment = os.environ | {"PYTHON": sys.executable, "MOEPLAN_WHEELS": "0"}
     command = [str(RUN), "--out", str(tmp_path / "out")]

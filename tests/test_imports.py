@@ -1,4 +1,4 @@
-"""The house: which room may import which, and what no file of the product may do."""
+"""The packages: which may import which, and what no file of the product may do."""
 
 import ast
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("spec", "solvers", "runtime", "profiler", "planner", "service")
+PACKAGES = ("spec", "solvers", "runtime", "profiler", "planner", "service")
 MAY_IMPORT = {
     "spec": set(),
     "solvers": set(),
     "runtime": {"spec"},
     "profiler": {"spec", "runtime"},
     "planner": {"spec", "solvers"},
-    "service": set(ROOMS),
+    "service": set(PACKAGES),
     "__init__.py": {"spec", "service"},
     "__main__.py": {"service"},
     "caches.py": set(),
 }
-FILES = [*sorted(ROOT.glob("*.py")), *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+FILES = [*sorted(ROOT.glob("*.py")), *(path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py")))]
 MOST_LINES, MOST_IN_FUNCTION = 400, 80
 # Compiled inner loops: cut into functions they are 1.4 to 1.9 times slower.
 LONG_FUNCTIONS = {"solvers/replication/search.py anneal", "solvers/placement/kernel.py walk"}
-# Third-party packages that a room must live without.
+# Third-party packages that a package must live without.
 FOREIGN = {
     "spec": {"torch", "transformers", "pulp", "ortools", "typer", "rich"},
     "solvers": {"torch", "pydantic", "transformers", "typer", "rich"},
@@ -49,35 +49,35 @@ UNSAFE_CALLS = {
 }
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
 def imports(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
     """Line and absolute dotted name of everything imported; the product's own names begin with ``moeplan``."""
-    package = ("moeplan", *path.relative_to(ROOT).parts[:-1])
+    parents = ("moeplan", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = parents[: len(parents) - node.level + 1] if node.level else ()
             module = ".".join((*base, *((node.module or "").split(".") if node.module else ())))
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
 def violations(source: str, path: Path) -> list[str]:
     """What a file does against the rules, one line each."""
-    tree, room = ast.parse(source), room_of(path)
+    tree, package = ast.parse(source), package_of(path)
     found = []
     for line, name in imports(tree, path):
         first, *rest = name.split(".")
         where = f"{path.relative_to(ROOT)}:{line}"
-        if first == "moeplan" and rest[0] in ROOMS and rest[0] not in MAY_IMPORT[room] | {room}:
-            found.append(f"{where}: {room} may not import {rest[0]}")
+        if first == "moeplan" and rest[0] in PACKAGES and rest[0] not in MAY_IMPORT[package] | {package}:
+            found.append(f"{where}: {package} may not import {rest[0]}")
         if first in UNSAFE_MODULES:
             found.append(f"{where}: {first} is unsafe")
-        if first in FOREIGN.get(room, ()):
-            found.append(f"{where}: {room} may not import {first}")
+        if first in FOREIGN.get(package, ()):
+            found.append(f"{where}: {package} may not import {first}")
     for node in ast.walk(tree):
         where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "moeplan":
@@ -111,13 +111,13 @@ def call_problems(call: ast.Call) -> list[str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_rules_of_the_house(path: Path) -> None:
+def test_rules_of_the_packages(path: Path) -> None:
     assert violations(path.read_text(), path) == []
 
 
-def test_every_room_is_looked_at() -> None:
-    assert {room_of(path) for path in FILES} >= {*ROOMS, "__init__.py", "__main__.py"}
-    assert all(room_of(path) in MAY_IMPORT for path in FILES)
+def test_every_package_is_looked_at() -> None:
+    assert {package_of(path) for path in FILES} >= {*PACKAGES, "__init__.py", "__main__.py"}
+    assert all(package_of(path) in MAY_IMPORT for path in FILES)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def long_functions(source: str, where: str) -> list[str]:
 
 def test_functions_are_short() -> None:
     """An exception that is one no more is taken off the list."""
-    paths = [path for path in FILES if room_of(path) in ROOMS]
+    paths = [path for path in FILES if package_of(path) in PACKAGES]
     found = [name for path in paths for name in long_functions(path.read_text(), path.relative_to(ROOT).as_posix())]
     assert set(found) == LONG_FUNCTIONS
 

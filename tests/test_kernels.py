@@ -147,10 +147,10 @@ def test_idle_experts_have_zeros_wherever_large_pages_end(experts, more, busy):
     columns = memory.LARGE // 4 // experts + 1 + more // experts
     for wanted in busy:  # each in memory that the one before it filled, large pages shared between experts
         here = {e for e in wanted if e < experts}
-        room = memory.gradient((experts, columns), torch.float32, torch.device("cpu"), here)
-        assert not room.tensor[[e for e in range(experts) if e not in here]].any()
-        room.tensor.fill_(1.0)
-        del room
+        buffer = memory.gradient((experts, columns), torch.float32, torch.device("cpu"), here)
+        assert not buffer.tensor[[e for e in range(experts) if e not in here]].any()
+        buffer.tensor.fill_(1.0)
+        del buffer
     memory._free.clear()  # many sizes
 
 

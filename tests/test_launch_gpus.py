@@ -1,4 +1,4 @@
-"""Two ranks on one GPU are refused in our words, before NCCL is asked; with a stand-in for what torch says of GPUs."""
+"""Two ranks on one GPU are refused with our own message, before NCCL is asked; a stand-in answers for torch."""
 
 import os
 import subprocess

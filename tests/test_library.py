@@ -109,7 +109,7 @@ def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> No
         with pytest.raises(MoeplanError, match=r"devices .*: expected a whole number from 1"):
             place(trace, devices=wrong)  # type: ignore[arg-type]
     made = cluster(tiny_model())
-    for solving, words in (
+    for solving, reason in (
         ({"memory_bytes": 1e9}, "memory_bytes 1000000000.0: expected a whole number"),
         ({"seed": -1}, "seed -1: expected a whole number from 0"),
         ({"time_limit": "x"}, "time_limit 'x': expected a number of seconds"),
@@ -119,11 +119,11 @@ def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> No
         ({"placement": made}, "expected a Placement, or the path of one"),
         ({"strategy": "magic"}, "magic"),
     ):
-        with pytest.raises(MoeplanError, match=words):
+        with pytest.raises(MoeplanError, match=reason):
             solve(tiny_model(), made, **solving)  # type: ignore[arg-type]
     with pytest.raises(MoeplanError, match="model 5: expected a Model"):
         solve(5, made)  # type: ignore[arg-type]
-    for placing, words in (
+    for placing, reason in (
         ({"fit": "0:0.5"}, "fit '0:0.5': expected two fractions"),
         ({"objective": "best"}, "objective 'best': expected one of latency"),
         ({"shares": 1}, "shares 1: expected one of even"),
@@ -134,7 +134,7 @@ def test_wrong_input_is_one_line(plan: Plan, trace: Trace, tmp_path: Path) -> No
         ({"previous": 3}, "previous 3: expected a Placement"),
         ({"seed": -1}, "seed -1"),
     ):
-        with pytest.raises(MoeplanError, match=words):
+        with pytest.raises(MoeplanError, match=reason):
             place(trace, **placing)  # type: ignore[arg-type]
     with pytest.raises(MoeplanError, match="needs --model"):
         place(trace, cluster=cluster(tiny_model()))

@@ -178,13 +178,13 @@ def test_waiting_is_what_a_reader_beside_a_computer_gives(layers, places, read):
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 13), st.integers(0, 2**16))
 @settings(max_examples=60, deadline=None)
-def test_what_stays_is_what_is_needed_most(layers, experts, room, seed):
+def test_what_stays_is_what_is_needed_most(layers, experts, most, seed):
     needed = np.random.default_rng(seed).random((layers, experts))
-    stays = kept(needed, [range(experts)] * layers, room)
+    stays = kept(needed, [range(experts)] * layers, most)
     value = sum(needed[j, e] for j, held in enumerate(stays) for e in held)
-    best = np.sort(needed.ravel())[::-1][:room].sum()
-    assert sum(map(len, stays)) == min(room, needed.size)
-    assert value == pytest.approx(best, abs=1e-3 * (room + 1))
+    best = np.sort(needed.ravel())[::-1][:most].sum()
+    assert sum(map(len, stays)) == min(most, needed.size)
+    assert value == pytest.approx(best, abs=1e-3 * (most + 1))
 
 
 def test_a_report_says_what_was_expected_of_the_reads():

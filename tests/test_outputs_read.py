@@ -63,7 +63,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hand_made_plan(model, "decode:4@8", [layer], tokens=[2, 2], routing=routing).write("plan.json")
     linear_placement(model, 2).write("place.json")
     Path("lab.yaml").write_text("name: two\nhosts:\n  - {name: a, ranks: 1, cpu_share: 0.5}\nuplink_gbit: 1.0\n")
-    Path("text.txt").write_text("words " * 5000)
+    Path("text.txt").write_text("texts " * 5000)
     Path("weights").mkdir()
     shutil.copy("model/config.json", "weights")
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'

@@ -111,12 +111,12 @@ def test_replicas_keep_the_rules(seed, shape, shares, objective):
 
 
 @few
-@given(seed=st.integers(0, 10**6), room=st.floats(0, 0.5), objective=st.sampled_from(["latency", "locality"]))
-def test_an_explicit_cap_is_kept_on_the_fitted_part(seed, room, objective):
+@given(seed=st.integers(0, 10**6), slack=st.floats(0, 0.5), objective=st.sampled_from(["latency", "locality"]))
+def test_an_explicit_cap_is_kept_on_the_fitted_part(seed, slack, objective):
     trace = random_trace(seed, 3, 8)
     fleet = Fleet.of(even_fleet(4, 2, 8, False))
     fitted = trace.part(0, 0.5)
-    cap = room + mean_balance(greedy(fitted.expert_counts, fleet), fitted.expert_counts[None], fleet.speed)
+    cap = slack + mean_balance(greedy(fitted.expert_counts, fleet), fitted.expert_counts[None], fleet.speed)
     request = asked(trace, 4, 2, fit=(0.0, 0.5), balance_cap=cap, objective=objective)
     found = place(trace, request)
     check_rules(found, request)

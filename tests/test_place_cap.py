@@ -12,7 +12,7 @@ from moeplan.planner.budget import Budget
 from moeplan.planner.place.cap import (
     ALLOWED,
     FRACTIONS,
-    LEAST_ROOM,
+    LEAST_SLACK,
     Cap,
     _fraction,
     balance_range,
@@ -91,7 +91,7 @@ def test_the_cap_lies_between_the_coolest_and_eplb():
             row[list(experts)] = device
     assert mean_balance(devices, load, fleet.speed) <= cap * (1 + 1e-6)
     eplb = found.scores["eplb"].fit.balance_mean
-    assert cap >= 1 + LEAST_ROOM
+    assert cap >= 1 + LEAST_SLACK
     assert cap < 1.5 * eplb
 
 
@@ -120,8 +120,8 @@ def test_trials_cut_short_lower_the_cap_and_are_told():
     fleet = Fleet.of(even_fleet(4, 2, 16, False))
     coolest, usual, _ = balance_range(Single(fleet), trace, Budget.of(60.0))
     usually, hurried = (chosen(kind(fleet), trace) for kind in (Single, Hurried))
-    assert coolest + LEAST_ROOM < usually.value <= usual  # or nothing is tested
-    assert hurried.value - coolest == pytest.approx(max(0.25 * (usually.value - coolest), LEAST_ROOM))
+    assert coolest + LEAST_SLACK < usually.value <= usual  # or nothing is tested
+    assert hurried.value - coolest == pytest.approx(max(0.25 * (usually.value - coolest), LEAST_SLACK))
     assert not hurried.in_time
     assert len(hurried.notes) == 1
     assert "had time for 25% of their steps" in hurried.notes[0]

@@ -193,7 +193,7 @@ def test_a_model_of_another_shape_is_refused_with_both_numbers(moeplan):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "reason"),
     [
         (("--devices", "3", "--equal-slots"), r"use --slots 9, or other --devices$"),  # 6 would be below 8 experts
         (("--devices", "3", "--slots", "10", "--equal-slots"), r"use --slots 12 \(or 9\)"),
@@ -206,11 +206,11 @@ def test_a_model_of_another_shape_is_refused_with_both_numbers(moeplan):
         (("--slots-per-device", "3,5", "--equal-slots"), r"does not go with --equal-slots"),
     ],
 )
-def test_hints_can_be_followed(moeplan, options, words):
+def test_hints_can_be_followed(moeplan, options, reason):
     code, out, err = moeplan("--trace", "t.npz", *options)
     assert code == 2
     assert not out
-    assert re.search(words, err), err
+    assert re.search(reason, err), err
     assert not Path("place.json").exists()
 
 

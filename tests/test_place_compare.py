@@ -52,14 +52,14 @@ def test_without_a_trace_the_documents_speak() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "words"),
+    ("other", "reason"),
     [
         (random_placement(0, 3, 4, 2, 2), "A has 2 layers, B 3"),
         (random_placement(0, 2, 6, 2, 2), "A has 4 experts, B 6"),
         (random_placement(0, 2, 4, 4, 2), "A has 2 devices, B 4"),
     ],
 )
-def test_other_shapes_are_refused(other: Placement, words: str) -> None:
-    with pytest.raises(MoeplanError, match=words) as refused:
+def test_other_shapes_are_refused(other: Placement, reason: str) -> None:
+    with pytest.raises(MoeplanError, match=reason) as refused:
         between(placement_of(SPLIT, HOSTS), other, None)
     assert "\n" not in str(refused.value)

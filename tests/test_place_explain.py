@@ -73,7 +73,7 @@ def test_devices_that_hold_everything_have_no_use_for_a_slot() -> None:
     trace = Trace.of_counts(np.array([[3, 1]]))
     found = explain(placement_of([[[0, 1], [0, 1]]], HOSTS, trace), trace)
     assert found.one_more_slot is None
-    assert any("room for every expert already" in note for note in found.notes)
+    assert any("a slot for every expert already" in note for note in found.notes)
 
 
 def test_bytes_of_a_slot_are_those_of_all_layers() -> None:
@@ -100,7 +100,7 @@ def test_faster_devices_are_less_hot() -> None:
 
 
 def limits(placement: Placement, trace: Trace = HAND) -> dict[str, tuple[bool, str]]:
-    return {x.name: (x.binding, x.words) for x in why.limits(placement, trace)}
+    return {x.name: (x.binding, x.text) for x in why.limits(placement, trace)}
 
 
 def test_a_cap_binds_where_the_balance_is_at_it() -> None:
@@ -115,20 +115,20 @@ def test_a_cap_binds_where_the_balance_is_at_it() -> None:
         (mean + 0.1, "samples", False, f"{mean:.4f} as a mean over load samples"),
         (1.9, "fit", False, "1.4000"),
     ):
-        found, words = limits(placement_of(SPLIT, HOSTS, balance_cap=cap, balance_cap_of=of))["balance cap"]
+        found, text = limits(placement_of(SPLIT, HOSTS, balance_cap=cap, balance_cap_of=of))["balance cap"]
         assert found is binds
-        assert f"{reached} of at most {cap:.4f}" in words
+        assert f"{reached} of at most {cap:.4f}" in text
     assert "balance cap" not in limits(placement_of(SPLIT, HOSTS))
 
 
-def test_slots_bind_where_no_device_has_room() -> None:
-    binds, words = limits(placement_of(SPLIT, HOSTS))["slots"]
+def test_slots_bind_where_no_device_has_a_free_slot() -> None:
+    binds, text = limits(placement_of(SPLIT, HOSTS))["slots"]
     assert binds
-    assert "all 2 devices are full in every layer, 4 slots per layer for 4 experts: no room for a second copy" in words
-    roomy = [PlacementDevice(host="left", capacity=2), PlacementDevice(host="right", capacity=3)]
-    binds, words = limits(placement_of(SPLIT, HOSTS, devices=roomy))["slots"]
+    assert "all 2 devices are full in every layer, 4 slots per layer for 4 experts: no slot for a second copy" in text
+    larger = [PlacementDevice(host="left", capacity=2), PlacementDevice(host="right", capacity=3)]
+    binds, text = limits(placement_of(SPLIT, HOSTS, devices=larger))["slots"]
     assert not binds
-    assert "1 of 2 devices are full, 1.0 slots free per layer; 5 slots per layer for 4 experts" in words
+    assert "1 of 2 devices are full, 1.0 slots free per layer; 5 slots per layer for 4 experts" in text
 
 
 def test_moves_bind_at_their_limit() -> None:
@@ -138,14 +138,14 @@ def test_moves_bind_at_their_limit() -> None:
 
 
 def test_groups_bind_where_they_force_a_worse_balance() -> None:
-    binds, words = limits(placement_of(SPLIT, HOSTS, groups=2))["groups"]
+    binds, text = limits(placement_of(SPLIT, HOSTS, groups=2))["groups"]
     # layer 0 has loads 7 0 | 0 3, layer 1 has 0 3 | 7 0: one expert has 7 of 10 with groups or without
     assert not binds
-    assert "at best 1.4000 in balance with them, 1.4000 without" in words
+    assert "at best 1.4000 in balance with them, 1.4000 without" in text
     placement = placement_of([[[0, 1], [2, 3]]], HOSTS, groups=2)
     (bound,) = [x for x in why.limits(placement, Trace.of_counts(np.array([[4.0, 4, 1, 1]]))) if x.name == "groups"]
     assert bound.binding
-    assert "at best 1.6000 in balance with them, 1.0000 without" in bound.words
+    assert "at best 1.6000 in balance with them, 1.0000 without" in bound.text
     torn = limits(placement_of([[[0, 2], [1, 3]]] * 2, HOSTS, groups=2))["groups"][1]
     assert "not kept: 4 (layer, group)" in torn
 

@@ -61,7 +61,7 @@ def place(moeplan: Run) -> Path:
 
 def test_the_page_says_why(moeplan: Run, place: Path) -> None:
     page = " ".join(moeplan("explain", place, "--picture", "place.png").split())  # however lines break
-    for words in (
+    for text in (
         "tiny-moe: 8 layers x 16 experts on 4 devices of 2 hosts, 16 slots per layer",
         "at most 20.0% could still be saved",
         "what limits it",
@@ -74,7 +74,7 @@ def test_the_page_says_why(moeplan: Run, place: Path) -> None:
         "on every device, all layers together",
         "wrote place.png",
     ):
-        assert words in page
+        assert text in page
     assert Path("place.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -93,19 +93,19 @@ def test_the_json_is_complete(moeplan: Run, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "bound", "words"),
+    ("status", "bound", "text"),
     [
         ("optimal", 0.5, "proven optimal"),
         ("feasible", 0.0, "nothing is proven"),
         ("time_limit", 0.4, "stopped at its time limit"),
     ],
 )
-def test_the_verdict_in_words(moeplan: Run, place: Path, status: str, bound: float, words: str) -> None:
+def test_the_verdict_as_text(moeplan: Run, place: Path, status: str, bound: float, text: str) -> None:
     solver = PlacementSolver(
         status=status, objective=0.5, bound=bound, gap=1 - bound / 0.5, seconds=1, minimised="moves"
     )
     Placement.read(place).model_copy(update={"solver": solver}).write("other.json")
-    assert words in moeplan("explain", "other.json")
+    assert text in moeplan("explain", "other.json")
 
 
 @pytest.mark.parametrize("kind", ["copies", "counts", "one host", "one layer"])

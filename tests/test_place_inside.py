@@ -114,7 +114,7 @@ def test_a_search_that_the_clock_ended_says_so():
         assert all((placed.slots.copies > 0).all(axis=1))
 
 
-def test_without_room_for_all_experts_there_is_only_linear():
+def test_without_slots_for_all_experts_there_is_only_linear():
     question = asked(1, 2, 6, 2, 1, 2)
     assert usual(question, measured=True).keys() == {"linear"}
     assert placements_for(question, seed=0, budget=Budget.of(60), copies=True) == {}

@@ -119,22 +119,22 @@ def test_the_front_needs_a_previous_placement(moeplan: Run) -> None:
     assert "--moves-front needs --previous" in err
 
 
-def _every_placement(experts: int, devices: int, room: int):
-    """[E] devices of single copies, ``room`` on each at most."""
+def _every_placement(experts: int, devices: int, most: int):
+    """[E] devices of single copies, ``most`` on each at most."""
     for placed in itertools.product(range(devices), repeat=experts):
-        if np.bincount(placed, minlength=devices).max() <= room:
+        if np.bincount(placed, minlength=devices).max() <= most:
             yield np.array(placed)
 
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 def test_every_limit_against_brute_force(seed: int) -> None:
-    """One layer of six experts on three devices, with and without room to spare, in one or two windows."""
+    """One layer of six experts on three devices, with and without slots to spare, in one or two windows."""
     rng = np.random.default_rng(seed)
-    room, windows = int(rng.integers(2, 4)), int(rng.integers(1, 3))
+    most, windows = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     load = np.floor(rng.pareto(1.2, (windows, 1, 6)) * 10 + 1)
-    fleet = Fleet.of(even_fleet(3, 1, 3 * room, False))
-    placements = list(_every_placement(6, 3, room))
+    fleet = Fleet.of(even_fleet(3, 1, 3 * most, False))
+    placements = list(_every_placement(6, 3, most))
     old = Slots.from_device_of(placements[rng.integers(len(placements))][None], fleet.capacity)
     device_of = np.zeros(6, np.int64)
     held = old.expert_of[0] >= 0
@@ -156,7 +156,7 @@ def test_every_limit_against_brute_force(seed: int) -> None:
         least = min(v for loads, v in best.items() if loads <= limit)
         # A spare slot may hold a second copy, which halves its expert's load: never worse than single copies.
         assert reached <= least * (1 + 1e-9)
-        if room == 2:
+        if most == 2:
             assert reached == pytest.approx(least)
         kept = {(int(d), int(e)) for d, e in zip(old.device_of_slot, old.expert_of[0], strict=True)}
         now = {(int(d), int(e)) for d, e in zip(found.device_of_slot, found.expert_of[0], strict=True) if e >= 0}

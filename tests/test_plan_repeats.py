@@ -37,7 +37,7 @@ def test_an_earlier_plan_has_no_repeats() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "reason"),
     [
         ({"repeats": 5000}, "less than or equal to 4096"),
         ({"repeats": 4096}, "4096 groups have more than 4,096 devices"),
@@ -48,7 +48,7 @@ def test_an_earlier_plan_has_no_repeats() -> None:
         ({"shares": [[1.0], [1.0]], "repeats": 2}, "sum to 2"),
     ],
 )
-def test_wrong_repeats_are_refused(change: dict, words: str) -> None:
+def test_wrong_repeats_are_refused(change: dict, reason: str) -> None:
     body = {"strategy": "ep", "slots": [[0], [1]]} | change
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ValidationError, match=reason):
         LayerPlan.model_validate_json(json.dumps(body), strict=True)

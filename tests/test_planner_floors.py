@@ -61,7 +61,7 @@ def test_no_placement_is_below_the_floor(factors, kind, seed, copies):
 
 
 @pytest.mark.parametrize("bytes_there", [100_000, 200_000])
-def test_a_device_without_room_for_what_all_hold_is_no_device(bytes_there):
+def test_a_device_without_memory_for_what_all_hold_is_no_device(bytes_there):
     """Where not even the replicated weights fit, nothing does, though it gets no tokens and no experts."""
     machines = cluster(MODEL, ((1.0, 1.0), (1.0, 1.0)), memory=[2**30, 2**30, 2**30, bytes_there])
     with pytest.raises(InfeasibleError, match="device 3 lacks"):

@@ -111,7 +111,7 @@ def test_slow_devices_get_less():
     assert rows[:2].min() > rows[2:].max()
 
 
-def test_the_split_of_columns_beats_the_even_one_and_keeps_to_room():
+def test_the_split_of_columns_beats_the_even_one_and_keeps_to_memory():
     machines = cluster(MODEL, ((1.0, 0.5), (0.25, 0.25)))
     costs = Costs(machines, MODEL, "f32")
     counts = np.full((1, 8), 64)

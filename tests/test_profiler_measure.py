@@ -41,12 +41,12 @@ class Machine:
             self.calls += 1
             work = self.cost + (0.2 if self.random.random() < self.hiccup else 0.0)
             while work > 1e-12:
-                room = self.share * self.period - self.used
-                if room <= 1e-12:
+                left = self.share * self.period - self.used
+                if left <= 1e-12:
                     self.now = (self.now // self.period + 1) * self.period
                     self.used = 0.0
                     continue
-                step = min(work, room, self.period)
+                step = min(work, left, self.period)
                 self.now, self.used, work = self.now + step, self.used + step, work - step
                 if self.share == 1.0:
                     self.used = 0.0

@@ -102,7 +102,7 @@ def test_a_tier_that_fails_is_told_to_whoever_waits():
     [
         ("missing", 1, "No such file or directory; give a folder on a disk"),
         ("a-file", 1, "Not a directory; give a folder on a disk"),
-        ("", 2**24, "no room for 65536.00 GiB of experts"),
+        ("", 2**24, "no space for 65536.00 GiB of experts"),
     ],
 )
 def test_folders_that_cannot_be_used(tmp_path, folder, entries, said):

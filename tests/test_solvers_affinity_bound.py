@@ -185,7 +185,7 @@ def test_nothing_moves_where_nothing_need():
         (np.zeros((2, 4, 4)), [2, 2], [0, 1]),  # no tokens
         (np.ones((0, 4, 4)), [2, 2], [0, 1]),  # one layer
         (np.ones((2, 4, 4)), [4], [0]),  # one device
-        (np.ones((2, 4, 4)), [4, 4], [0, 1]),  # room for all on one
+        (np.ones((2, 4, 4)), [4, 4], [0, 1]),  # slots for all on one
     ):
         bounds = affinity_bounds(transitions, capacity, hosts, 1.0, 2.0)
         assert max(bounds.values()) == 0.0

@@ -94,7 +94,7 @@ def test_hosts_first_is_exflows_staging():
     assert 0 < missed < 16
 
 
-def test_hosts_first_says_when_the_second_stage_has_no_room():
+def test_hosts_first_says_when_the_second_stage_has_too_few_slots():
     # Together the hosts carry the load, but no device of a host can carry the expert of 6.
     arguments = ([[[9, 0, 0], [0, 9, 0], [0, 0, 9]]], [2, 2, 2], [0, 0, 1])
     options = {"load": [[6, 1, 1]] * 2, "limit": [3.5, 3.5], "speed": [1.0, 1.0, 2.0]}

@@ -36,7 +36,7 @@ def test_copies_on_one_device_are_put_together_and_carry_the_same():
 
 
 @pytest.mark.parametrize(
-    ("slots", "groups", "hosts", "devices", "words"),
+    ("slots", "groups", "hosts", "devices", "reason"),
     [
         (15, 1, 1, 8, "slots % devices == 0: got 15 slots and 8 devices"),
         (16, 8, 2, 8, "experts % groups == 0: got 12 experts and 8 groups"),
@@ -44,8 +44,8 @@ def test_copies_on_one_device_are_put_together_and_carry_the_same():
         (8, 1, 1, 8, "slots >= experts: 12 experts in 8 slots"),
     ],
 )
-def test_indivisible_counts_name_the_rule(slots, groups, hosts, devices, words):
-    with pytest.raises(Infeasible, match=words):
+def test_indivisible_counts_name_the_rule(slots, groups, hosts, devices, reason):
+    with pytest.raises(Infeasible, match=reason):
         eplb(README, slots, groups, hosts, devices)
 
 
@@ -93,7 +93,7 @@ def test_slots_from_single_copies():
 
 
 @pytest.mark.parametrize(
-    ("expert_of", "share_of", "words"),
+    ("expert_of", "share_of", "reason"),
     [
         ([[0, 0, 1, EMPTY]], [[0.5, 0.5, 1, 0]], "layer 0: device 0 holds expert 0 twice"),
         ([[0, 2, 0, EMPTY]], [[0.5, 1, 0.5, 0]], "layer 0: expert 1 has no copy"),
@@ -104,6 +104,6 @@ def test_slots_from_single_copies():
         ([[0, 1, -2, EMPTY]], [[1, 1, 0, 0]], "-1 for empty"),
     ],
 )
-def test_slots_refuse_what_breaks_a_rule(expert_of, share_of, words):
-    with pytest.raises(ValueError, match=words):
+def test_slots_refuse_what_breaks_a_rule(expert_of, share_of, reason):
+    with pytest.raises(ValueError, match=reason):
         Slots(expert_of, share_of, [2, 2])

@@ -30,8 +30,8 @@ def random_case(seed, whole=False):
     while True:
         capacity = rng.integers(0, 4, devices)
         zone = hosts if groups > 1 else hosts * 0
-        room = np.bincount(zone, np.minimum(capacity, experts // (2 if groups > 1 else 1)))
-        if (room >= experts // (2 if groups > 1 else 1)).all():
+        slots = np.bincount(zone, np.minimum(capacity, experts // (2 if groups > 1 else 1)))
+        if (slots >= experts // (2 if groups > 1 else 1)).all():
             break
     load = rng.lognormal(2, 1.2, experts)
     speed = rng.choice([1.0, 2.0, 3.0], devices) if rng.random() < 0.5 else np.ones(devices)
@@ -42,8 +42,8 @@ def brute_force(load, speed, capacity, hosts, groups, shares, full=False):
     """The coolest hottest device over all placements."""
     experts, count = len(load), int(hosts.max()) + 1
     options = []
-    for room in capacity:
-        sizes = [min(room, experts)] if full else range(min(room, experts) + 1)
+    for slots in capacity:
+        sizes = [min(slots, experts)] if full else range(min(slots, experts) + 1)
         options.append([held for size in sizes for held in combinations(range(experts), size)])
     best = np.inf
     for placed in product(*options):
@@ -223,7 +223,7 @@ def test_edges():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"capacity": [1, 1]}, "got 2: add slots"),
         ({"groups": 3}, "experts % groups"),
@@ -234,9 +234,9 @@ def test_edges():
         ({"load": [[1, 2, np.nan, 3]]}, "finite"),
     ],
 )
-def test_bad_input_is_refused_in_words(options, words):
+def test_bad_input_is_refused_with_a_reason(options, message):
     given_ = {"load": [[1, 2, 3, 4]], "speed": [1, 1], "capacity": [3, 3], "hosts": [0, 0]} | options
-    with pytest.raises((Infeasible, ValueError), match=words):
+    with pytest.raises((Infeasible, ValueError), match=message):
         replicate(**given_)
 
 

@@ -87,9 +87,9 @@ def test_equals_brute_force(solver, cases):
 @settings(max_examples=25, deadline=None)
 def test_more_memory_never_costs_more(seed, fraction):
     cost, memory, _, shared = random_case(np.random.default_rng(seed))
-    roomy = memory.max(axis=1).sum(axis=0) + shared.max(axis=(0, 1)).sum(axis=0)
-    tight = (roomy * fraction).astype(int)
-    assert select(cost, memory, roomy, shared=shared).objective == pytest.approx(cost.min(axis=1).sum())
+    ample = memory.max(axis=1).sum(axis=0) + shared.max(axis=(0, 1)).sum(axis=0)
+    tight = (ample * fraction).astype(int)
+    assert select(cost, memory, ample, shared=shared).objective == pytest.approx(cost.min(axis=1).sum())
     try:
         assert select(cost, memory, tight, shared=shared).objective >= cost.min(axis=1).sum() * (1 - 1e-9)
     except Infeasible as error:

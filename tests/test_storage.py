@@ -225,7 +225,7 @@ def test_long_lists_of_modules_are_read_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "words"),
+    ("scheme", "parts"),
     [
         ({"quant_method": "aqlm"}, ["aqlm", "not known", "known: fp8"]),
         ({"quant_method": "hqq", "bits": 4}, ["hqq"]),
@@ -241,13 +241,13 @@ def test_long_lists_of_modules_are_read_at_once() -> None:
         ([4], ["quantization_config", "object"]),
     ],
 )
-def test_what_cannot_be_counted_is_refused_by_name(scheme: Any, words: list[str]) -> None:
+def test_what_cannot_be_counted_is_refused_by_name(scheme: Any, parts: list[str]) -> None:
     with pytest.raises(MoeplanError) as caught:
         read(scheme)
     message = str(caught.value)
     assert message.startswith("config.json: quantization_config")
     assert "\n" not in message
-    assert all(word in message for word in words)
+    assert all(part in message for part in parts)
 
 
 def test_schemes_that_quantise_no_weights_change_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Files that unfold to more than they are, or hold no arrays: refused in words, before memory or time is spent."""
+"""Files that unfold to more than they are, or hold no arrays: refused with a reason, before memory or time is spent."""
 
 import io
 import json

@@ -36,7 +36,7 @@ def test_sglang_per_token_maps_back_drops_dense_layers_and_padding(tmp_path: Pat
     assert (trace.num_experts, trace.top_k, trace.layers) == (E, 2, 2)
     assert trace.source.endswith("model layers 1-2")
     assert (trace.expert_weights == 0.5).all()
-    told(notes, "per-token", "mapped back", "layer 0 without experts: dropped", "room for 8", "not promised", "decoded")
+    told(notes, "per-token", "mapped back", "layer 0 without experts: dropped", "8 places", "not promised", "decoded")
 
 
 def test_sglang_ranks_with_the_same_tokens_count_once_whatever_copy_they_chose(tmp_path: Path) -> None:

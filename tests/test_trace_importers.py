@@ -1,4 +1,4 @@
-"""Importers: damaged and hostile files are refused in words; the command."""
+"""Importers: damaged and hostile files are refused with a reason; the command."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What is installed: the wheel holds every file of the rooms and nothing else, and runs the loop without the checkout.
+"""What is installed: the wheel holds all files of the package and nothing else, and runs the loop without the checkout.
 
 Wheel and source distribution are built from a copy of the tracked files, by the pinned setuptools, without a network.
 """
@@ -24,7 +24,7 @@ if not (ROOT / ".git").exists():
     pytest.skip("compares with what git tracks", allow_module_level=True)
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
-ROOMS = ("spec", "solvers", "runtime", "profiler", "planner", "service")
+PACKAGES = ("spec", "solvers", "runtime", "profiler", "planner", "service")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path, tracked: list
     """A new folder that pyproject.toml does not list is missing here; so are data files of a new kind."""
     held = {name for name in contents(wheel) if ".dist-info/" not in name}
     own = ("__init__.py", "__main__.py", "caches.py", "py.typed")
-    assert held == {f"moeplan/{name}" for name in tracked if name.split("/")[0] in (*ROOMS, *own)}
+    assert held == {f"moeplan/{name}" for name in tracked if name.split("/")[0] in (*PACKAGES, *own)}
     assert "moeplan/runtime/kernels/cpp/src/variant.cpp" in held
 
 
@@ -144,8 +144,8 @@ def test_the_loop_runs_where_only_the_wheel_is(python: Path, tmp_path: Path) -> 
     shutil.copyfile(ROOT / "examples" / "tiny_moe" / "trace.npz", work / "trace.npz")
     moeplan_command = python.parent / "moeplan"
 
-    def here(*words: object) -> str:
-        return call(*words, cwd=work, XDG_CACHE_HOME=str(cache))
+    def here(*command: object) -> str:
+        return call(*command, cwd=work, XDG_CACHE_HOME=str(cache))
 
     where = here(python, "-c", "import moeplan; print(moeplan.__file__)").strip()
     assert Path(where).is_relative_to(python.parents[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from .pages import ROOT
 
 PICTURE = "docs/architecture.svg"
-# Column (-1 left, 0 middle, 1 right) and row: a room stands above all that it imports.
+# Column (-1 left, 0 middle, 1 right) and row: a package stands above all that it imports.
 PLACES = {
     "service": (0, 0),
     "profiler": (-1, 1),
@@ -40,30 +40,30 @@ path { fill: none; stroke: #5b6477; stroke-width: 1.5; marker-end: url(#tip) }
 
 
 def imports(root: Path = ROOT) -> set[tuple[str, str]]:
-    """(room, room that it imports), for every pair of rooms."""
+    """(package, package that it imports), for every pair of packages."""
     found = set()
-    for room in WHAT:
-        for path in (root / room).rglob("*.py"):
+    for package in WHAT:
+        for path in (root / package).rglob("*.py"):
             depth = len(path.relative_to(root).parts)
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.level == depth:
                     names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-                    found |= {(room, name) for name in names if name in WHAT}
+                    found |= {(package, name) for name in names if name in WHAT}
     return found
 
 
 def picture(edges: set[tuple[str, str]]) -> str:
-    """SVG: a box for each room, an arrow from each to what it imports."""
+    """SVG: a box for each package, an arrow from each to what it imports."""
     width, height = 2 * WIDE + AISLE + 2 * MARGIN, 4 * HIGH + 3 * GAP + 2 * MARGIN
     lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">', STYLE]
-    for room, imported in sorted(edges):
-        (x, y), (to_x, to_y) = _way(PLACES[room], PLACES[imported])
+    for package, imported in sorted(edges):
+        (x, y), (to_x, to_y) = _way(PLACES[package], PLACES[imported])
         lines.append(f'<path d="M{x},{y} L{to_x},{to_y}"/>')
-    for room, place in PLACES.items():
+    for package, place in PLACES.items():
         x, y = _middle(place)
         lines.append(f'<rect x="{x - WIDE // 2}" y="{y}" width="{WIDE}" height="{HIGH}" rx="6"/>')
-        lines.append(f'<text class="name" x="{x}" y="{y + 23}">{room}/</text>')
-        lines.append(f'<text x="{x}" y="{y + 43}">{WHAT[room]}</text>')
+        lines.append(f'<text class="name" x="{x}" y="{y + 23}">{package}/</text>')
+        lines.append(f'<text x="{x}" y="{y + 43}">{WHAT[package]}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -77,7 +77,7 @@ def _way(start: tuple[int, int], end: tuple[int, int]) -> tuple[tuple[int, int],
     """Where an arrow begins and ends: down to the next row, or through the aisle between the columns."""
     (x, y), (to_x, to_y) = _middle(start), _middle(end)
     if start[1] >= end[1]:
-        raise ValueError("a room imports one that is not below it: change PLACES")
+        raise ValueError("a package imports one that is not below it: change PLACES")
     towards = end[0] - start[0]
     if end[1] == start[1] + 1:
         return (x + towards * WIDE // 4, y + HIGH), (to_x - towards * WIDE // 4, to_y)

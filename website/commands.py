@@ -74,36 +74,36 @@ def _lines(text: str) -> Iterator[str]:
 
 def problems(command: str) -> list[str]:
     """What is wrong with a line as it is written: a command, option, target or file of ours that does not exist."""
-    words = shlex.split(command, comments=True)
-    if not words:
+    parts = shlex.split(command, comments=True)
+    if not parts:
         return []
-    if words[0] == "make":
-        targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+    if parts[0] == "make":
+        targets = [part for part in parts[1:] if "=" not in part and not part.startswith("-")]
         known = set(" ".join(re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.M)).split())
         return [f"make {target}: no such target" for target in targets if target not in known]
-    if words[0].startswith("python") and len(words) > 1 and words[1].endswith(".py"):
-        return [] if (ROOT / words[1]).is_file() else [f"{words[1]}: no such file"]
-    if "moeplan" in words[:1] or ("-m" in words and words[words.index("-m") + 1 :][:1] == ["moeplan"]):
-        return _options(words[words.index("moeplan") + 1 :])
-    if "-m" in words and (module := words[words.index("-m") + 1]).startswith("moeplan."):
+    if parts[0].startswith("python") and len(parts) > 1 and parts[1].endswith(".py"):
+        return [] if (ROOT / parts[1]).is_file() else [f"{parts[1]}: no such file"]
+    if "moeplan" in parts[:1] or ("-m" in parts and parts[parts.index("-m") + 1 :][:1] == ["moeplan"]):
+        return _options(parts[parts.index("moeplan") + 1 :])
+    if "-m" in parts and (module := parts[parts.index("-m") + 1]).startswith("moeplan."):
         path = ROOT.joinpath(*module.split(".")[1:])
         return [] if path.with_suffix(".py").is_file() or path.is_dir() else [f"{module}: no such module"]
     return []
 
 
-def _options(words: list[str]) -> list[str]:
+def _options(parts: list[str]) -> list[str]:
     command: Any = typer.main.get_command(app)
     known, name = _names(command), "moeplan"
     found = []
-    for word in words:
-        if word.startswith("-"):
-            if word.partition("=")[0] not in known:
-                found.append(f"{name} has no option {word}")
+    for part in parts:
+        if part.startswith("-"):
+            if part.partition("=")[0] not in known:
+                found.append(f"{name} has no option {part}")
         elif isinstance(command, TyperGroup):
             context = typer.Context(command)
-            if word not in command.list_commands(context):
-                return [*found, f"{name} has no command {word}"]
-            command, name = command.get_command(context, word), f"{name} {word}"
+            if part not in command.list_commands(context):
+                return [*found, f"{name} has no command {part}"]
+            command, name = command.get_command(context, part), f"{name} {part}"
             known |= _names(command)
     return found
 

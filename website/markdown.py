@@ -69,13 +69,13 @@ def anchors(text: str) -> set[str]:
 
 
 def headings(text: str) -> list[str]:
-    """The words of all headings, without marks."""
+    """The text of all headings, without marks."""
     tokens = PARSER.parse(text)
     return [_words(tokens[i + 1]) for i, token in enumerate(tokens) if token.type == "heading_open"]
 
 
 def first_paragraph(text: str) -> str:
-    """The words of the first paragraph, code in backticks, or nothing."""
+    """The text of the first paragraph, code in backticks, or nothing."""
     for i, token in enumerate(tokens := PARSER.parse(text)):
         if token.type == "paragraph_open":
             return " ".join(tokens[i + 1].content.split())

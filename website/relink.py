@@ -11,7 +11,7 @@ from markdown.treeprocessors import Treeprocessor
 from .pages import LinkError, relink
 
 log = logging.getLogger("mkdocs.moeplan")  # its warnings end a strict build
-BEFORE_MKDOCS = 10  # whose own treeprocessor, of priority 0, then checks every link; words are read at 20
+BEFORE_MKDOCS = 10  # whose own treeprocessor, of priority 0, then checks every link; the text is read at 20
 
 
 class Relink(Extension):

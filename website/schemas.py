@@ -57,7 +57,7 @@ def _row(*cells: str) -> str:
 
 
 def kind_of(field: dict[str, Any]) -> str:
-    """The type of a field in words."""
+    """The type of a field, as text."""
     if "$ref" in field:
         return str(field["$ref"]).rpartition("/")[2]
     if "const" in field:
@@ -82,5 +82,5 @@ def kind_of(field: dict[str, Any]) -> str:
 
 
 def limits_of(field: dict[str, Any]) -> list[str]:
-    """The rules of a field in words."""
-    return [f"{words} `{field[key]}`" for key, words in LIMITS.items() if key in field]
+    """The rules of a field, as text."""
+    return [f"{rule} `{field[key]}`" for key, rule in LIMITS.items() if key in field]

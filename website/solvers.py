@@ -42,8 +42,8 @@ def marked(text: str) -> str:
         if line.startswith("    "):
             line = line.replace("``", "")
         else:
-            words = line.split("``")
-            words[::2] = [word.replace("][", "]\\[") for word in words[::2]]
-            line = "``".join(words)
+            parts = line.split("``")
+            parts[::2] = [part.replace("][", "]\\[") for part in parts[::2]]
+            line = "``".join(parts)
         lines.append(line)
     return "\n".join(lines)

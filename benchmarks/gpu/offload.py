@@ -6,10 +6,10 @@ from moeplan.benchmarks.gpu.running import DRY_WORKLOADS, WORKLOADS, solve_and_r
 from moeplan.benchmarks.gpu.stage import Row, Settings
 
 STAGE = "offload"
-ROOM, DRY_ROOM = "8GiB", "40MiB"  # of a device: less than the model's experts take
+MEMORY, DRY_MEMORY = "8GiB", "40MiB"  # of a device: less than the model's experts take
 
 
 def rows(settings: Settings) -> Iterator[Row]:
     workload = (DRY_WORKLOADS if settings.dry else WORKLOADS)["decode"]
-    room = DRY_ROOM if settings.dry else ROOM
-    yield from solve_and_run(settings, STAGE, "offload", workload, "--strategy", "offload", "--memory", room)
+    memory = DRY_MEMORY if settings.dry else MEMORY
+    yield from solve_and_run(settings, STAGE, "offload", workload, "--strategy", "offload", "--memory", memory)

@@ -1,4 +1,4 @@
-"""Stage 6: two ranks on one GPU are refused in our words, whichever way they are started, before NCCL is asked.
+"""Stage 6: two ranks on one GPU are refused with our own message, whichever way they are started, before NCCL is asked.
 
 Dry: what torch says of the GPU comes from ``one_gpu``.
 """

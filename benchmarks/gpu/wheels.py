@@ -61,7 +61,7 @@ def main() -> None:
     try:
         download(folder)
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"pip download: exit code {error.returncode}: its own words are above") from None
+        raise SystemExit(f"pip download: exit code {error.returncode}: its own message is above") from None
     wheels = sorted(folder.glob("*.whl"))
     for wheel in wheels:
         print(f"{wheel.stat().st_size / 2**20:6.1f} MiB  {wheel.name}")

@@ -1,6 +1,6 @@
 """Export: a placement as the file that a serving or training engine loads, checked by the engine's own rules.
 
-    exported = export(placement, "sglang", model)     files, launch flags, and what is lost, in words
+    exported = export(placement, "sglang", model)     files, launch flags, and what is lost, as text
     validate("sglang", Path("location.json"), model, ranks=8)
     slots = read_back("sglang", text, 8, model)        [layers with experts][ranks][slots]: experts
 

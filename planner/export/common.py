@@ -57,7 +57,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Export:
-    """An engine's files by name, the flags that start it with them, and everything that they do not carry, in words.
+    """An engine's files by name, the flags that start it with them, and everything that they do not carry, as text.
 
     beside: names of files without which the others have no effect.
     """
@@ -72,7 +72,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine: its name on the command line and in words, the version whose sources were read, its two functions.
+    """One engine: its name on the command line and in text, the version whose sources were read, its two functions.
 
     ``files``: the files of which any can stand alone, the first of a kind first (``-o FILE`` picks by its ending).
     ``write(placement, target, path_of)``: an Export; ``path_of`` gives the path at which the engine will find a file.

@@ -106,7 +106,7 @@ def read(text: str, where: str, target: Target) -> Slots:
 
 
 def _check_kind(section: _AutoEP, field: str, target: Target) -> None:
-    """A preset, which must be the family's; or patterns, which are the user's own words for any family."""
+    """A preset, which must be the family's; or patterns, which are the user's own choice for any family."""
     expected = PRESETS.get(target.model.family)
     if section.preset_model is None:
         if section.moe_layer_pattern is None and expected is None:

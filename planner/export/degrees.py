@@ -30,7 +30,7 @@ def undivided(target: Target) -> int | None:
 
 
 def why_not(target: Target) -> str:
-    """What the ranks do not divide, in words: the first rule that a degree as large as the ranks breaks."""
+    """What the ranks do not divide, as text: the first rule that a degree as large as the ranks breaks."""
     for block in target.model.blocks:
         attention = block.attention
         if attention and attention.heads % target.ranks:

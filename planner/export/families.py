@@ -70,7 +70,7 @@ _SGLANG = {
         "srt/models/gpt_oss.py GptOssForCausalLM._load_mxfp4_experts_weights, ._load_normal_weights; "
         "srt/layers/moe/fused_moe_triton/layer.py FusedMoE.weight_loader_fused",
         "the ids of gpt-oss are remapped by the placement, but its loaders put the experts in order whatever it says, "
-        "so tokens would reach wrong experts without a word; start it without a placement",
+        "so tokens would silently reach wrong experts; start it without a placement",
     ),
     "longcat_flash": Cell(
         "refuse",
@@ -96,12 +96,12 @@ _TRT = Cell(
 )
 _TRT_SILENT = Cell(
     "refuse",
-    "none: ignored without a word",
+    "none: silently ignored",
     "experts in order",
     "no",
     f"{_TRT_LIST}, maybe_create_moe_load_balancer",
-    "its balancer acts for DeepSeek-V3, Mixtral, Llama-4, Qwen2-MoE and Qwen3-MoE classes only, and ignores a "
-    "placement for any other without a word; start it without one",
+    "its balancer acts for DeepSeek-V3, Mixtral, Llama-4, Qwen2-MoE and Qwen3-MoE classes only, and "
+    "silently ignores a placement for any other; start it without one",
 )
 _TENSORRT_LLM = dict.fromkeys(("deepseek_v3", "llama4", "mixtral", "qwen2_moe", "qwen3_moe"), _TRT)
 _TENSORRT_LLM |= dict.fromkeys(("deepseek_v2", "gpt_oss", "longcat_flash", "olmoe"), _TRT_SILENT)

@@ -69,8 +69,8 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     ranks = str(target.ranks)
     command = ["--tp_size", ranks, "--ep_size", ranks, "--extra_llm_api_options", path_of(OPTIONS)]
     notes = [
-        "TensorRT-LLM ignores the placement without a word unless expert parallelism and attention data parallelism "
-        f"are on: {OPTIONS} turns the latter on; merge it with your own options",
+        "TensorRT-LLM silently ignores the placement unless expert parallelism and attention data parallelism are "
+        f"on: {OPTIONS} turns the latter on; merge it with your own options",
         "layer_updates_per_iter 0 keeps the placement fixed while it serves",
     ]
     if extra:

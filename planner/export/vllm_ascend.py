@@ -51,8 +51,8 @@ def write(placement: Placement, target: Target, path_of: PathOf) -> Export:
     redundant = len(rows_of(placement)[0]) - target.experts
     config: dict[str, object] = {"expert_map_path": path_of(FILE)}
     notes = [
-        "expert_map_path is read by model runner V1 only: leave VLLM_USE_V2_MODEL_RUNNER off, V2 ignores the map "
-        "without a word",
+        "expert_map_path is read by model runner V1 only: leave VLLM_USE_V2_MODEL_RUNNER off, V2 silently "
+        "ignores the map",
         "leave dynamic_eplb off: it would replace the placement",
     ]
     command, degree, why = degree_flags(target)

@@ -23,7 +23,7 @@ class Answer:
 
 
 def record_of(
-    found: Solution, value: float, bound: float, bounds: dict[str, float], words: str, seconds: float
+    found: Solution, value: float, bound: float, bounds: dict[str, float], minimised: str, seconds: float
 ) -> PlacementSolver:
     proven = bound >= value * (1 - 1e-9)
     status = "optimal" if proven else "feasible" if found.status == "optimal" else found.status
@@ -34,13 +34,15 @@ def record_of(
         bound=min(bound, value),
         gap=max(gap, 0.0),
         seconds=seconds,
-        minimised=words,
+        minimised=minimised,
         found_by=found.solver,
         bounds=bounds,
     )
 
 
-def record(value: float, bounds: dict[str, float], words: str, solver: str) -> PlacementSolver:
+def record(value: float, bounds: dict[str, float], minimised: str, solver: str) -> PlacementSolver:
     """Of an answer that no search has made, for want of time; solver: what it is."""
     bound = max(bounds.values(), default=0.0)
-    return record_of(Solution(None, value, bound, "time_limit", 0.0, solver=solver), value, bound, bounds, words, 0.0)
+    return record_of(
+        Solution(None, value, bound, "time_limit", 0.0, solver=solver), value, bound, bounds, minimised, 0.0
+    )

@@ -28,7 +28,7 @@ from ...spec.placement import Objective
 from ...spec.trace import Trace
 from ..budget import Budget
 from .answer import GREEDY, PREVIOUS, Answer, record_of
-from .cap import LEAST_ROOM, balance_range, default_cap, first_cap
+from .cap import LEAST_SLACK, balance_range, default_cap, first_cap
 from .exact import EXACT_TIME, allowed, better, place_exactly, proven
 from .hosts_first import hosts_first
 from .movement import Capped, Movement, fan_out, moves_between_layers
@@ -46,7 +46,7 @@ FIRST_TIME = 0.3  # and, beside it, to the first answer
 # answer is all.
 LOADING, STAGES = 0.3, 3e-4
 HOSTS_TIME = 0.3  # of the time for the search goes, at most, to hosts first
-REACH_TIME, REACH_ROOM = 0.1, 0.2  # of what is left, to the coolest that few moves reach; of the way back from it
+REACH_TIME, REACH_SLACK = 0.1, 0.2  # of what is left, to the coolest that few moves reach; of the way back from it
 SAFE_TIME = 0.35  # and of what is left, at most, to trials of the balance cap
 FIRST_LEAST = 0.3  # seconds of it, even where the limit is so short that it is over by then
 FIRST_STEPS, FIRST_CHAINS = 200, 2  # per layer and expert, of the first answer
@@ -102,7 +102,7 @@ def place_single(fitted: Trace, request: Request, single: Single, objective: Obj
     moved = _proof(problem, found, budget.part(BOUND_TIME) if budget.stopped else budget)
     best = max(moved.bounds.values(), default=0.0)
     seconds = time.perf_counter() - began
-    solver = record_of(found.solution, moved.value, best, moved.bounds, moved.words, seconds)
+    solver = record_of(found.solution, moved.value, best, moved.bounds, moved.minimised, seconds)
     return Answer(slots, solver, found.cap, found.notes)
 
 
@@ -125,7 +125,7 @@ def _searched(problem: Problem, choosing: bool, budget: Budget) -> tuple[Problem
         if single.max_moves is not None:  # few moves may not come as far
             coolest = balance_range(single, fitted, budget.part(REACH_TIME)).coolest
             now = mean_balance(single.start(fitted), load_samples(fitted), single.fleet.speed)
-            cap = max(cap, coolest + max(REACH_ROOM * (now - coolest), LEAST_ROOM))
+            cap = max(cap, coolest + max(REACH_SLACK * (now - coolest), LEAST_SLACK))
         problem = replace(problem, cap=cap)
     if budget.stopped and not first.exception():  # later stages would begin anew, with no time to come as far
         found = first.result()

@@ -12,7 +12,7 @@ from .fleet import Fleet
 
 
 def linear_slots(layers: int, experts: int, fleet: Fleet) -> Slots | None:
-    """Experts by number in equal blocks, one copy each; None where a device has no room for its block."""
+    """Experts by number in equal blocks, one copy each; None where a device has too few slots for its block."""
     device_of = np.tile(linear(experts, len(fleet.speed)), (layers, 1))
     if (np.bincount(device_of[0], minlength=len(fleet.speed)) > fleet.capacity).any():
         return None
@@ -23,14 +23,14 @@ def eplb_slots(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> Slots
     """EPLB's hierarchical placement of ``load`` [L, E], with equal devices and slots as it assumes.
 
     Without expert groups each host is a group of consecutive experts, as in EPLB's hierarchical mode; where hosts do
-    not divide the experts it is global. None where its rules refuse the counts, or a device has no room for it.
+    not divide the experts it is global. None where its rules refuse the counts, or a device has too few slots for it.
     """
     found = _eplb(load, slots, groups, fleet)
     return found if isinstance(found, Slots) else None
 
 
 def eplb_refuses(load: np.ndarray, slots: int, groups: int, fleet: Fleet) -> str:
-    """Why ``eplb_slots`` is None, in words."""
+    """Why ``eplb_slots`` is None, as text."""
     found = _eplb(load, slots, groups, fleet)
     return found if isinstance(found, str) else ""
 
@@ -66,9 +66,9 @@ def grouped_greedy(load: np.ndarray, fleet: Fleet, groups: int) -> np.ndarray:
         return greedy(load, fleet)
     layers, experts = load.shape
     speed = np.bincount(fleet.hosts, fleet.speed)
-    size, rooms = experts // groups, np.full(len(speed), groups // len(speed))
+    size, per_host = experts // groups, np.full(len(speed), groups // len(speed))
     by_group = load.reshape(layers, groups, size).sum(axis=2)
-    host_of = greedy(by_group, Fleet(speed, rooms, np.arange(len(speed)), fleet.names))
+    host_of = greedy(by_group, Fleet(speed, per_host, np.arange(len(speed)), fleet.names))
     return inside_hosts(np.repeat(host_of, size, axis=1), load, fleet)
 
 

@@ -28,7 +28,7 @@ FRACTIONS = (0.1, 0.4, 0.7, 1.0)  # of the way from the coolest placement's bala
 SPREAD = 0.75  # where nothing was tried: trials on recorded traces chose 0.67 to 0.9
 WHOLE_TIME = 0.15  # of the time goes to the coolest placement of the whole trace at most
 ALLOWED = 0.01  # of balance above EPLB's on tokens to come, for the crossings that it saves
-LEAST_ROOM = 0.003  # of balance above the coolest placement, or nothing is left to choose
+LEAST_SLACK = 0.003  # of balance above the coolest placement, or nothing is left to choose
 TRIAL_STEPS, COOLEST_STEPS = 150, 60  # per layer and expert
 SHORTEST = 0.05  # seconds of a search for the coolest placement, below which the greedy one stands for it
 SETUP, LARGE = 6.0, 14_848  # seconds of a processor that trials of 58 layers x 256 experts take
@@ -48,7 +48,7 @@ class Range(NamedTuple):
 
     def at(self, fraction: float) -> float:
         """The balance so far on the way from the coolest to EPLB's."""
-        return self.coolest + max(fraction * (self.usual - self.coolest), LEAST_ROOM)
+        return self.coolest + max(fraction * (self.usual - self.coolest), LEAST_SLACK)
 
 
 class Trials(NamedTuple):
@@ -72,7 +72,7 @@ def first_cap(single: Single, trace: Trace) -> float:
     load, fleet = load_samples(trace), single.fleet
     usual = mean_balance(_baseline(single, trace), load, fleet.speed)
     least = mean_balance_bound(load, fleet.speed, fleet.capacity)
-    return least + SPREAD * max(usual - least, LEAST_ROOM)
+    return least + SPREAD * max(usual - least, LEAST_SLACK)
 
 
 def default_cap(single: Single, trace: Trace, budget: Budget) -> Cap:

@@ -15,7 +15,7 @@ from .layers import document_layers
 from .request import Request
 from .score import Scorer
 
-FINISH = 1.3  # times what scoring took: room for a machine that got busier
+FINISH = 1.3  # times what scoring took: slack for a machine that got busier
 DOCUMENT_TIME = 0.12  # seconds of a processor to check, write and print the answer, and to end
 
 
@@ -67,7 +67,7 @@ def compared_notes(usual: dict[str, Slots], fitted: Trace, request: Request, fle
     """Why a placement that others are compared with is missing, or holds less than its slots."""
     notes = []
     if "linear" not in usual:
-        notes.append("linear is not compared: a device has no room for its block of experts")
+        notes.append("linear is not compared: a device has too few slots for its block of experts")
     if "eplb" not in usual:
         reason = baselines.eplb_refuses(fitted.expert_counts, request.slots, request.groups, fleet)
         notes.append(f"EPLB is not compared: {reason}")

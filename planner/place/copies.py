@@ -82,9 +82,9 @@ def place_with_copies(
     found = replace(found, status="time_limit") if proof.late else found
     if proof.improved:
         found = replace(found, solver=f"{found.solver}, {proof.improved} layers by the {EXACT_PROGRAM}")
-    words = "mean over layers and windows of the hottest device's time over the ideal"
+    minimised = "mean over layers and windows of the hottest device's time over the ideal"
     best = max(bounds.values())
-    return Answer(slots, record_of(found, value, best, bounds, words, time.perf_counter() - began))
+    return Answer(slots, record_of(found, value, best, bounds, minimised, time.perf_counter() - began))
 
 
 def replan(

@@ -90,7 +90,7 @@ def better(
 def proven(trace: Trace, single: Single, affinity: Affinity, placed: np.ndarray, bound: float) -> Movement:
     """How much ``placed`` moves, where ``place_exactly`` proved how much any placement must."""
     if single.movement == "coherent" and trace.layers > 1:
-        words, value = moved_between_layers(single, affinity, placed)
+        minimised, value = moved_between_layers(single, affinity, placed)
     else:
-        words, value, _ = fan_out(trace, single, placed)
-    return Movement(words, value, {ALL_ARRANGEMENTS: min(bound, value)})
+        minimised, value, _ = fan_out(trace, single, placed)
+    return Movement(minimised, value, {ALL_ARRANGEMENTS: min(bound, value)})

@@ -35,7 +35,7 @@ class Limit:
 
     name: str
     binding: bool
-    words: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,8 @@ def _slot_limit(placement: Placement) -> Limit:
     total, devices = int(capacity.sum()), len(capacity)
     spare = f"{total} slots per layer for {placement.num_experts} experts"
     if not free.any():
-        room = "" if total > placement.num_experts else ": no room for a second copy of any expert"
-        return Limit("slots", True, f"all {devices} devices are full in every layer, {spare}{room}")
+        copies = "" if total > placement.num_experts else ": no slot for a second copy of any expert"
+        return Limit("slots", True, f"all {devices} devices are full in every layer, {spare}{copies}")
     full, layers = int((free == 0).all(axis=0).sum()), len(placement.layers)
     return Limit(
         "slots", False, f"{full} of {devices} devices are full, {free.sum() / layers:.1f} slots free per layer; {spare}"
@@ -265,8 +265,8 @@ def _group_limit(placement: Placement, counts: np.ndarray) -> Limit:
     if torn := _torn_groups(placement):
         return Limit("groups", False, f"{groups} groups are not kept: {torn} (layer, group) stand on several hosts")
     with_groups, free = (_balance_bound(placement, counts, number) for number in (groups, 1))
-    words = f"{groups} groups, each on one host: at best {with_groups:.4f} in balance with them, {free:.4f} without"
-    return Limit("groups", with_groups > free * (1 + AT_CAP), words)
+    text = f"{groups} groups, each on one host: at best {with_groups:.4f} in balance with them, {free:.4f} without"
+    return Limit("groups", with_groups > free * (1 + AT_CAP), text)
 
 
 def _torn_groups(placement: Placement) -> int:
@@ -304,7 +304,7 @@ def one_more_slot(
 
     capacity = np.array([device.capacity for device in placement.devices])
     if (capacity >= placement.num_experts).all():
-        return None, "one more slot: every device has room for every expert already"
+        return None, "one more slot: every device has a slot for every expert already"
     load, speed = _normalised(placement, counts), _speed(placement)
     now = float(over_ideal(placement, counts).max(axis=1).mean())
     found: list[tuple[float, float]] = []

@@ -22,7 +22,7 @@ from .sample import windows
 from .score import reached_balance, score
 from .single import Single
 
-WORDS = "as counted on the fitted part"
+COUNTED = "as counted on the fitted part"
 
 
 def first_answer(
@@ -50,13 +50,13 @@ def first_answer(
             )
     if request.timing is not None:
         value = request.timing.seconds(document_layers(slots), fitted)
-        least, words = request.timing.bound(fitted), request.timing.words
-        return Answer(slots, record(value, {"all devices busy at their best rate": least}, words, by))
+        least, minimised = request.timing.bound(fitted), request.timing.minimised
+        return Answer(slots, record(value, {"all devices busy at their best rate": least}, minimised, by))
     single = Single(fleet, request.movement, request.groups)
     if objective == "balance" or request.slots > fitted.num_experts:
         value = float(reached_balance(slots, windows(fitted), fleet.speed).mean())
-        words = "mean over layers and windows of the hottest device's time over the ideal"
-        return Answer(slots, record(value, {"balance": 1.0}, words, by))
+        minimised = "mean over layers and windows of the hottest device's time over the ideal"
+        return Answer(slots, record(value, {"balance": 1.0}, minimised, by))
     if single.movement == "coherent" and fitted.layers > 1:
         inside, between = single.weights
         same = slots is usual.get("eplb")
@@ -64,26 +64,26 @@ def first_answer(
         assert found.boundary_cross_device is not None
         assert found.boundary_cross_host is not None
         value = inside * found.boundary_cross_device + (between - inside) * found.boundary_cross_host
-        words = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, {WORDS}"
+        minimised = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, {COUNTED}"
         least = inside * _leaving(fitted, fleet.capacity, budget) + (between - inside) * _leaving(
             fitted, np.bincount(fleet.hosts, fleet.capacity), budget
         )
-        return Answer(slots, record(value, {"slots": least}, words, by))
+        return Answer(slots, record(value, {"slots": least}, minimised, by))
     held = np.zeros(load.shape, np.int64)
     np.put_along_axis(held, np.maximum(slots.expert_of, 0), slots.device_of_slot[None], axis=1)
     moved = fan_out(fitted, single, held)
-    return Answer(slots, record(moved.value, moved.bounds, moved.words, by))
+    return Answer(slots, record(moved.value, moved.bounds, moved.minimised, by))
 
 
-def _leaving(trace: Trace, room: np.ndarray, budget: Budget) -> float:
-    """Share of the tokens that change places at a boundary at least; room: slots of each place.
+def _leaving(trace: Trace, capacity: np.ndarray, budget: Budget) -> float:
+    """Share of the tokens that change places at a boundary at least; capacity: slots of each place.
 
     Boundary by boundary: a sum over those that there was time for is a bound as well.
     """
     first, experts, total = trace.expert_ids[:, :, 0].astype(np.int64), trace.num_experts, 0.0
     for before, after in pairwise(first.T):
         counts = np.bincount(before * experts + after, minlength=experts**2).reshape(1, experts, experts)
-        total += float(least_by_slots(counts.astype(float), int(room.max()))[0][0])
+        total += float(least_by_slots(counts.astype(float), int(capacity.max()))[0][0])
         if budget.late:
             break
     return total / (trace.tokens * (trace.layers - 1))

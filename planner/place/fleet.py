@@ -82,11 +82,11 @@ def uneven_fleet(held: Sequence[int], hosts: int) -> tuple[PlacementDevice, ...]
     )
 
 
-def spread_slots(room: np.ndarray, slots: int) -> np.ndarray:
-    """[G] at most ``room`` each, ``slots`` in all where they fit: one more at a time for the device with fewest."""
-    capacity = np.zeros_like(room)
-    for _ in range(min(slots, int(room.sum()))):
-        capacity[np.where(capacity < room, capacity, slots + 1).argmin()] += 1
+def spread_slots(most: np.ndarray, slots: int) -> np.ndarray:
+    """[G] at most ``most`` each, ``slots`` in all where they fit: one more at a time for the device with fewest."""
+    capacity = np.zeros_like(most)
+    for _ in range(min(slots, int(most.sum()))):
+        capacity[np.where(capacity < most, capacity, slots + 1).argmin()] += 1
     return capacity
 
 
@@ -99,13 +99,13 @@ def check_groups(groups: int, experts: int, hosts: int) -> int:
     return experts // groups
 
 
-def proportional(experts: int, room: np.ndarray) -> np.ndarray:
+def proportional(experts: int, capacity: np.ndarray) -> np.ndarray:
     """[X] experts per host in proportion to its slots, largest remainders first, never more than fit."""
-    if room.sum() < experts:
+    if capacity.sum() < experts:
         raise InfeasibleError(
-            f"{experts} experts in {int(room.sum())} slots: {experts - int(room.sum())} slots missing"
+            f"{experts} experts in {int(capacity.sum())} slots: {experts - int(capacity.sum())} slots missing"
         )
-    exact = experts * room / room.sum()
+    exact = experts * capacity / capacity.sum()
     counts = np.floor(exact).astype(np.int64)
     for host in np.argsort(counts - exact, kind="stable")[: experts - counts.sum()]:
         counts[host] += 1

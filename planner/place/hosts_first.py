@@ -38,8 +38,8 @@ def hosts_first(
     steps = min(steps or math.inf, STEPS * load[0].size)
     if budget.left < TURNS * STEP * steps * budget.slowdown:
         return None
-    room = proportional(load.shape[2], np.bincount(fleet.hosts, fleet.capacity))
-    over = Fleet(np.bincount(fleet.hosts, fleet.speed), room, np.arange(hosts), fleet.names)
+    capacity = proportional(load.shape[2], np.bincount(fleet.hosts, fleet.capacity))
+    over = Fleet(np.bincount(fleet.hosts, fleet.speed), capacity, np.arange(hosts), fleet.names)
     stage = replace(single, fleet=over, weights=(single.weights[1],) * 2)
     quiet = replace(budget, on_event=None)
     try:
@@ -64,6 +64,6 @@ def hosts_first(
             chains=CHAINS,
             generations=GENERATIONS,
         )
-    except SolverError:  # so little room may be enough for devices, and not for hosts of them
+    except SolverError:  # so few slots may be enough for devices, and not for hosts of them
         return None
     return found.assignment

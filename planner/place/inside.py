@@ -6,7 +6,7 @@
 devices, hosts are the means over tokens of how many hold the token's experts; ``inside`` and ``between`` what one of
 them more takes over the measured links, for all tokens of the step; ideal[c] what the experts take where all devices
 are equally busy, and balance[c] the hottest device over that. It is an estimate: contention and curves are left to the
-prediction, which has the last word over every candidate.
+prediction, which decides over every candidate.
 
 Classes do not touch each other. Where their arrangements are few all are looked at, which proves the optimum (very few
 are all offered); else they are annealed. With slots to spare, copies of hot experts and the shares that they take are
@@ -83,9 +83,9 @@ def _single(question: Question, device_of: np.ndarray, solver: str) -> Placed:
     """Slots are counted as they are taken, whether the devices have them or not."""
     fleet = question.fleet
     held = np.max([np.bincount(row, minlength=len(fleet.speed)) for row in device_of], axis=0)
-    roomy = replace(question, fleet=replace(fleet, capacity=np.maximum(fleet.capacity, held)))
+    larger = replace(question, fleet=replace(fleet, capacity=np.maximum(fleet.capacity, held)))
     slots = Slots.from_device_of(device_of, held)
-    return Placed(slots, solver, SECONDS, lambda: (question.seconds(device_of), roomy.least()))
+    return Placed(slots, solver, SECONDS, lambda: (question.seconds(device_of), larger.least()))
 
 
 def _exactly(question: Question) -> dict[str, Placed] | None:

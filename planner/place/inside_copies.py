@@ -35,15 +35,15 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
     singles = [Slots.from_lists([held], None, [len(mine) for mine in held]) for held, _ in best.to_lists()]
     few, late = [], False
     for c, single in enumerate(singles):
-        room = _roomier(question, c, single, useful, max(1, devices // 4))
+        capacity = _more_slots(question, c, single, useful, max(1, devices // 4))
         limit = budget.part(0.5 / (len(singles) - c)).left
-        one = _copied(question, slice(c, c + 1), room, seed, limit, single)
+        one = _copied(question, slice(c, c + 1), capacity, seed, limit, single)
         late |= one.status == "time_limit"
         few.append(_worth(question, c, single, one.assignment))
     found["replicated, few"] = _together(question, few, "time_limit" if late else "feasible")
     if useful.sum() >= experts + devices:
-        room = _by_speed(useful, fleet.speed, experts + devices)
-        many = _copied(question, slice(None), room, seed, budget.left)
+        capacity = _by_speed(useful, fleet.speed, experts + devices)
+        many = _copied(question, slice(None), capacity, seed, budget.left)
         layers = [_worth(question, c, single, _layer(many.assignment, c)) for c, single in enumerate(singles)]
         found["replicated"] = _together(question, layers, many.status)
         if fits_tables(devices * devices, experts):  # which is nearest depends on the token's own device
@@ -52,30 +52,30 @@ def replicated(question: Question, best: Slots, seed: int, budget: Budget) -> di
     return {name: placed for name, placed in found.items() if not placed.single}
 
 
-def _roomier(question: Question, c: int, single: Slots, useful: np.ndarray, spare: int) -> np.ndarray:
+def _more_slots(question: Question, c: int, single: Slots, useful: np.ndarray, spare: int) -> np.ndarray:
     """[G] the slots that are taken, and one more on each of the ``spare`` coolest devices that may have it."""
     fleet = question.fleet
-    room = single.capacity.copy()
+    capacity = single.capacity.copy()
     coolest = np.argsort(single.finish(question.load[c : c + 1], fleet.speed)[0], kind="stable")
-    room[[g for g in coolest if room[g] < useful[g]][:spare]] += 1
-    return room
+    capacity[[g for g in coolest if capacity[g] < useful[g]][:spare]] += 1
+    return capacity
 
 
 def _by_speed(useful: np.ndarray, speed: np.ndarray, slots: int) -> np.ndarray:
     """[G] so many slots in all, in proportion to speed as far as the devices can use them."""
-    room = np.zeros_like(useful)
+    capacity = np.zeros_like(useful)
     for _ in range(slots):
-        room[np.where(room < useful, (room + 1) / speed, np.inf).argmin()] += 1
-    return room
+        capacity[np.where(capacity < useful, (capacity + 1) / speed, np.inf).argmin()] += 1
+    return capacity
 
 
 def _copied(
-    question: Question, classes: slice, room: np.ndarray, seed: int, time_limit: float, start: Slots | None = None
+    question: Question, classes: slice, capacity: np.ndarray, seed: int, time_limit: float, start: Slots | None = None
 ) -> Solution[Slots]:
-    """Some classes with copies and shares for balance in ``room`` [G] slots."""
+    """Some classes with copies and shares for balance in ``capacity`` [G] slots."""
     fleet = question.fleet
     options: dict[str, Any] = {"seed": seed, "steps": STEPS, "time_limit": time_limit, "start": start}
-    return replicate(question.load[classes], fleet.speed, room, fleet.hosts, shares="optimal", **options)
+    return replicate(question.load[classes], fleet.speed, capacity, fleet.hosts, shares="optimal", **options)
 
 
 def _layer(slots: Slots, c: int) -> Slots:
@@ -90,22 +90,22 @@ def _worth(question: Question, c: int, single: Slots, copied: Slots) -> Slots:
 
 
 def _together(question: Question, layers: list[Slots], status: Status) -> Placed:
-    """One layer of each class, of different rooms."""
-    lists, room = [layer.to_lists()[0] for layer in layers], np.max([layer.capacity for layer in layers], axis=0)
-    slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], room)
+    """One layer of each class, of different capacities."""
+    lists, capacity = [layer.to_lists()[0] for layer in layers], np.max([layer.capacity for layer in layers], axis=0)
+    slots = Slots.from_lists([held for held, _ in lists], [taken for _, taken in lists], capacity)
     proof = _balanced(question, slots, [layer.capacity for layer in layers])
     return Placed(slots, said("annealed copies, exact shares", status), HOTTEST, proof)
 
 
-def _balanced(question: Question, slots: Slots, rooms: Sequence[np.ndarray]) -> Proof:
-    """The balance of copies, and the least of any in so many slots; rooms: [C, G]."""
+def _balanced(question: Question, slots: Slots, capacities: Sequence[np.ndarray]) -> Proof:
+    """The balance of copies, and the least of any in so many slots; capacities: [C, G]."""
 
     def proof() -> tuple[np.ndarray, np.ndarray]:
         fleet = question.fleet
         ideal = np.maximum(question.load.sum(1), 1e-300) / fleet.speed.sum()
         least = [
-            hottest_bound(load[None], fleet.speed, room, fleet.hosts, 1, "optimal", False)[0]
-            for load, room in zip(question.load, rooms, strict=True)
+            hottest_bound(load[None], fleet.speed, capacity, fleet.hosts, 1, "optimal", False)[0]
+            for load, capacity in zip(question.load, capacities, strict=True)
         ]
         return slots.hottest(question.load, fleet.speed) / ideal, np.array(least) / ideal
 

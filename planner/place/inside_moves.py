@@ -5,7 +5,7 @@
 crossings[l]: mean over tokens of whether the first experts of layers l and l + 1 lie on different devices. apart[l]: of
 how many of a token's other experts of layer l lie elsewhere than its first. Both cost more between hosts, and both are
 those of tokens to come, as the whole trace lets expect them: a decoding step is too few tokens to be fitted. It is an
-estimate, as in ``inside``: the prediction of the whole step has the last word.
+estimate, as in ``inside``: the prediction of the whole step decides.
 """
 
 # C classes of layers, one layer each
@@ -42,8 +42,8 @@ def placed_for_moves(
         return {}
     mine = budget.part(SEARCH_TIME)
     (inside, between), affinity = question.weights, _affinity(trace, partial, mine)
-    room = int(np.bincount(fleet.hosts, fleet.capacity).max())
-    devices, hosts = least_by_slots(affinity.transitions, int(fleet.capacity.max()), room)
+    host_capacity = int(np.bincount(fleet.hosts, fleet.capacity).max())
+    devices, hosts = least_by_slots(affinity.transitions, int(fleet.capacity.max()), host_capacity)
     least = (inside * devices.sum() + (between - inside) * hosts.sum()) / trace.layers
     alike = len(fleet.speed) / len(set(fleet.hosts.tolist()))  # devices of a host
     gather = kept * (inside * (alike - 1) + between * (len(fleet.speed) - alike))

@@ -30,7 +30,7 @@ class Capped(NamedTuple):
 class Movement(NamedTuple):
     """What was minimised and how much of it is left; bounds: by name, no placement under the cap has less."""
 
-    words: str
+    minimised: str
     value: float
     bounds: dict[str, float]
 
@@ -65,11 +65,11 @@ def moved_between_layers(
     """(what it is, the moves of placed [L, E] per boundary and token); counted: the traffic is not smoothed."""
     inside, between = single.weights
     counts = affinity.transitions / len(affinity.transitions)
-    words = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, " + (
+    minimised = f"{inside:g} x boundary_cross_device + {between - inside:g} x boundary_cross_host, " + (
         "as counted on the fitted part" if counted else "as the fitted part lets expect of tokens to come"
     )
     value = crossings(placed, counts, host_weights(single.fleet.hosts, inside, between))
-    return words, value if value > ROUNDING * between else 0.0
+    return minimised, value if value > ROUNDING * between else 0.0
 
 
 def fan_out(trace: Trace, single: Single, placed: np.ndarray) -> Movement:
@@ -84,7 +84,7 @@ def fan_out(trace: Trace, single: Single, placed: np.ndarray) -> Movement:
     assert found.fanout_device is not None
     assert found.fanout_host is not None
     value = inside * found.fanout_device + (between - inside) * found.fanout_host
-    room = np.bincount(fleet.hosts, fleet.capacity)
-    least = [-(-trace.top_k // int(largest.max())) for largest in (fleet.capacity, room)]
-    words = f"{inside:g} x fanout_device + {between - inside:g} x fanout_host, on the fitted part"
-    return Movement(words, value, {"slots": inside * least[0] + (between - inside) * least[1]})
+    host_capacity = np.bincount(fleet.hosts, fleet.capacity)
+    least = [-(-trace.top_k // int(largest.max())) for largest in (fleet.capacity, host_capacity)]
+    minimised = f"{inside:g} x fanout_device + {between - inside:g} x fanout_host, on the fitted part"
+    return Movement(minimised, value, {"slots": inside * least[0] + (between - inside) * least[1]})

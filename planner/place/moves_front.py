@@ -17,7 +17,7 @@ from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Placement, Scores
 from ...spec.trace import Trace
-from ..budget import ROOM, Budget
+from ..budget import SAFETY_FACTOR, Budget
 from .compared import rest_of, scores
 from .fleet import Fleet
 from .layers import document_layers
@@ -133,7 +133,7 @@ def _layer_by_layer(
     from .copies import newly_placed, replan
 
     objective = placement.objective
-    searching = budget.before(ROOM * each * POINTS)
+    searching = budget.before(SAFETY_FACTOR * each * POINTS)
     new = newly_placed(fitted, request, fleet, objective, searching.part(0.5)).assignment
     way = replan(request, fleet, new, windows(fitted), objective, searching)
     last = way.within(None)
@@ -167,7 +167,7 @@ def _searched(
         ):
             return
         budget.tell(done=i, of=len(limits), what=f"moves: at most {limit}")
-        mine = replace(budget.part(1 / (len(limits) - i)).before(ROOM * each), on_event=None)
+        mine = replace(budget.part(1 / (len(limits) - i)).before(SAFETY_FACTOR * each), on_event=None)
         within = replace(single, max_moves=limit)
         options: dict[str, Any] = {"steps": steps, "chains": CHAINS}
         try:

@@ -21,7 +21,7 @@ from ...solvers.slots import Slots
 from ...spec.errors import InfeasibleError, MoeplanError
 from ...spec.placement import Placement, Score, Scores
 from ...spec.trace import Trace
-from ..budget import ROOM, Budget
+from ..budget import SAFETY_FACTOR, Budget
 from .compared import rest_of, scores
 from .fleet import Fleet
 from .layers import document_layers
@@ -181,7 +181,7 @@ class _Search:
 
     def _search(self, what: Affinity, load: np.ndarray, cap: float, price: float) -> np.ndarray:
         self.budget.tell(done=self.done, of=self.count, what="front: what balance buys")
-        mine = self.budget.part(1 / (self.count - self.done)).before(ROOM * self.scoring)
+        mine = self.budget.part(1 / (self.count - self.done)).before(SAFETY_FACTOR * self.scoring)
         self.done += 1
         return self.single.solve(
             what,

@@ -62,7 +62,7 @@ def prove(
     improve: better slots may be taken; else they only say what the best would be.
     """
     fleet, windows, experts = single.fleet, len(load), load.shape[2]
-    room = int(np.minimum(fleet.capacity, experts).sum())
+    usable = int(np.minimum(fleet.capacity, experts).sum())
     least = least_balance(load, single, shares, full)
     best = least.copy()
     value = reached_balance(slots, load, fleet.speed)
@@ -89,7 +89,7 @@ def prove(
                 seed=single.seed,
                 time_limit=left / (len(open_layers) - done),
                 known=own,
-                most_variables=MOST_SINGLE if room == experts else MOST_VARIABLES,
+                most_variables=MOST_SINGLE if usable == experts else MOST_VARIABLES,
             )
         except SolverError:  # no back end, or no answer: what is known stays
             continue

@@ -53,11 +53,11 @@ class Question:
     def least(self) -> np.ndarray:
         """[C] no single copies have less: a token's experts fit on so few devices, and so cool is the hottest."""
         (inside, between), fleet = self.weights, self.fleet
-        room = np.bincount(fleet.hosts, fleet.capacity)
+        host_capacity = np.bincount(fleet.hosts, fleet.capacity)
         of_token = [(ids >= 0).sum(1) for ids in self.ids]  # identity experts need no device
         devices, hosts = (
             np.array([(-(-count // int(largest.max()))).mean() for count in of_token])
-            for largest in (fleet.capacity, room)
+            for largest in (fleet.capacity, host_capacity)
         )
         ideal = np.maximum(self.load.sum(1), 1e-300) / fleet.speed.sum()
         cool = np.array([balance_bound(row, fleet.speed, fleet.capacity) for row in self.load]) / ideal

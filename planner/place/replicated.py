@@ -23,7 +23,9 @@ from .single import Single
 HOST_STAGE = 0.6  # of the time
 AFFINITY_TIME = 0.3  # of which at most for the traffic between experts
 CAP_TIME = 0.2  # and, of the rest, for the coolest hosts
-ROOM = 0.25  # of the way from their balance to EPLB's may go into locality: with half, hosts run hotter than EPLB's
+FOR_LOCALITY = (
+    0.25  # of the way from their balance to EPLB's may go into locality: with half, hosts run hotter than EPLB's
+)
 
 
 def place_copies(
@@ -87,18 +89,18 @@ def balance_and_bound(
 def _hosts(single: Single, trace: Trace, steps: int | None, budget: Budget) -> Solution[np.ndarray]:
     """[L, E] host of each expert: as many experts on each host as its share of the slots, whole groups together."""
     fleet, experts, hosts = single.fleet, trace.num_experts, len(single.fleet.names)
-    room = np.bincount(fleet.hosts, fleet.capacity)
-    counts = proportional(experts, room)
+    host_capacity = np.bincount(fleet.hosts, fleet.capacity)
+    counts = proportional(experts, host_capacity)
     over = Fleet(np.bincount(fleet.hosts, fleet.speed), counts, np.arange(hosts), fleet.names)
     stage = Single(over, single.movement, single.groups, weights=(single.weights[1],) * 2, seed=single.seed)
     affinity, load = stage.affinity(trace, budget.part(AFFINITY_TIME)), load_samples(trace)
     if single.groups > 1:
         check_groups(single.groups, experts, hosts)
         return stage.solve(affinity, load, steps=steps, budget=budget)
-    # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the room that it has.
+    # Hosts that run hot cannot be cooled by copies inside them, and a search uses up all the slack that it has.
     between = balance_range(stage, trace, budget.part(CAP_TIME))
     try:
-        found = stage.solve(affinity, load, cap=between.at(ROOM), steps=steps, budget=budget)
+        found = stage.solve(affinity, load, cap=between.at(FOR_LOCALITY), steps=steps, budget=budget)
     except NotFound as error:
         if error.in_time:
             raise

@@ -1,4 +1,4 @@
-"""What to place for, and what is wrong with it, in words."""
+"""What to place for, and what is wrong with it, as text."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,15 +43,17 @@ class Request:
 
 def check(trace: Trace, fitted: Trace, request: Request, fleet: Fleet) -> list[str]:
     """What is worth saying about the input; raises where it cannot be used."""
-    experts, room = trace.num_experts, int(fleet.capacity.sum())
+    experts, capacity = trace.num_experts, int(fleet.capacity.sum())
     cells = trace.layers * experts * len(request.devices)
     if cells > MAX_CELLS:
         raise MoeplanError(
             f"{trace.layers:,} layers x {experts:,} experts x {len(request.devices):,} devices are {cells:,}, at most "
             f"{MAX_CELLS:,} are placed: use fewer --devices"
         )
-    if request.slots < experts or room < experts:
-        raise InfeasibleError(f"{experts} experts need {experts} slots, got {min(request.slots, room)}: raise --slots")
+    if request.slots < experts or capacity < experts:
+        raise InfeasibleError(
+            f"{experts} experts need {experts} slots, got {min(request.slots, capacity)}: raise --slots"
+        )
     if request.groups > 1:
         check_groups(request.groups, experts, len(fleet.names))
     if request.max_moves is not None and request.previous is None:

@@ -65,10 +65,10 @@ def _for_time(fitted: Trace, request: Request, fleet: Fleet, timing: "Timing", b
     known = {name: slots for name, slots in candidates.items() if slots is not None}
     steps = request.steps
     found = place_for_time(single, fitted, timing, known, steps=steps, budget=budget)
-    words = timing.words
+    minimised = timing.minimised
     bounds = {"all devices busy at their best rate": found.bound}
     notes = _without_copies(found.assignment, request, fitted) if copies else ()
-    record = record_of(found, found.objective, found.bound, bounds, words, found.seconds)
+    record = record_of(found, found.objective, found.bound, bounds, minimised, found.seconds)
     return Answer(found.assignment, record, notes=notes)
 
 

@@ -128,8 +128,8 @@ class Single:
         fleet, (layers, experts) = self.fleet, load.shape[1:]
         hosts, size = len(fleet.names), check_groups(self.groups, experts, len(fleet.names))
         per_host = self.groups // hosts
-        room = np.bincount(fleet.hosts, fleet.capacity)
-        if (room < per_host * size).any():
+        host_capacity = np.bincount(fleet.hosts, fleet.capacity)
+        if (host_capacity < per_host * size).any():
             raise MoeplanError(f"{per_host} groups of {size} experts need {per_host * size} slots on every host")
         shape = (layers, self.groups, size, self.groups, size)
         between = affinity.transitions.reshape(layers - 1, *shape[1:]).sum(axis=(2, 4))

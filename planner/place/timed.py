@@ -1,4 +1,4 @@
-"""Placement for predicted time: measured speeds, memory and links decide, and the prediction has the last word.
+"""Placement for predicted time: searched by measured speeds, memory and links; of what is found the prediction decides.
 
 What is timed is what a placement changes in a step under ``ep``: per layer, dispatch, the slowest device's experts,
 combine; attention and all else stay as they are.
@@ -28,7 +28,7 @@ from ...spec.placement import PlacementDevice, PlacementLayer
 from ...spec.routing import check_shape, traced_routing
 from ...spec.trace import WHOLE_SEQUENCES, Trace
 from ...spec.workload import Workload
-from ..budget import ROOM, Budget
+from ..budget import SAFETY_FACTOR, Budget
 from ..costs import Costs
 from ..layout import Layout
 from ..splits import expert_speeds, layouts
@@ -74,13 +74,13 @@ class Timing:
         speed = expert_speeds(self.costs, self.model, counts)
         expert = sum(self.model.expert_bytes(i, self.dtype) for i in range(trace.layers))
         rest = self.model.rest_bytes(self.dtype)
-        room = [int((USED_MEMORY * d.memory_bytes - rest) // expert) for d in self.cluster.devices]
-        capacity = np.clip(room, 0, trace.num_experts)
+        fitting = [int((USED_MEMORY * d.memory_bytes - rest) // expert) for d in self.cluster.devices]
+        capacity = np.clip(fitting, 0, trace.num_experts)
         if equal_slots:
             even_fleet(
-                len(room), 1, slots, equal_slots, trace.num_experts
+                len(fitting), 1, slots, equal_slots, trace.num_experts
             )  # names the engines' rule where it is broken
-            capacity = np.where(capacity >= slots // len(room), slots // len(room), 0)
+            capacity = np.where(capacity >= slots // len(fitting), slots // len(fitting), 0)
         elif slots > trace.num_experts:
             capacity = spread_slots(capacity, slots)
         if capacity.sum() < slots or capacity.min() < 1:
@@ -96,7 +96,7 @@ class Timing:
 
     @cached_property
     def division(self) -> tuple[str, Layout]:
-        """How the step's tokens are divided, in words: as ``solve`` tries first, where the cluster has the curves."""
+        """How the step's tokens are divided, as text: as ``solve`` tries first, where the cluster has the curves."""
         try:
             name, layout = next(iter(layouts(self.costs, self.model, self.workload).items()))
         except MissingCurveError:
@@ -110,7 +110,7 @@ class Timing:
         return f"times are of dispatch, experts and combine, with tokens divided {self.division[0]}"
 
     @property
-    def words(self) -> str:
+    def minimised(self) -> str:
         """What is minimised."""
         return f"predicted seconds of dispatch, experts and combine of a step {self.workload}"
 
@@ -178,7 +178,7 @@ def place_for_time(
     predicting = time.perf_counter()
     seconds = [timing.seconds(document_layers(slots), trace) for slots in candidates.values()]
     each = (time.perf_counter() - predicting) / max(len(candidates), 1)
-    searching = budget.before(ROOM * each * len(PRICES))
+    searching = budget.before(SAFETY_FACTOR * each * len(PRICES))
     affinity, load = single.affinity(trace, searching.part(AFFINITY_TIME)), load_samples(trace)
     if len(trace.seq_len) <= WHOLE_SEQUENCES:
         load = windows(trace)  # samples of few sequences are rough: trials fit a cap to them, but nothing fits a price

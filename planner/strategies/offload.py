@@ -100,7 +100,7 @@ class Walk:
         places: Sequence[int],
         foresight: Foresight | None,
     ) -> "Walk":
-        """places: experts that each device has room for beside those that stay."""
+        """places: experts that each device has space for beside those that stay."""
         size = expert_bytes(costs, layers)
         readings = [
             Reading(float(rate), [0.0] * count) for rate, count in zip(read_seconds(costs, size), places, strict=True)

@@ -26,7 +26,7 @@ LARGE = 32 * 2**20  # bytes; below, the allocator reuses memory that is mapped a
 HUGE_PAGE = 2 * 2**20
 
 
-class Room(NamedTuple):
+class GradientBuffer(NamedTuple):
     """For a gradient. ``mapped``: most of what will be written has its pages already."""
 
     tensor: Tensor
@@ -94,12 +94,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     return torch.frombuffer(_take(-(-size // step) * step).lease(), dtype=dtype, count=count).view(tuple(shape))
 
 
-def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, experts: Iterable[int]) -> Room:
+def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, experts: Iterable[int]) -> GradientBuffer:
     """For a gradient [E, ...], contiguous, each call's in memory of its own: anything for ``experts``, which the caller
     writes, zeros for all others. Raises MoeplanError where there is none."""
     size, busy = prod(shape) * dtype.itemsize, set(experts)
     if device.type != "cpu" or size < LARGE:
-        return Room(torch.zeros(tuple(shape), dtype=dtype, device=device), False)
+        return GradientBuffer(torch.zeros(tuple(shape), dtype=dtype, device=device), False)
     pages, part, idle_from = _take(size), size // shape[0], 0
     there = busy & pages.written if pages.part == part else set()
     if not pages.fresh:
@@ -108,7 +108,7 @@ def gradient(shape: Sequence[int], dtype: torch.dtype, device: torch.device, exp
                 pages.clear(idle_from * part, e * part, idle_from - 1 in there, e in there)
             idle_from = e + 1
     pages.part, pages.written = part, busy
-    return Room(torch.frombuffer(pages.lease(), dtype=dtype).view(tuple(shape)), 2 * len(there) > len(busy))
+    return GradientBuffer(torch.frombuffer(pages.lease(), dtype=dtype).view(tuple(shape)), 2 * len(there) > len(busy))
 
 
 def _take(size: int) -> _Pages:

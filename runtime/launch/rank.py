@@ -112,7 +112,7 @@ def join(rank: int, world: int, device: torch.device, store: dist.Store | None, 
 
 
 def claim_gpu(rank: int, device: torch.device, store: dist.Store) -> None:
-    """Raise MoeplanError where a rank that came first has the same GPU; NCCL would end both, in words of its own.
+    """Raise MoeplanError where a rank that came first has the same GPU; NCCL would end both, with a message of its own.
 
     A GPU's UUID is its own among all hosts'.
     """

@@ -30,7 +30,7 @@ class Needs(NamedTuple):
 
 
 class Resting:
-    """Of one device of a plan. Raises MoeplanError where the tier has no room for them."""
+    """Of one device of a plan. Raises MoeplanError where the tier has no space for them."""
 
     def __init__(self, plan: Plan, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         assert plan.offload is not None
@@ -52,13 +52,13 @@ class Resting:
             self._shapes.append(((2 if moe.gated else 1, moe.ffn_size, hidden), (hidden, moe.ffn_size)))
             sizes.append(sum(map(prod, self._shapes[-1])) * dtype.itemsize)
         places = plan.offload.places[rank] if self._entries else 0
-        room = places_for(places, max(sizes), device)
+        buffer = places_for(places, max(sizes), device)
         tier: Tier
         if device.type == "cuda":
-            tier = HostMemory(len(self._entries), room.shape[1], device)
+            tier = HostMemory(len(self._entries), buffer.shape[1], device)
         else:
-            tier = ExpertFile(plan.offload.folder, len(self._entries), room.shape[1])
-        self._reader = Reader(tier, room)
+            tier = ExpertFile(plan.offload.folder, len(self._entries), buffer.shape[1])
+        self._reader = Reader(tier, buffer)
         self._needed = self._listed = self._hits = 0
 
     def put(self, ordinal: int, expert: int, gate_up: Tensor, down: Tensor) -> None:

@@ -205,5 +205,5 @@ def _parse_workload(text: str | None) -> "Workload | None":
 def unsaid(placement: Placement, budget: Budget) -> list[str]:
     """What there was no time for after the placement was written."""
     said = " ".join(placement.notes)
-    left = [words for words in budget.skipped if words not in said]
+    left = [what for what in budget.skipped if what not in said]
     return [f"no time for {', '.join(left)}: raise --time-limit"] if left else []

@@ -118,7 +118,7 @@ def import_(
 
 
 def _shape(trace: Trace) -> str:
-    """What a trace holds, in a few words."""
+    """What a trace holds, in short."""
     if trace.counts_only:
         return f"counts of {trace.layers} layers x {trace.num_experts} experts"
     return f"{trace.tokens} tokens x {trace.layers} layers, top-{trace.top_k} of {trace.num_experts}"

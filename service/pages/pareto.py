@@ -94,7 +94,7 @@ def _line(axes: "Axes", front: Front, level: int, colour: str, label: str) -> No
         axes.annotate(
             f"{number} {NAMES[point.name]}" if point.marked else str(number),
             xy,
-            xytext=(-7, -13) if left else (6, 6),  # where the front, which falls, leaves room
+            xytext=(-7, -13) if left else (6, 6),  # where the front, which falls, leaves space
             textcoords="offset points",
             horizontalalignment="right" if left else "left",
             fontsize=9,

@@ -79,7 +79,7 @@ def _limits(found: Explanation) -> Group:
     for name in ("limit", "binds", ""):
         table.add_column(name)
     for limit in found.limits:
-        table.add_row(limit.name, "yes" if limit.binding else "no", Text(limit.words))
+        table.add_row(limit.name, "yes" if limit.binding else "no", Text(limit.text))
     return _section("what limits it", table)
 
 
@@ -183,8 +183,8 @@ def _boundaries(placement: Placement, boundaries: tuple[Boundary, ...]) -> Group
 def _chance(placement: Placement, zones: str) -> float:
     """Share of tokens that would cross if experts followed each other at random, by slots."""
     capacity = np.array([device.capacity for device in placement.devices], float)
-    room = np.bincount(placement.hosts, capacity) if zones == "hosts" else capacity
-    return float(1 - ((room / room.sum()) ** 2).sum())
+    slots = np.bincount(placement.hosts, capacity) if zones == "hosts" else capacity
+    return float(1 - ((slots / slots.sum()) ** 2).sum())
 
 
 def _swap(swap: Swap | None) -> tuple[str, str, str]:

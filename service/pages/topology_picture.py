@@ -111,7 +111,7 @@ def _positions(part: "nx.DiGraph", cluster: Cluster, drawn: Sequence[int]) -> di
 
 
 def _apart(row: Sequence[tuple[float, str]]) -> Iterator[tuple[float, str]]:
-    """The same row with room for a name between neighbours."""
+    """The same row with space for a name between neighbours."""
     last = -np.inf
     for x, name in row:
         last = max(x, last + 1.6)

@@ -88,13 +88,13 @@ def affinity_bounds(
     levels, counts = problem.levels, problem.transitions
     slots = [_slots(problem, level) for level in levels]
     sized = list(zip(levels, slots, strict=True))
-    bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, room).sum()) for level, room in sized)}
+    bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, held).sum()) for level, held in sized)}
     if steps > 0 and levels and time.perf_counter() - started < time_limit:
         relative = None if samples is None or balance_cap == math.inf else _over_ideal(problem, samples)
         cap = balance_cap - (0.0 if relative is None else idle(relative))
 
-        def relaxed(level: Level, room: np.ndarray) -> dict[str, float]:
-            places, largest = len(room), int(room.max())
+        def relaxed(level: Level, held: np.ndarray) -> dict[str, float]:
+            places, largest = len(held), int(held.max())
             rows = _load_rows(problem, level, places * largest)
             rows += _cap_rows(problem, level, places * largest, relative, cap)
             return least_leaving(counts, places, largest, rows, steps=steps, deadline=started + time_limit)
@@ -105,28 +105,28 @@ def affinity_bounds(
                     bounds[name] = bounds.get(name, 0.0) + level.weight * least
     if time_limit - (time.perf_counter() - started) > MATCHING:
         until = started + time_limit
-        bounds["matching"] = sum(level.weight * _least_by_matching(counts, room, until) for level, room in sized)
+        bounds["matching"] = sum(level.weight * _least_by_matching(counts, held, until) for level, held in sized)
     safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bounds[name]) - safety, 0.0) for name in NAMES if name in bounds}
 
 
 def _slots(problem: AffinityProblem, level: Level) -> np.ndarray:
     """[P] slots of the places that have any; none needs more than there are experts."""
-    room = np.array([problem.capacity[list(place)].sum() for place in _used(problem, level)])
-    return np.minimum(room, problem.experts)
+    slots = np.array([problem.capacity[list(place)].sum() for place in _used(problem, level)])
+    return np.minimum(slots, problem.experts)
 
 
 def _load_rows(problem: AffinityProblem, level: Level, size: int) -> list[Rows]:
     """The limit on the fastest place, with ``size`` experts a layer; none where it never binds."""
     places = _used(problem, level)
     mean = problem.load.sum(axis=1) / len(places)
-    room = np.where(mean > 0, problem.limit * _fastest(problem, places) / np.where(mean > 0, mean, 1.0), np.inf)
-    room = np.minimum(room, len(places))  # all of the load on one place
-    if (room >= len(places)).all() or problem.layers == 1:
+    limit = np.where(mean > 0, problem.limit * _fastest(problem, places) / np.where(mean > 0, mean, 1.0), np.inf)
+    limit = np.minimum(limit, len(places))  # all of the load on one place
+    if (limit >= len(places)).all() or problem.layers == 1:
         return []
     load = np.zeros((problem.layers, size))
     load[:, : problem.experts] = problem.load / np.where(mean > 0, mean, 1.0)[:, None]
-    return [LoadRows(load, room)]
+    return [LoadRows(load, limit)]
 
 
 def _cap_rows(problem: AffinityProblem, level: Level, size: int, relative: np.ndarray | None, cap: float) -> list[Rows]:
@@ -173,9 +173,9 @@ def _least_by_matching(transitions: np.ndarray, capacity: np.ndarray, deadline: 
     experts, slots = transitions.shape[1], int(capacity.max())
     # sum_p n[p] n'[p] <= sum_p n[p]^2 (or n'), which is largest with the largest places full.
     free, pairs = experts, 0
-    for room in sorted(capacity.tolist(), reverse=True):
-        pairs += min(room, free) ** 2
-        free -= min(room, free)
+    for most in sorted(capacity.tolist(), reverse=True):
+        pairs += min(most, free) ** 2
+        free -= min(most, free)
     unit: Any = eye_array(experts)
     ones: Any = csr_array(np.ones((1, experts)))
     rows: Any = vstack([kron(unit, ones), kron(ones, unit), csr_array(np.ones((1, experts**2)))]).tocsr()

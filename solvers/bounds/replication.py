@@ -170,11 +170,11 @@ def forced(
     experts: int, speed: np.ndarray, capacity: np.ndarray, shares: Shares, full: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """(copies that a device must hold at least, its speed), each kind of device that has slots once; [kinds]."""
-    room = np.minimum(capacity, experts)
-    least = room if full else np.maximum(experts - (room.sum() - room), 0)
-    if shares == "optimal" and room.sum() > experts:  # copies may take nothing
-        least = np.zeros_like(room)
-    kinds = sorted({(int(k), float(s)) for k, s, r in zip(least, speed, room, strict=True) if r > 0})
+    usable = np.minimum(capacity, experts)
+    least = usable if full else np.maximum(experts - (usable.sum() - usable), 0)
+    if shares == "optimal" and usable.sum() > experts:  # copies may take nothing
+        least = np.zeros_like(usable)
+    kinds = sorted({(int(k), float(s)) for k, s, r in zip(least, speed, usable, strict=True) if r > 0})
     return np.array([k for k, _ in kinds], np.int64), np.array([s for _, s in kinds], float)
 
 

@@ -4,7 +4,7 @@ For windows of two layers, Z = Y - 1 / P as there:
 
     (1) transitive:  Y[a, b] + Y[a, c] - Y[b, c] <= 1                     ``Triangles``
     (2) two places:  Y[a, b] + Y[a, c] + Y[b, c] >= 1 where P is 2        ``Triangles``
-    (3) load:        sum_b load[b] Y[a, b] <= room, of one layer's b      ``LoadRows``
+    (3) load:        sum_b load[b] Y[a, b] <= limit, of one layer's b     ``LoadRows``
 
 (3) is the balance limit of a's device, multiplied by "a is there"; ``bounds.cap_rows`` has its like for a limit on the
 mean over the layers. Every row has a price of at least 0; it rises with the row's violation (projected gradient ascent,
@@ -70,12 +70,12 @@ class Triangles:
 class LoadRows:
     """(3), for every expert of a window and both of its layers.
 
-    load [L, E], scaled so that a place carries 1 in the mean of a layer; room [L], in that unit.
+    load [L, E], scaled so that a place carries 1 in the mean of a layer; limit [L], in that unit.
     """
 
-    def __init__(self, load: np.ndarray, room: np.ndarray) -> None:
+    def __init__(self, load: np.ndarray, limit: np.ndarray) -> None:
         self.load = np.stack([load[:-1], load[1:]], axis=1)  # [B, 2, E]
-        self.excess = np.stack([room[:-1], room[1:]], axis=1) - 1.0  # [B, 2] over the mean
+        self.excess = np.stack([limit[:-1], limit[1:]], axis=1) - 1.0  # [B, 2] over the mean
         windows, _, experts = self.load.shape
         self.price = np.zeros((windows, 2 * experts, 2))
         # An entry a, b is in the rows of a and of b, and in two windows inside a layer.

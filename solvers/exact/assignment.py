@@ -132,8 +132,8 @@ class Assignment:
     def _slots(self) -> None:
         for g in self.devices:
             held = pulp.lpSum(v for e in self.experts for v in self.at[e, g])
-            room = int(self.given.capacity[g])
-            self.problem += held == room if self.given.full else held <= room
+            capacity = int(self.given.capacity[g])
+            self.problem += held == capacity if self.given.full else held <= capacity
 
     def _heat(self, heat: list[list[pulp.LpAffineExpression]]) -> None:
         before: dict[tuple[float, int, int], int] = {}

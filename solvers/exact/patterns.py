@@ -111,7 +111,7 @@ def feasible(
 
 def _patterns(load: np.ndarray, kind: _Kind, most: int, end: float, shares: Shares, full: bool) -> Iterator[Pattern]:
     """What one device of this kind may hold; most: copies of one expert."""
-    experts, room = len(load), end * kind.speed
+    experts, most_load = len(load), end * kind.speed
     if shares == "optimal":
         yield from (tuple((e, 0) for e in held) for held in combinations(range(experts), kind.slots))
         return
@@ -124,7 +124,7 @@ def _patterns(load: np.ndarray, kind: _Kind, most: int, end: float, shares: Shar
         for e in range(lowest, experts):
             for c in range(most, 0, -1):
                 carries = carried + load[e] / c
-                if carries > room:
+                if carries > most_load:
                     break
                 yield from extend((*before, (e, c)), carries, e + 1)
 

@@ -26,8 +26,8 @@ HOPELESS = 37.0  # times the temperature: no random number of 53 bits accepts mo
 @njit(cache=True, nogil=True, inline="always")
 def _slot_on(first_slot, device, bits):
     """A random slot of the device, by 21 bits that no other choice of the proposal uses."""
-    room = np.uint64(first_slot[device + 1] - first_slot[device])
-    return first_slot[device] + np.int64((bits >> np.uint64(8) & PART) * room >> np.uint64(21))
+    count = np.uint64(first_slot[device + 1] - first_slot[device])
+    return first_slot[device] + np.int64((bits >> np.uint64(8) & PART) * count >> np.uint64(21))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -136,7 +136,7 @@ def walk(tables, rules, moved, warm, cold, steps, state):
     device_cost, host_cost, price, max_moves = rules.device_cost, rules.host_cost, rules.price, rules.max_moves
     fixed_hosts, hard, cap = rules.fixed_hosts, rules.hard, rules.cap
     layers, experts = placed.shape
-    room = slots.shape[1]
+    count = slots.shape[1]
     total = 0.0
     for i in range(layers):
         hottest[i] = 0.0
@@ -154,7 +154,7 @@ def walk(tables, rules, moved, warm, cold, steps, state):
         bits = random_bits(state)  # 21 of them for each choice
         layer = np.int64((bits >> np.uint64(43)) * np.uint64(layers) >> np.uint64(21))
         a = np.int64((bits >> np.uint64(22) & PART) * np.uint64(experts) >> np.uint64(21))
-        target = np.int64((bits & PART) * np.uint64(room) >> np.uint64(21))
+        target = np.int64((bits & PART) * np.uint64(count) >> np.uint64(21))
         here = placed[layer, a]
         bits = random_bits(state)
         other, f = np.int64(-1), np.int64(0)  # the layer of a partner that moves as well, and the partner

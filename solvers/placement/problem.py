@@ -111,12 +111,12 @@ class AffinityProblem:
         limits = np.full(layers, np.inf) if limit is None else np.asarray(limit, float)
         if limits.shape != (layers,) or not (limits >= 0).all():
             raise ValueError(f"limit must hold a number of at least 0 for each of {layers} layers, got {limit!r}")
-        room = int(slots.sum())
-        if room < experts:
+        total = int(slots.sum())
+        if total < experts:
             raise Infeasible(
-                f"{experts} experts need {experts - room} more slots: the devices hold {room}",
+                f"{experts} experts need {experts - total} more slots: the devices hold {total}",
                 unit="slots",
-                missing=experts - room,
+                missing=experts - total,
             )
         return cls(
             counts,

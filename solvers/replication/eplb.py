@@ -1,6 +1,6 @@
 """EPLB's greedy balancer (deepseek-ai/EPLB), the baseline that serving engines use, written anew from its description.
 
-    step 1  expert groups to hosts, as many on each: heaviest first, to the lightest host with room   ``_pack``
+    step 1  expert groups to hosts, as many on each: heaviest first, to the lightest not yet full      ``_pack``
     step 2  copies inside each host: one more for the expert whose copies carry most, until slots end ``_replicate``
     step 3  copies to the host's devices, as many on each: as in step 1                               ``_pack``
 
@@ -73,20 +73,20 @@ def _divisible(rule: str, count: int, by: int) -> None:
 
 
 def _pack(weight: np.ndarray, packs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Items [X, N] into packs of N / packs items: heaviest first, to the lightest pack with room.
+    """Items [X, N] into packs of N / packs items: heaviest first, to the lightest pack that is not full.
 
     Returns (pack, place within the pack), [X, N] each.
     """
     rows, items = weight.shape
-    room = items // packs
+    size = items // packs
     pack, rank = np.empty((rows, items), np.int64), np.zeros((rows, items), np.int64)
-    if room == 1:
+    if size == 1:
         pack[:] = np.arange(items)
         return pack, rank
     row = np.arange(rows)
     carried, held = np.zeros((rows, packs)), np.zeros((rows, packs), np.int64)
     for item in np.argsort(-weight, axis=1, kind="stable").T:
-        chosen = np.where(held < room, carried, np.inf).argmin(axis=1)
+        chosen = np.where(held < size, carried, np.inf).argmin(axis=1)
         pack[row, item], rank[row, item] = chosen, held[row, chosen]
         carried[row, chosen] += weight[row, item]
         held[row, chosen] += 1

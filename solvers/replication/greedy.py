@@ -61,7 +61,7 @@ def greedy(
                 end = (carried[g] + load[e] / wanted) / speed[g]
                 if not twice and end < best:
                     best, chosen = end, g
-            if chosen < 0:  # only devices that hold the expert have room: do without this copy
+            if chosen < 0:  # only devices that hold the expert have free slots: do without this copy
                 copies[e] = c
                 break
             at[first[chosen] + held[chosen]] = e

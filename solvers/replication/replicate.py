@@ -166,14 +166,14 @@ def checked(
             unit="groups",
             missing=count - groups % count,
         )
-    room = np.bincount(number, slots).astype(int) if groups > 1 else slots.sum(keepdims=True)
+    host_slots = np.bincount(number, slots).astype(int) if groups > 1 else slots.sum(keepdims=True)
     need = experts // (count if groups > 1 else 1)
-    if (room < need).any():
+    if (host_slots < need).any():
         where = "every host needs" if groups > 1 else "the devices need"
         raise Infeasible(
-            f"{where} {need} slots for one copy of each expert, got {int(room.min())}: add slots",
+            f"{where} {need} slots for one copy of each expert, got {int(host_slots.min())}: add slots",
             unit="slots",
-            missing=int(np.maximum(need - room, 0).sum()),
+            missing=int(np.maximum(need - host_slots, 0).sum()),
         )
     if groups > 1:  # a device cannot use more slots than its host has experts
         slots = np.minimum(slots, need)
@@ -276,14 +276,14 @@ def _longest_group_first(by_group: np.ndarray, problem: Problem) -> np.ndarray:
     """[K] hosts: heaviest group first to where it ends earliest, then swaps while they cool; by_group: [W, K]."""
     speed = np.bincount(problem.hosts, problem.speed)
     hosts, groups = len(speed), by_group.shape[1]
-    room = np.full(hosts, groups // hosts)
+    free = np.full(hosts, groups // hosts)
     ends = np.zeros((len(by_group), hosts))
     host_of = np.empty(groups, np.int64)
     for k in np.argsort(-by_group.sum(axis=0), kind="stable"):
         hottest = (ends + by_group[:, k, None] / speed).sum(axis=0)
-        h = int(np.where(room > 0, hottest, np.inf).argmin())
+        h = int(np.where(free > 0, hottest, np.inf).argmin())
         host_of[k] = h
-        room[h] -= 1
+        free[h] -= 1
         ends[:, h] += by_group[:, k] / speed[h]
     while True:
         hot = int(ends.sum(axis=0).argmax())
@@ -376,10 +376,10 @@ def _value(problem: Problem, load: np.ndarray, at: np.ndarray, share: np.ndarray
 
 def widened(at: np.ndarray, share: np.ndarray, problem: Problem, capacity: ArrayLike) -> Slots:
     """The solution in the caller's slots: those that could never be used stay empty."""
-    room = np.asarray(capacity, np.int64)
+    wide = np.asarray(capacity, np.int64)
     rank = np.arange(at.shape[1]) - np.repeat(np.cumsum(problem.capacity) - problem.capacity, problem.capacity)
-    slot = np.repeat(np.cumsum(room) - room, problem.capacity) + rank
-    expert_of = np.full((len(at), int(room.sum())), EMPTY)
+    slot = np.repeat(np.cumsum(wide) - wide, problem.capacity) + rank
+    expert_of = np.full((len(at), int(wide.sum())), EMPTY)
     share_of = np.zeros(expert_of.shape)
     expert_of[:, slot], share_of[:, slot] = at, share
-    return Slots(expert_of, share_of, room)
+    return Slots(expert_of, share_of, wide)

@@ -2,14 +2,14 @@
 
 Choices are divided into cases by what their regions take: in a case, the largest need of any chosen option of region f,
 as a part of the devices' capacity, lies in one interval. So the options are known that a case allows, and what its
-regions take at least: what is left is room[s, d]. With a price lambda[s, d] >= 0 on every byte, room is no limit but a
-cost, and the layers fall apart:
+regions take at least: what is left is remaining[s, d]. With a price lambda[s, d] >= 0 on every byte, memory is no limit
+but a cost, and the layers fall apart:
 
-    L(s, lambda) = sum_c n[c] min_{o allowed in s} (cost + lambda[s] . memory)[c, o] - lambda[s] . room[s]
+    L(s, lambda) = sum_c n[c] min_{o allowed in s} (cost + lambda[s] . memory)[c, o] - lambda[s] . remaining[s]
 
 is a lower bound on every choice of case s for every lambda (Lagrange), and the least over the cases on all. The prices
-follow the subgradient, by how much a minimiser oversteps the room (Held, Wolfe and Crowder 1974). Minimisers that
-overstep are made to fit (``repair``); a case whose bound exceeds the best choice is closed, and so are options.
+follow the subgradient, by how much a minimiser exceeds what is left (Held, Wolfe and Crowder 1974). Minimisers that
+exceed it are made to fit (``repair``); a case whose bound exceeds the best choice is closed, and so are options.
 """
 
 # C classes of layers, O options, F regions, D classes of devices, S cases
@@ -47,19 +47,19 @@ class Priced:
 def price(problem: Problem, gap: float) -> Priced:
     """Bound, choice and open options; ends where they are within ``gap`` of each other, relative."""
     best = Priced(float(problem.count @ problem.cost.min(axis=1)), None, np.inf, problem.available)
-    allowed, room = _cases(problem)
-    if not len(room):
+    allowed, remaining = _cases(problem)
+    if not len(remaining):
         return best
     unit = np.maximum(problem.capacity, 1).astype(float)  # one price per device is one scale
-    own, room = problem.memory / unit, room / unit
-    prices, proven = np.zeros(room.shape), np.full(len(room), -np.inf)
+    own, remaining = problem.memory / unit, remaining / unit
+    prices, proven = np.zeros(remaining.shape), np.full(len(remaining), -np.inf)
     open_ = allowed.copy()
-    scale, since = np.full(len(room), 2.0), np.zeros(len(room), int)
+    scale, since = np.full(len(remaining), 2.0), np.zeros(len(remaining), int)
     slowest, repairs = float(problem.count @ np.where(problem.available, problem.cost, 0.0).max(axis=1)), 0
     for _ in range(STEPS):
         each = np.where(allowed, problem.cost + np.einsum("cod,sd->sco", own, prices), np.inf)
         least, pick = each.min(2), each.argmin(2)  # [S, C]
-        bound = least @ problem.count - (prices * room).sum(1)
+        bound = least @ problem.count - (prices * remaining).sum(1)
         better = bound > proven
         proven = np.where(better, bound, proven)
         since = np.where(better, 0, since + 1)
@@ -77,7 +77,7 @@ def price(problem: Problem, gap: float) -> Priced:
             break
         shorter = since >= PATIENCE
         scale, since = np.where(shorter, scale / 2, scale), np.where(shorter, 0, since)
-        over = own[np.arange(len(pick.T)), pick].transpose(0, 2, 1) @ problem.count - room  # [S, D]
+        over = own[np.arange(len(pick.T)), pick].transpose(0, 2, 1) @ problem.count - remaining  # [S, D]
         aim = np.maximum(min(best.seconds, slowest) - bound, 0.0)
         norm = (over * over).sum(1)
         prices = np.maximum(prices + (scale * aim / np.where(norm > 0, norm, 1.0))[:, None] * over, 0.0)
@@ -106,7 +106,7 @@ def _cases(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
             found.append((inside, least))
         intervals.append(found)
         left = max(left // len(found), 1)
-    allowed, room = [], []
+    allowed, remaining = [], []
     big = np.int64(2**62)
     for parts in itertools.product(*intervals):
         inside = np.logical_and.reduce([available, *(options for options, _ in parts)])
@@ -114,14 +114,14 @@ def _cases(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
         smallest = np.where(inside[..., None], problem.memory, big).min(1)
         if inside.any(1).all() and (problem.count @ smallest <= rest).all():
             allowed.append(inside)
-            room.append(_whole(problem, inside, smallest, rest))
-    return np.array(allowed).reshape(-1, *problem.cost.shape), np.array(room).reshape(-1, len(unit))
+            remaining.append(_whole(problem, inside, smallest, rest))
+    return np.array(allowed).reshape(-1, *problem.cost.shape), np.array(remaining).reshape(-1, len(unit))
 
 
-def _whole(problem: Problem, allowed: np.ndarray, smallest: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """[D] the part of ``room`` that choices can fill: beside the smallest of every class, whole multiples of the common
-    divisor of what options need more."""
+def _whole(problem: Problem, allowed: np.ndarray, smallest: np.ndarray, remaining: np.ndarray) -> np.ndarray:
+    """[D] the part of ``remaining`` that choices can fill: beside the smallest of every class, whole multiples of the
+    common divisor of what options need more."""
     more = np.where(allowed[..., None], problem.memory - smallest[:, None], 0)
-    divisor = np.maximum(np.gcd.reduce(more.reshape(-1, len(room))), 1)
+    divisor = np.maximum(np.gcd.reduce(more.reshape(-1, len(remaining))), 1)
     least = problem.count @ smallest
-    return least + (room - least) // divisor * divisor
+    return least + (remaining - least) // divisor * divisor

@@ -106,11 +106,11 @@ class _Program:
         for layer, members in enumerate(self.layers):
             for g in devices:
                 self.model.add(sum(self.x[i][g] for i in members) <= int(problem.capacity[g]))
-                room = problem.room(layer, (g,))
-                if problem.load[layer].sum() > room:
+                most_load = problem.most_load(layer, (g,))
+                if problem.load[layer].sum() > most_load:
                     loads = problem.load[layer].astype(int).tolist()
                     carried = sum(load * self.x[i][g] for i, load in zip(members, loads, strict=True))
-                    self.model.add(carried <= int(room))
+                    self.model.add(carried <= int(most_load))
 
     def _order(self) -> None:
         """A later place of the same kind holds expert i only if an earlier one holds a lower expert of layer 0."""

@@ -163,6 +163,6 @@ class _MovementProgram(PlacementProgram):
         slots = int(self.problem.capacity[list(place)].sum()) - own
         if len(others) > slots:
             self.lp += pulp.lpSum(y for _, y in others) <= slots * self.inside(i, place)
-        room = self.problem.room(layer, place) - own * self.load(i)
-        if sum(self.load(j) for j, _ in others) > room:
-            self.lp += pulp.lpSum(self.load(j) * y for j, y in others) <= room * self.inside(i, place)
+        most_load = self.problem.most_load(layer, place) - own * self.load(i)
+        if sum(self.load(j) for j, _ in others) > most_load:
+            self.lp += pulp.lpSum(self.load(j) * y for j, y in others) <= most_load * self.inside(i, place)

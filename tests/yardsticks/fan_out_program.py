@@ -10,7 +10,7 @@ the layers do not touch each other: one program per layer.
 
     (1)-(5) one copy, slots, balance, order of interchangeable devices, cutoff: ``placement_program``
     (6) touched:    t[s, p] >= in(e, p) for e in s,  where in(e, p) = sum_{g in p} x[e, g]       ``_touched``
-    (7) room:       sum_{e in s} in(e, p) <= capacity[p] t[s, p]                                ``_touched``
+    (7) capacity:   sum_{e in s} in(e, p) <= capacity[p] t[s, p]                                ``_touched``
     (8) at least:   sum_p t[s, p] >= the fewest places with |s| slots                           ``_touched``
 
 weight is ``device_weight`` for devices and ``host_weight - device_weight`` for hosts: a copy to another device of a
@@ -149,12 +149,12 @@ class _FanOutProgram(PlacementProgram):
             fewest = int(np.searchsorted(fullest, len(members))) + 1
             touched = [self.lp.add_variable(f"t_{number}_{s}_{p}", 0, 1) for p in range(len(slots))]
             self.lp += pulp.lpSum(touched) >= fewest
-            for t, place, room in zip(touched, level.places, slots, strict=True):
+            for t, place, capacity in zip(touched, level.places, slots, strict=True):
                 inside = [self.inside(e, place) for e in members]
                 for one in inside:
                     self.lp += t >= one
-                if len(members) > room:
-                    self.lp += pulp.lpSum(inside) <= room * t
+                if len(members) > capacity:
+                    self.lp += pulp.lpSum(inside) <= capacity * t
                 copies.append(tokens * level.weight * t)
             self.least += tokens * level.weight * fewest
         return copies

@@ -37,19 +37,19 @@ class AffinityProblem(problem.AffinityProblem):
         )
         return crossings(placed, self.transitions, weight) + inside
 
-    def room(self, layer: int, devices: Sequence[int]) -> float:
+    def most_load(self, layer: int, devices: Sequence[int]) -> float:
         """Load that the devices together may have in a layer; a whole number where all loads are."""
-        room = float(self.limit[layer] * self.speed[list(devices)].sum()) * (1 + ROUNDING)
-        whole = np.isfinite(room) and (self.load[layer] == np.floor(self.load[layer])).all()
-        return float(np.floor(room)) if whole else room
+        most_load = float(self.limit[layer] * self.speed[list(devices)].sum()) * (1 + ROUNDING)
+        whole = np.isfinite(most_load) and (self.load[layer] == np.floor(self.load[layer])).all()
+        return float(np.floor(most_load)) if whole else most_load
 
     def keeps(self, placed: np.ndarray) -> bool:
         """Whether a placement keeps to slots and limit."""
         for layer, row in enumerate(placed):
             held = np.bincount(row, minlength=self.devices)
             carried = np.bincount(row, self.load[layer], self.devices)
-            room = [self.room(layer, [g]) for g in range(self.devices)]
-            if (held > self.capacity).any() or (carried > np.array(room) * (1 + ROUNDING)).any():
+            most_load = [self.most_load(layer, [g]) for g in range(self.devices)]
+            if (held > self.capacity).any() or (carried > np.array(most_load) * (1 + ROUNDING)).any():
                 return False
         return True
 

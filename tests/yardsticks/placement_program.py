@@ -86,9 +86,9 @@ class PlacementProgram:
     def _balance(self) -> None:
         for layer, members in self.members.items():
             for g in self.devices:
-                room = self.problem.room(layer, (g,))
-                if sum(self.load(i) for i in members) > room:
-                    self.lp += pulp.lpSum(self.load(i) * self.x[i, g] for i in members) <= room
+                most_load = self.problem.most_load(layer, (g,))
+                if sum(self.load(i) for i in members) > most_load:
+                    self.lp += pulp.lpSum(self.load(i) * self.x[i, g] for i in members) <= most_load
 
     def _order(self) -> None:
         """Of interchangeable places, the first in use holds the lowest expert of the first layer, and so on."""

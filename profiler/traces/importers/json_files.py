@@ -1,4 +1,4 @@
-"""JSON and JSON lines of foreign programs, one document at a time, and words for what they hold.
+"""JSON and JSON lines of foreign programs, one document at a time, and what they hold as text.
 
 Parsed JSON needs up to 80 times the memory of its text, so what a text can become is bounded before it is parsed; a
 file of JSON lines is read line by line.
@@ -52,7 +52,7 @@ def read_bodies(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def found(body: Any) -> str:
-    """What a document holds, in a few words."""
+    """What a document holds, in short."""
     if isinstance(body, dict):
         return f"an object with {', '.join(show(key) for key in list(body)[:8])}" if body else "an empty object"
     if isinstance(body, list):

@@ -1,4 +1,4 @@
-"""From an engine's record to a Trace: what every importer does once it holds arrays, and the words for it.
+"""From an engine's record to a Trace: what every importer does once it holds arrays, and the notes on it.
 
 Shape letters: L layers, E experts, T tokens, K top-k.
 """

@@ -153,7 +153,7 @@ def _read_records(path: Path, contents: Contents, options: Options, notes: list[
         ids, lengths, notes, options=options, where=str(path), source="SGLang recorder, per_token", num_experts=number
     )
     if not trace.counts_only and trace.top_k < width:
-        notes.append(f"the file has room for {width} experts per token, {trace.top_k} are used: -1 padding dropped")
+        notes.append(f"the file has {width} places for experts per token, {trace.top_k} are used: -1 padding dropped")
     notes.append(f"SGLang: {UNORDERED}")
     return trace
 

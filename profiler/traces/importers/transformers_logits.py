@@ -93,8 +93,8 @@ def read(path: Path, options: Options) -> tuple[Trace, list[str]]:
 
 
 def _chooses_highest(path: Path, options: Options) -> str:
-    """What is known of the model's choice, in words; raises where logits do not tell it, by the family's name."""
-    words = "weights a softmax over those chosen"
+    """What is known of the model's choice, as text; raises where logits do not tell it, by the family's name."""
+    weighting = "weights a softmax over those chosen"
     model = options.model
     if model is not None:
         if model.family in OTHERWISE:
@@ -105,14 +105,14 @@ def _chooses_highest(path: Path, options: Options) -> str:
             raise DocumentError(
                 f"{path}: {model.family} is not known to take the experts of the highest logits: {CAPTURE}"
             )
-        return f"experts by logit, as {model.family} chooses; {words}"
+        return f"experts by logit, as {model.family} chooses; {weighting}"
     if not options.highest_logits:
         raise DocumentError(
             f"{path}: router logits do not tell how the model chooses (a correction bias, groups): give --model, or "
             f"--highest-logits if it takes the highest; else {CAPTURE}"
         )
     return (
-        f"experts by logit, {words}: models that choose otherwise (groups, a correction bias) need `moeplan trace "
+        f"experts by logit, {weighting}: models that choose otherwise (groups, a correction bias) need `moeplan trace "
         "capture`"
     )
 

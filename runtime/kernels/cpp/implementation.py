@@ -62,9 +62,9 @@ class CppKernels:
     def estmm(self, x: Tensor, dy: Tensor, ids: Tensor, experts: int) -> Tensor:
         x, dy, ids = x.contiguous(), dy.contiguous(), ids.contiguous()
         active = active_experts(ids, experts, "estmm")
-        room = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, active)
-        self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, room, None)
-        return room.tensor
+        buffer = memory.gradient((experts, dy.shape[2], x.shape[-1]), x.dtype, x.device, active)
+        self._gradients("estmm", x, None, dy, ids, experts, x.shape[-1], None, buffer, None)
+        return buffer.tensor
 
     def esfk(
         self, x: Tensor, weight: Tensor, dy: Tensor, ids: Tensor, with_bias: bool
@@ -73,10 +73,10 @@ class CppKernels:
         _check_weights("esfk", weight=weight)
         experts, outputs, inputs = weight.shape
         active = active_experts(ids, experts, "esfk")
-        dx, room = torch.empty_like(x), memory.gradient(weight.shape, weight.dtype, weight.device, active)
+        dx, buffer = torch.empty_like(x), memory.gradient(weight.shape, weight.dtype, weight.device, active)
         dbias = weight.new_empty(experts, outputs) if with_bias else None
-        self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, room, dbias)
-        return dx, room.tensor, dbias
+        self._gradients("esfk", x, weight, dy, ids, experts, inputs, dx, buffer, dbias)
+        return dx, buffer.tensor, dbias
 
     def forward(
         self,
@@ -188,10 +188,10 @@ class CppKernels:
         experts: int,
         inputs: int,
         dx: Tensor | None,
-        room: memory.Room | None,
+        buffer: memory.GradientBuffer | None,
         dbias: Tensor | None,
     ) -> None:
-        dweight, mapped = room or (None, False)
+        dweight, mapped = buffer or (None, False)
         pointers = tuple(map(_pointer, (x, weight, dy, ids, dx, dweight, dbias)))
         call = self._library.moeplan_project_backward
         self._project(function, call, pointers, x, ids, experts, inputs, dy.shape[2], mapped)

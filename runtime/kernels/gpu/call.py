@@ -90,7 +90,7 @@ class Call:
         return dprojected, dgates
 
     def row_gradients(self, x: Tensor, per_row: int) -> Tensor:
-        """Room [P, I] for a gradient of every choice's row; zeros where no sum over choices will pass over them."""
+        """Buffer [P, I] for a gradient of every choice's row; zeros where no sum over choices will pass over them."""
         shape = (self.choices, x.shape[-1])
         return x.new_zeros(shape) if per_row == 1 else x.new_empty(shape)
 

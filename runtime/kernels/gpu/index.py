@@ -46,8 +46,8 @@ def reindex(ids: Tensor, experts: int, height: int, report: Tensor) -> Index:
     tiles = most_tiles(choices, experts, height)
     # One allocation, as launches are short enough for each to count; every part begins at a multiple of 16 bytes.
     sizes = (tiles * height, tiles, experts, experts)
-    room = [-(-size // 4) * 4 for size in sizes]
-    parts = ids.new_empty(sum(room), dtype=torch.int32).split(room)
+    padded = [-(-size // 4) * 4 for size in sizes]
+    parts = ids.new_empty(sum(padded), dtype=torch.int32).split(padded)
     order, tile_expert, start, count = (part[:size] for part, size in zip(parts, sizes, strict=True))
     with on(ids.device):
         count_kernel[(experts + 1,)](ids, count, report, choices, experts, BLOCK=BLOCK)

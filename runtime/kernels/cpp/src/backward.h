@@ -27,8 +27,8 @@ public:
         shares = take<float>(b.plan.rows * blocks);
         int64_t column_units = GRADIENT_ROWS * row_length(owners.most_tokens);
         Op* staged = take<Op>(b.threads * column_units);
-        int64_t room = owners.many ? most(SUMS, MANY_ROWS * MANY_COLUMNS) : SUMS;
-        float* sums = take<float>(b.threads * room);
+        int64_t per_thread = owners.many ? most(SUMS, MANY_ROWS * MANY_COLUMNS) : SUMS;
+        float* sums = take<float>(b.threads * per_thread);
         float* packed = take<float>(b.threads * PACKED);
         Phase* phases = take<Phase>(PHASES * owners.count);
         together = owners.many ? MANY_COLUMNS / HIDDEN_COLUMNS : blocks_together();
@@ -39,7 +39,7 @@ public:
         for (int64_t i = 0; i < PHASES * owners.count; i++) phases[i] = Phase{};
         clear(b.dweights, sizeof(float) * b.T * b.K);
         parallel(b.threads, [&](int64_t thread) {
-            Scratch scratch{sums + thread * room, nullptr, packed + thread * PACKED};
+            Scratch scratch{sums + thread * per_thread, nullptr, packed + thread * PACKED};
             Op* mine = staged + thread * column_units;
             dx.clear();
             for (int64_t pass = 0; pass < owners.count; pass++) {

@@ -21,10 +21,10 @@ public:
         int64_t many_block = f.vendor && vendor_multiplies ? MANY_COLUMNS : 0;
         bool ready = passes.build(f.plan, f.E, f.D, f.H, f.H, FFN_ROWS, many_block, f.threads);
         ready = ready && y.open(f.y, f.T, f.D);
-        int64_t room = passes.many ? most(SUMS, MANY_ROWS * f.M * MANY_COLUMNS) : SUMS;
+        int64_t per_thread = passes.many ? most(SUMS, MANY_ROWS * f.M * MANY_COLUMNS) : SUMS;
         inputs = take<float>(passes.most_input);
         hidden = take<float>(passes.most_hidden);
-        float* sums = take<float>(f.threads * room);
+        float* sums = take<float>(f.threads * per_thread);
         Op* staged = take<Op>(f.threads * STAGED);
         Phase* phases = take<Phase>(3 * passes.count);
         if (!ready || !inputs || !hidden || !sums || !staged || !phases) return NO_MEMORY;
@@ -32,7 +32,7 @@ public:
         columns = passes.many ? many_columns(f.D, f.threads) : task_columns(f.D, f.threads);
         Rows<Real> x{static_cast<const Real*>(f.x), f.D, f.plan.token};
         parallel(f.threads, [&](int64_t thread) {
-            Scratch scratch{sums + thread * room, staged + thread * STAGED, nullptr};
+            Scratch scratch{sums + thread * per_thread, staged + thread * STAGED, nullptr};
             y.clear();
             for (int64_t p = 0; p < passes.count; p++) {
                 int64_t begin = passes.first[p], end = passes.first[p + 1];
