@@ -99,7 +99,7 @@ def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[
     def travel(layer: Layer, plan: LayerPlan) -> float:
         """What chunks could hide at most: all that moves tokens."""
         moving = (stage for stage in build(layer, [plan]) if stage.kind == "exchange" and stage.part in MOVING)
-        return sum(float(stage.seconds.max()) for stage in moving)
+        return sum(float((stage.seconds if stage.level is None else stage.level).max()) for stage in moving)
 
     now = seconds(plans)
     at_once = all(block.shortcut == "none" for block in blocks) and all(plan.chunks == 1 for plan in plans)

@@ -6,7 +6,7 @@ computes one thing at a time, and every collective waits for all its members. So
 clocks t [G]:
 
     compute    t[g] += seconds[g]
-    exchange   t[g] = max over g's group of t + seconds[g]
+    exchange   t[g] = max(last of g's group to come + seconds[g], last but one + level[g])
 
 The one case is a started collective. Its transfer on g takes a part b[g] of g's compute, and what g computes meanwhile
 takes all of it: while both run, each goes at the speed 1 / (1 + b[g]) (progressive filling, as in ``simulator``). With
@@ -87,7 +87,8 @@ def _all_waited(stages: Sequence[Stage], first: int) -> int:
 def _synchronous(stage: Stage, now: np.ndarray) -> np.ndarray:
     if stage.kind == "compute":
         return now + stage.seconds
-    return stage.groups.latest(now) + stage.seconds
+    ends = stage.groups.latest(now) + stage.seconds
+    return ends if stage.level is None else np.maximum(ends, stage.groups.together(now) + stage.level)
 
 
 def _beside(stages: Sequence[Stage], now: np.ndarray) -> list[np.ndarray]:
@@ -123,7 +124,8 @@ def _simulated(costs: Costs, stages: Sequence[Stage], now: np.ndarray, known: Kn
         own = np.stack([stage.one(index) for stage in stages])
         unit = 2.0 ** (np.floor(np.log2(max(own.max(), np.finfo(float).tiny))) - BITS)
         begin = np.round((begin - least) / unit) * unit
-        rows = np.stack([begin, *own])
+        levels = [stage.level[min(index, len(stage.level) - 1)] for stage in stages if stage.level is not None]
+        rows = np.stack([begin, *own, *levels])
         for first in range(0, now.shape[1], width):
             group = range(first, first + width)
             alike = rows[:, group].tobytes(), begin.max(), wanted[:, group].tobytes()
@@ -237,7 +239,10 @@ class Chains(NamedTuple):
 
 
 def longest_chains(stages: Sequence[Stage], count: int, devices: int) -> Chains:
-    """For ``count`` layers. Nothing runs faster than alone, so that a device ends no earlier than its chains say."""
+    """For ``count`` layers. Nothing runs faster than alone, so that a device ends no earlier than its chains say.
+
+    Exchanges count from when the last device has come.
+    """
     none, zero = np.full((count, devices), -np.inf), np.zeros((count, devices))
     chains, started = Chains(none, none, zero, zero, Partition.consecutive(devices, 1)), None
     several = sum(stage.kind == "start" for stage in stages) > 1

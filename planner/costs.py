@@ -10,7 +10,7 @@ beyond what was measured grow as the operator's work does, and are collected in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +39,8 @@ RESOURCES = ("compute", "out", "in", "uplink out", "uplink in")
 class Exchange:
     """One collective over ``group`` for each of B layers: [B, n] seconds alone, [B] of which are latency.
 
+    seconds: from when all members but one have come, each as late as its processors let it be; last: [B, n] of these
+    from when the last has come.
     parts: where ``group`` is all devices and each of these groups has a collective of its own, all at the same time.
     """
 
@@ -47,6 +49,7 @@ class Exchange:
     traffic: Traffic | Spread
     seconds: np.ndarray
     latency: np.ndarray
+    last: np.ndarray
     parts: Groups = ()
 
     @property
@@ -59,7 +62,17 @@ class Exchange:
         if len(self.seconds) == 1:
             return self
         row = slice(index, index + 1)
-        return replace(self, traffic=self.traffic.only(index), seconds=self.seconds[row], latency=self.latency[row])
+        own = {name: getattr(self, name)[row] for name in ("seconds", "latency", "last")}
+        return replace(self, traffic=self.traffic.only(index), **own)
+
+
+class Measured(NamedTuple):
+    """What is known of a collective over a group; see ``spec.cluster.CollectiveCurve``."""
+
+    flow: FlowModel
+    curve: Table
+    busy: Table
+    last: Table
 
 
 class Costs:
@@ -79,7 +92,7 @@ class Costs:
         self._of_kind = [np.flatnonzero(self.kinds == kind) for kind in range(len(cluster.kinds))]
         self.beyond = Unmeasured()
         self._operators: dict[tuple, Table] = {}
-        self._collectives: dict[tuple, tuple[FlowModel, Table, Table]] = {}
+        self._collectives: dict[tuple, Measured] = {}
         self._flows: dict[tuple, FlowModel] = {}
         # What a search asks for again and again.
         self._readings: dict[tuple, np.ndarray] = {}
@@ -150,16 +163,15 @@ class Costs:
             return self.all_to_all(parts[0], traffic)
         flow = self._flow_in(parts)
         flows, seconds = flow.seconds(traffic), np.zeros((traffic.count, self.devices))
+        last = seconds.copy()
         for number, part in enumerate(parts):
             if len(part) > 1:
-                members, curve = list(part), self._measured("all_to_all", part)[1]
+                members = list(part)
                 size = flow.equal_size(flows[:, members].max(1), number)
-                seconds[:, members] = self._read(
-                    curve, flows[:, members], size, f"all_to_all over devices {_named(part)}"
-                )
+                seconds[:, members], last[:, members] = self._read("all_to_all", part, flows[:, members], size)
         apart = [device for part in parts if len(part) > 1 for device in part]
         latency = np.minimum(flow.worst_latency, seconds[:, apart].min(1, initial=np.inf))
-        return Exchange("all_to_all", tuple(range(self.devices)), traffic, seconds, latency, parts)
+        return Exchange("all_to_all", tuple(range(self.devices)), traffic, seconds, latency, last, parts)
 
     def all_gather(self, group: tuple[int, ...], own: np.ndarray) -> Exchange:
         """own: [B, n] bytes of each member, all of which go to every other member, each copy by itself."""
@@ -180,10 +192,10 @@ class Costs:
         return self._known("all_reduce", group, sizes, "outward", size)
 
     def least(self, collective: Collective, group: tuple[int, ...]) -> float:
-        """Seconds that whoever takes part spends at least: of the fastest message, which need not be the smallest."""
+        """Seconds that whoever comes last spends at least: of the fastest message, which need not be the smallest."""
         if len(group) == 1:
             return 0.0
-        curve = self._measured(collective, group)[1]
+        curve = self._measured(collective, group).last
         return float(curve.read(bytes=np.append(1.0, curve.values[0]))[0].min())
 
     def _known(
@@ -207,14 +219,14 @@ class Costs:
         """Every member sends (receives) its own [B, n] bytes to (from) every other."""
         if self.spreads(collective, group):
             ones = np.ones(own.shape)
-            hosts = len(np.unique(self._measured(collective, group)[0].host))
+            hosts = len(np.unique(self._measured(collective, group).flow.host))
             return Spread.of(own, ones, hosts) if form == "outward" else Spread.of(ones, own, hosts)
         return Traffic.outward(own) if form == "outward" else Traffic.inward(own)
 
     def spreads(self, collective: Collective, group: tuple[int, ...]) -> bool:
         """Whether the group has too many pairs to list, and hosts that are all alike; far too many, and as many members
         on each: links that differ then count as the slowest of them."""
-        flow = self._measured(collective, group)[0] if len(group) > LISTED else None
+        flow = self._measured(collective, group).flow if len(group) > LISTED else None
         return flow is not None and (flow.regular or (len(group) > MOST_LISTED and flow.even))
 
     def _collective(
@@ -222,24 +234,26 @@ class Costs:
     ) -> Exchange:
         """A collective with this traffic; ``equal``: where on its curve, if that is known."""
         if len(group) == 1:
-            return Exchange(collective, group, traffic, np.zeros((traffic.count, 1)), np.zeros(traffic.count))
-        flow, curve, _ = self._measured(collective, group)
+            none = np.zeros((traffic.count, 1))
+            return Exchange(collective, group, traffic, none, none[:, 0], none)
+        flow = self._measured(collective, group).flow
         flows = flow.seconds(traffic)
         size = flow.equal_size(flows.max(1)) if equal is None else np.full(traffic.count, max(equal, 1.0))
-        seconds = self._read(curve, flows, size, f"{collective} over devices {_named(group)}")
+        seconds, last = self._read(collective, group, flows, size)
         latency = np.minimum(flow.worst_latency, seconds.min(1))
-        return Exchange(collective, group, traffic, seconds, latency)
+        return Exchange(collective, group, traffic, seconds, latency, last)
 
-    def _read(self, curve: Table, flows: np.ndarray, size: np.ndarray, what: str) -> np.ndarray:
-        """[B, n] seconds of a collective at [B] ``size`` of its curve; flows: [B, n] what the flow model says of it."""
-        longest = flows.max(1)
-        whole, beyond = curve.read(bytes=size)
-        if beyond.any():
-            self.beyond.add(what, curve.axes, {"bytes": size})
-        share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
-        share[longest <= 0] = 1.0
-        least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
-        return np.maximum(whole[:, None] * share, least[:, None])
+    def _read(
+        self, collective: Collective, group: tuple[int, ...], flows: np.ndarray, size: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[B, n] seconds of a collective at [B] ``size`` of its curves, and of these from when the last member has
+        come; flows: [B, n] what the flow model says of it."""
+        measured = self._measured(collective, group)
+        if (beyond := measured.curve.read(bytes=size)[1]).any():
+            what = f"{collective} over devices {_named(group)}"
+            self.beyond.add(what, measured.curve.axes, {"bytes": size[beyond]})
+        seconds = _by_member(measured.curve, flows, size)
+        return seconds, np.minimum(_by_member(measured.last, flows, size), seconds)
 
     def busy(self, exchange: Exchange) -> np.ndarray:
         """[B, n] fraction of its compute that each member spends on the collective, over the longest member's time."""
@@ -249,7 +263,7 @@ class Costs:
             if len(part) > 1:
                 members = list(part) if exchange.parts else slice(None)
                 mean = np.maximum(moved[:, members] / (len(part) - 1), 1)
-                used[:, members] = self._measured(exchange.collective, part)[2].read(bytes=mean)[0]
+                used[:, members] = self._measured(exchange.collective, part).busy.read(bytes=mean)[0]
         cores = self._cores[self.kinds[list(exchange.group)]]
         return np.minimum(used / cores / self._duration(exchange), 1.0)
 
@@ -298,23 +312,23 @@ class Costs:
         """Equal for groups whose collective of equal bytes is predicted equal."""
         if len(group) == 1:
             return ()
-        flow, curve, _ = self._measured(collective, group)
-        return id(flow), id(curve)
+        measured = self._measured(collective, group)
+        return id(measured.flow), id(measured.curve)
 
-    def _measured(self, collective: Collective, group: tuple[int, ...]) -> tuple[FlowModel, Table, Table]:
+    def _measured(self, collective: Collective, group: tuple[int, ...]) -> Measured:
         key = (collective, group)
         if key not in self._collectives:
-            entry = self.cluster.collective(collective, group)
-            tables = self._collectives.setdefault(
-                (id(entry),), (self._flow(group), Table(entry.curve), Table(entry.busy))
-            )
-            self._collectives[key] = (self._flow(group), *tables[1:])
+            entry, flow = self.cluster.collective(collective, group), self._flow(group)
+            if (id(entry),) not in self._collectives:
+                tables = (Table(entry.curve), Table(entry.busy), Table(entry.last or entry.curve))
+                self._collectives[id(entry),] = Measured(flow, *tables)
+            self._collectives[key] = self._collectives[id(entry),]._replace(flow=flow)
         return self._collectives[key]
 
     def _flow_of(self, exchange: Exchange) -> FlowModel:
         if exchange.parts:
             return self._flow_in(exchange.parts)
-        return self._measured(exchange.collective, exchange.group)[0]
+        return self._measured(exchange.collective, exchange.group).flow
 
     def _flow_in(self, parts: Groups) -> FlowModel:
         """That of all devices, of which only those in one part exchange."""
@@ -352,6 +366,16 @@ class Costs:
         """What to do about a missing curve of a model that cannot be profiled."""
         missing = not_executed(self.model)
         return f"`moeplan profile` cannot measure {self.asked} ({missing}); {ELSE}" if missing else ""
+
+
+def _by_member(curve: Table, flows: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """[B, n] seconds of each member at [B] ``size``: the longest takes all of the curve's, the others their part."""
+    longest = flows.max(1)
+    whole = curve.read(bytes=size)[0]
+    share = np.where(longest > 0, 1.0, 0.0)[:, None] * flows / np.where(longest > 0, longest, 1.0)[:, None]
+    share[longest <= 0] = 1.0
+    least = np.minimum(float(curve.read(bytes=1)[0]), whole)  # who has nothing to move still takes part
+    return np.maximum(whole[:, None] * share, least[:, None])
 
 
 def _named(group: tuple[int, ...]) -> str:

@@ -13,7 +13,8 @@ class Graph:
     """Operations of ``devices``, at first one each that marks its beginning, so many seconds after 0.
 
     Every device executes in order: what it does next waits for what it did last. A collective starts when all its
-    members have come to it; members that are not among ``devices`` come at ``others``.
+    members have come to it, and no sooner after the last but one than they are late (``costs.Exchange``); members that
+    are not among ``devices`` come at ``others``.
     """
 
     def __init__(self, costs: Costs, devices: Sequence[int], begin: Sequence[float], others: float = 0.0) -> None:
@@ -75,7 +76,8 @@ class Graph:
                 arrived += self.others if len(inside) < len(group) else ()
                 for device, shared in zip(inside, demands, strict=True):
                     wanted = _on_lane(shared, stage.lane)
-                    seconds = float(exchange.seconds[at, place[device]])
+                    whole = float(exchange.seconds[at, place[device]])
+                    seconds = whole if stage.kind == "start" else float(exchange.last[at, place[device]])
                     latency = min(float(exchange.latency[at]), seconds)
                     found.append(
                         Operation(
@@ -89,6 +91,7 @@ class Graph:
                             latency,
                             transfer=True,
                             lane=stage.lane,
+                            level=whole - seconds if len(inside) > 1 else 0.0,
                         )
                     )
         return found

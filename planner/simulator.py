@@ -23,7 +23,8 @@ class Operation:
     seconds: duration alone, of which ``latency`` uses no resource and comes first.
     demands: resource -> fraction of its capacity, in (0, 1], used while running alone.
     after: indices of operations that must have ended, each smaller than this operation's own index.
-    lane: of a transfer (``stages``).
+    lane: of a transfer (``stages``). level: seconds that lie between the last but one end of ``after`` and this
+    operation's beginning, at least.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Operation:
     latency: float = 0.0
     transfer: bool = False
     lane: int = 0
+    level: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.seconds) and 0 <= self.latency <= self.seconds):
@@ -82,10 +84,13 @@ def simulate(operations: Sequence[Operation]) -> Timeline:
         """Start operations at ``now``; those that take no time end at once and free their followers."""
         while ready:
             i = ready.pop()
+            op = operations[i]
             start[i] = now
-            if operations[i].latency > 0:
-                heappush(delayed, (now + operations[i].latency, i))
-            elif operations[i].seconds > 0:
+            if op.level > 0:
+                start[i] = max(now, sorted(end[j] for j in op.after)[-2] + op.level)
+            if op.latency > 0 or start[i] > now:
+                heappush(delayed, (start[i] + op.latency, i))
+            elif op.seconds > 0:
                 enter(i)
             else:
                 ready.extend(finish(i))

@@ -59,6 +59,20 @@ class Partition:
         order = np.argsort(self.of, kind="stable")
         return order, np.flatnonzero(np.diff(self.of[order], prepend=-1))
 
+    def together(self, now: np.ndarray) -> np.ndarray:
+        """[B, G] when all members of each device's group but one have come; -inf where it is alone."""
+        if self.width == 1:
+            return np.full(now.shape, -np.inf)
+        if self.width:
+            groups = now.reshape(len(now), -1, self.width)
+            found = np.partition(groups, -2, axis=2)[:, :, -2:-1]
+            return np.broadcast_to(found, groups.shape).reshape(now.shape)
+        widths = np.bincount(self.of)
+        order = np.lexsort((now, np.broadcast_to(self.of, now.shape)))
+        first = np.cumsum(widths) - widths
+        last_but_one = np.take_along_axis(now, order, 1)[:, np.maximum(first + widths - 2, 0)]
+        return np.where(widths > 1, last_but_one, -np.inf)[:, self.of]
+
     def latest(self, now: np.ndarray) -> np.ndarray:
         """[B, G] the largest of [B, G] clocks in each device's group."""
         if self.everyone:
@@ -74,6 +88,8 @@ class Partition:
 class Stage:
     """seconds: [B or 1, G] of each device alone; exchanges: their groups together are all devices.
 
+    level: [B or 1, G] of an ``exchange`` from when all members but one have come, at least ``seconds``, which are from
+    when the last has come.
     busy: [B, G] fraction of its compute that a device loses to a started collective; number: which one. lane: what it
     travels on; sharing: who shares that, all of a group or of several.
     earlier: whether it is of the layer before the one that it is listed with.
@@ -89,6 +105,7 @@ class Stage:
     lane: int = 0
     sharing: Partition | None = None
     earlier: bool = False
+    level: np.ndarray | None = None
 
     @cached_property
     def groups(self) -> Partition:
@@ -108,7 +125,8 @@ class Stage:
 
         exchanges = tuple(e.only(index) for e in self.exchanges)
         busy = None if self.busy is None else row(self.busy)
-        return replace(self, seconds=row(self.seconds), exchanges=exchanges, busy=busy)
+        level = None if self.level is None else row(self.level)
+        return replace(self, seconds=row(self.seconds), exchanges=exchanges, busy=busy, level=level)
 
     def one(self, index: int) -> np.ndarray:
         """[G] seconds of one layer of the batch."""
@@ -121,7 +139,8 @@ def compute(part: Part, name: str, seconds: np.ndarray) -> Stage:
 
 def exchange(part: Part, name: str, exchanges: Sequence[Exchange]) -> Stage:
     """A collective in each of the groups, which together are all devices, in order."""
-    return Stage("exchange", part, name, np.concatenate([e.seconds for e in exchanges], axis=1), tuple(exchanges))
+    last, level = (np.concatenate([getattr(e, field) for e in exchanges], axis=1) for field in ("last", "seconds"))
+    return Stage("exchange", part, name, last, tuple(exchanges), level=None if (last == level).all() else level)
 
 
 def start(

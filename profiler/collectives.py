@@ -12,7 +12,7 @@ from ..runtime.groups import open_group
 from ..spec.curve import Curve
 from ..spec.levels import across_groups, two_levels
 from .grids import SIZES, Coordinates, Grid, Growth, Point, measured, steps
-from .measure import Bench, StepTimer, measure, measure_exchange, summary, timer
+from .measure import Bench, StepTimer, Timing, measure, measure_exchange, summary, timer
 
 KINDS = (
     ("all_to_all", "equal", 2.0),
@@ -66,13 +66,15 @@ def open_family(groups: Groups, rank: int, world: int) -> Family:
 
 
 class Measured:
-    """One collective of a family being measured: its grid over message sizes, and processor seconds of its points."""
+    """One collective of a family being measured: its grid over message sizes, processor seconds of its points, and
+    what they take from when the last device has come."""
 
     def __init__(
         self, family: Family, bench: Bench, name: str, traffic: str, dtype: torch.dtype, grid: Grid = SIZES
     ) -> None:
         self.family, self.bench, self.name, self.traffic, self.dtype = family, bench, name, traffic, dtype
-        self.busy: dict[int, float] = {}
+        # A point may be measured twice: what belongs to each of its timings, one of which is kept.
+        self.beside: dict[tuple[int, Timing], tuple[float, Timing]] = {}
         self.growth = Growth(grid, self.visit, bench.pace, self.fits)
 
     def visit(self, point: Coordinates) -> Point:
@@ -87,12 +89,21 @@ class Measured:
             )
         if bench.device.type == "cuda":  # a GPU's own work loses nothing to this processor's threads
             timing = measure(timer([call], bench.device), bench.agree, bench.pace, together=True)
-            self.busy[point["bytes"]] = 0.0
+            busy, last = 0.0, timing
         else:
             run = StepTimer(call, bench.shared)
-            timing = measure_exchange(run, bench.agree, bench.pace, bench.patience)
-            self.busy[point["bytes"]] = summary(run.busy[-timing.batches :]).median
+            timing, last = measure_exchange(run, bench.agree, bench.pace, bench.patience, self._least)
+            busy = summary(run.busy[-timing.batches :]).median
+        self.beside[point["bytes"], timing] = busy, last
         return measured(timing, time.perf_counter() - begin - (bench.patience.waited - waited), bench)
+
+    def _least(self, values: Sequence[float]) -> list[float]:
+        """Of all members of this rank's group; as they are where it is in none."""
+        if self.family.own is None:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(shared, op=dist.ReduceOp.MIN, group=self.family.process_group)
+        return shared.tolist()
 
     def fits(self, point: Coordinates) -> bool:
         return 4 * point["bytes"] * max(map(len, self.family.groups)) < self.bench.available
@@ -105,14 +116,17 @@ class Measured:
     def result(self) -> dict[str, Any]:
         """The fields of ``spec.cluster.measurement.MeasuredCollective``."""
         curve = self.growth.curve()
-        seconds = tuple(self.busy[int(size)] for size in curve.axes[0].values)
-        busy = Curve(axes=curve.axes, median=seconds, spread=(0.0,) * len(seconds))
+        sizes = [int(size) for size in curve.axes[0].values]
+        busy, last = zip(*(self.beside[size, self.growth.points[size,].timing] for size in sizes), strict=True)
         return {
             "collective": self.name,
             "traffic": self.traffic,
             "group": self.family.own,
             "curve": curve.model_dump(mode="json"),
-            "busy": busy.model_dump(mode="json"),
+            "busy": Curve(axes=curve.axes, median=busy, spread=(0.0,) * len(busy)).model_dump(mode="json"),
+            "last": Curve(
+                axes=curve.axes, median=tuple(t.median for t in last), spread=tuple(t.spread for t in last)
+            ).model_dump(mode="json"),
         }
 
 

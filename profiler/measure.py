@@ -29,6 +29,9 @@ Run = Callable[[int], float]
 Agree = Callable[[float], float]
 """The largest value of all ranks; returns on no rank before every rank has called it, so it is a barrier too."""
 
+Least = Callable[[Sequence[float]], list[float]]
+"""The least value of a group's members, element by element; all of them call it with equally many."""
+
 Clock = Callable[[], float]
 """Seconds since some moment."""
 
@@ -145,19 +148,30 @@ def summary(values: Sequence[float], percentile: float = 50) -> Timing:
     return Timing(float(median), float((high - low) / median) if median > 0 else 0.0, len(values))
 
 
-def measure_exchange(run: "StepTimer", agree: Agree, pace: Pace, patience: Patience) -> Timing:
+class Met(NamedTuple):
+    """One call of a collective: from when its devices are due to come to it, and from when the last has come."""
+
+    due: Timing
+    last: Timing
+
+
+def measure_exchange(run: "StepTimer", agree: Agree, pace: Pace, patience: Patience, least: Least) -> Met:
     """Median and spread of one call of a collective: of batches in which no rank's processor was taken by others.
 
     As many such batches as the pace asks for, in up to ``TRIES`` times as many; in between, ``patience`` waits. Where
-    too few come about, the ``LOW`` percentile of all single calls, not ``clean``.
+    too few come about, the ``LOW`` percentile of all single calls, not ``clean``. ``least``: of the group's members;
+    the one that spends least in a call is the one that all others waited for.
     """
     agree(0.0)
     slowest = agree(first := run(1))
     long = slowest > LONG_CALL
-    clean = [first] if long and agree(float(run.disturbed)) == 0 else []
+    clean, batches = [], list[slice]()
+    if long and agree(float(run.disturbed)) == 0:
+        clean, batches = [first], [slice(1)]
     if not long:
         slowest = agree(min(run(1) for _ in range(2)))  # the first call also touches its memory for the first time
         run.calls.clear()
+        run.inside.clear()
     pace = pace.among(slowest, WORK)
     calls = max(1, min(ceil(pace.batch / max(slowest, 1e-9)), MOST_CALLS))
     wanted = 2 if long else max(MIN_BATCHES, min(round(pace.window / (calls * slowest)), 100))
@@ -166,6 +180,7 @@ def measure_exchange(run: "StepTimer", agree: Agree, pace: Pace, patience: Patie
         value = run(calls) / calls
         if agree(float(run.disturbed)) == 0:
             clean.append(value)
+            batches.append(slice(len(run.inside) - calls, len(run.inside)))
             row = 0
         else:
             row += 1
@@ -173,9 +188,10 @@ def measure_exchange(run: "StepTimer", agree: Agree, pace: Pace, patience: Patie
             break
         if row >= IN_A_ROW and not patience.wait() and tried >= wanted:
             break
+    alone = least(run.inside)
     if len(clean) >= min(MIN_BATCHES, wanted):
-        return summary(clean)
-    return summary(run.calls, LOW)._replace(clean=False)
+        return Met(summary(clean), summary([float(np.mean(alone[batch])) for batch in batches]))
+    return Met(summary(run.calls, LOW)._replace(clean=False), summary(alone, LOW)._replace(clean=False))
 
 
 def processor_clock(threads: int) -> Clock:
@@ -263,13 +279,15 @@ class StepTimer:
     0.09 ms in a loop, in 0.16 ms after 3 ms of work and in 0.29 ms after 10; four in the lab in 1.4, 2.0 and 1.9 ms.
 
     ``busy``: processor seconds of each call of all threads of this process, one mean for each run. ``calls``: seconds
-    of every call. ``disturbed``: whether in the last run another program had this thread's processor during its work,
-    when nothing of our own competes for it; never told where the processor is ``shared`` by design.
+    of every call; ``inside``: from when this device came to it. ``disturbed``: whether in the last run another program
+    had this thread's processor during its work, when nothing of our own competes for it; never told where the processor
+    is ``shared`` by design.
     """
 
     def __init__(self, call: Callable[[], object], shared: bool = False) -> None:
         self._call, self._work, self._shared = call, Work(), shared
-        self.outside, self.busy, self.calls, self.disturbed = 0.0, list[float](), list[float](), False
+        self.outside, self.busy, self.disturbed = 0.0, list[float](), False
+        self.calls, self.inside = list[float](), list[float]()
 
     def __call__(self, times: int) -> float:
         begin, inside, processor = time.perf_counter(), 0.0, 0.0
@@ -277,9 +295,11 @@ class StepTimer:
         for _ in range(times):
             due, lost = self._work()
             self.disturbed |= lost > LOST * WORK and not self._shared
-            start = time.process_time()
+            start, came = time.process_time(), time.perf_counter()
             self._call()
-            self.calls.append(time.perf_counter() - due)
+            ended = time.perf_counter()
+            self.calls.append(ended - due)
+            self.inside.append(ended - came)
             inside += self.calls[-1]
             processor += time.process_time() - start
         self.busy.append(processor / times)

@@ -117,6 +117,7 @@ def assemble(results: Sequence[dict[str, Any]], provenance: Provenance, lab: str
                     "traffic": traffic,
                     "curve": slowest([entry["curve"] for entry in entries]),
                     "busy": slowest([entry["busy"] for entry in entries]),
+                    "last": slowest([entry["last"] for entry in entries]),
                 }
             )
             for (collective, group, traffic), entries in members.items()

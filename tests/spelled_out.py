@@ -44,7 +44,8 @@ def spelled_out(cluster: Cluster, groups: Sequence[tuple[int, ...]] | None = Non
                 found = cluster.collective(name, group)
             except MissingCurveError:
                 continue
-            collectives.append(MeasuredCollective(collective=name, group=group, curve=found.curve, busy=found.busy))
+            curves = {"curve": found.curve, "busy": found.busy, "last": found.last}
+            collectives.append(MeasuredCollective(collective=name, group=group, **curves))
     links = [
         MeasuredLink(source=i, target=j, latency=cluster.link(i, j).latency, curve=cluster.link(i, j).curve)
         for i in range(count)

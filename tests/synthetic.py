@@ -169,9 +169,11 @@ Members = tuple[tuple[int, ...], Scope | None]
 """How many members a group has on each host, most first; its scope, where hosts have several switches."""
 
 
-def collective(name: str, shape: Members, local: float, uplink: float, busy: float = 1.0) -> CollectiveCurve:
+def collective(
+    name: str, shape: Members, local: float, uplink: float, busy: float = 1.0, late: float = 0.0
+) -> CollectiveCurve:
     """A collective of groups of one shape; ``uplink``: a group's part, where several share one at the same time; busy:
-    times as much of the processors as usual."""
+    times as much of the processors as usual; late: seconds that the last of equally busy devices comes late."""
     members, scope = shape
     count = sum(members)
     across, sharing = count - min(members), max(members)
@@ -181,8 +183,9 @@ def collective(name: str, shape: Members, local: float, uplink: float, busy: flo
         return CALL + LATENCY + bytes * max((count - 1) / rate, across * sharing / uplink)
 
     taken = grid({"bytes": SIZES}, lambda bytes: busy * (1e-5 + 2 * (count - 1) * bytes / 1e10))
-    whole = grid({"bytes": SIZES}, seconds)
-    return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=taken)
+    whole = grid({"bytes": SIZES}, lambda bytes: late + seconds(bytes))
+    last = grid({"bytes": SIZES}, seconds) if late else None
+    return CollectiveCurve(collective=name, members=members, scope=scope, curve=whole, busy=taken, last=last)
 
 
 def group_shape(devices: Sequence[Device]) -> Members:
@@ -217,6 +220,7 @@ def cluster(
     tensors: Sequence[int] = (1, 2, 4),
     switches: int = 1,
     busy: float = 1.0,
+    late: float = 0.0,
     disk: float | None = None,
 ) -> Cluster:
     """One device per speed, one host per group of speeds; a kind per speed.
@@ -266,7 +270,7 @@ def cluster(
         link_classes=classes,
         link_rules=tuple(LinkRule(scope=link.name, link=link.name) for link in classes),
         collectives=tuple(
-            collective(name, shape, local, uplink / at_once, busy)
+            collective(name, shape, local, uplink / at_once, busy, late)
             for shape, at_once in shapes.items()
             for name in COLLECTIVES
         ),

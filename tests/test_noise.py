@@ -36,6 +36,7 @@ class Exchange:
     def __init__(self, cost: float, busy, late: float = 0.02) -> None:
         self.cost, self.busy, self.late = cost, busy, late
         self.calls: list[float] = []
+        self.inside: list[float] = []
         self.disturbed, self.made = False, 0
         self.random = random.Random(3)
 
@@ -46,6 +47,7 @@ class Exchange:
             self.made += 1
             self.disturbed |= there
             self.calls.append(self.cost + (self.random.random() * self.late if there else 0.0))
+            self.inside.append(self.calls[-1] / 4)
             total += self.calls[-1]
         return total
 
@@ -65,7 +67,7 @@ class Visitor(Patience):
 @pytest.mark.parametrize("cost", [2e-4, 5e-3, 0.3, 1.5])
 def test_a_quiet_exchange_is_measured_exactly_and_nothing_is_waited_for(cost):
     run, patience = Exchange(cost, lambda call: False), Visitor(0)
-    timing = measure_exchange(run, alone, PLAIN, patience)
+    timing = measure_exchange(run, alone, PLAIN, patience, list).due
     assert timing.median == pytest.approx(cost)
     assert timing.clean
     assert patience.asked == 0
@@ -75,7 +77,7 @@ def test_a_quiet_exchange_is_measured_exactly_and_nothing_is_waited_for(cost):
 def test_a_program_that_comes_and_goes_moves_nothing(period, seed):
     # There in a third of the time, in stretches of so many calls.
     run = Exchange(4e-4, lambda call: (call // (25 * period) + seed) % 3 == 0)
-    timing = measure_exchange(run, alone, PLAIN, Visitor(10**6))
+    timing = measure_exchange(run, alone, PLAIN, Visitor(10**6), list).due
     if timing.clean:
         assert timing.median == pytest.approx(4e-4)
         assert timing.spread < 1e-6
@@ -85,7 +87,7 @@ def test_a_program_that_comes_and_goes_moves_nothing(period, seed):
 
 def test_what_stays_is_waited_for_and_then_the_low_calls_count():
     run, patience = Exchange(4e-4, lambda call: True), Visitor(3)
-    timing = measure_exchange(run, alone, PLAIN, patience)
+    timing = measure_exchange(run, alone, PLAIN, patience, list).due
     assert not timing.clean
     assert patience.asked > 3
     assert timing.median < 4e-4 + 0.3 * run.late  # the mean would be half of it
@@ -94,21 +96,42 @@ def test_what_stays_is_waited_for_and_then_the_low_calls_count():
 def test_long_exchanges_are_made_twice_whoever_is_there():
     for there in (False, True):
         run = Exchange(1.5, lambda call, there=there: there)
-        assert measure_exchange(run, alone, PLAIN, Visitor(9)).clean is not there
+        assert measure_exchange(run, alone, PLAIN, Visitor(9), list).due.clean is not there
         assert run.made == 2
+
+
+@pytest.mark.parametrize("cost", [2e-4, 0.3, 1.5])
+def test_an_exchange_counts_from_when_the_last_member_has_come(cost):
+    """Of every call the member that spent least in it, which need not be the same one each time."""
+    run = Exchange(cost, lambda call: False)
+    others = random.Random(5)
+    shortest = []
+
+    def least(inside):
+        shortest.extend(min(value, others.random() * cost) for value in inside)
+        return shortest
+
+    found = measure_exchange(run, alone, PLAIN, IMPATIENT, least)
+    assert len(shortest) == len(run.inside)
+    assert min(shortest) <= found.last.median <= max(shortest)
+    assert found.last.batches == found.due.batches
+    assert found.last.clean
 
 
 def test_nobody_is_waited_for_because_of_one_batch():
     run, patience = Exchange(4e-4, lambda call: call == 40), Visitor(10)
-    assert measure_exchange(run, alone, PLAIN, patience).clean
+    assert measure_exchange(run, alone, PLAIN, patience, list).due.clean
     assert IN_A_ROW > 1
     assert patience.asked == 0
 
 
 def test_ranks_decide_alike_when_only_one_is_disturbed():
     run = Exchange(4e-4, lambda call: False)  # this rank sees nothing, another one does
-    timing = measure_exchange(run, lambda value: max(value, 1.0) if value in (0.0, 1.0) else value, PLAIN, IMPATIENT)
-    assert not timing.clean
+    found = measure_exchange(
+        run, lambda value: max(value, 1.0) if value in (0.0, 1.0) else value, PLAIN, IMPATIENT, list
+    )
+    assert not found.due.clean
+    assert not found.last.clean
 
 
 def test_the_clock_of_a_single_thread_stands_still_while_it_does_not_run():
@@ -280,7 +303,7 @@ def test_warnings_speak_of_the_machine_and_of_disturbed_points():
 
 
 def test_points_of_a_group_are_counted_once_and_links_by_each_rank():
-    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),)))
+    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),), late=1e-4))
     found = {one.curve: one for one in noise(measured, [{"all_to_all": 3, "links": 1}, {"all_to_all": 3, "links": 2}])}
     assert found["all_to_all"].disturbed == 3
     assert found["links"].disturbed == 3
@@ -306,7 +329,7 @@ class Recorded:
 
 
 def recorded(disturbed: int) -> Recorded:
-    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),)))
+    measured = spelled_out(synthetic_cluster(tiny(), ((1.0, 1.0),), late=1e-4))
     results = []
     for i, one in enumerate(measured.devices):
         results.append(
@@ -328,7 +351,7 @@ def recorded(disturbed: int) -> Recorded:
 def test_profile_refuses_unless_noise_is_accepted_and_records_why():
     points = sum(
         len(one.curve.median)
-        for one in synthetic_cluster(tiny(), ((1.0, 1.0),)).collectives
+        for one in synthetic_cluster(tiny(), ((1.0, 1.0),), late=1e-4).collectives
         if one.collective == "all_to_all"
     )
     with pytest.raises(MoeplanError, match=r"all_to_all .*--accept-noise") as error:

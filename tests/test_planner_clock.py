@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moeplan.planner.clock import longest_chains
+from moeplan.planner.clock import longest_chains, run
 from moeplan.planner.costs import Costs
 from moeplan.planner.graph import Graph
 from moeplan.planner.layout import Layout
 from moeplan.planner.simulator import simulate
+from moeplan.planner.stages import Partition, exchange
 from moeplan.planner.step import Step, build
 from moeplan.spec import Workload
 from moeplan.spec.plan import CHUNKED, LayerPlan
@@ -52,6 +53,7 @@ def steps(draw):
         uplink=draw(st.sampled_from([1e7, 1e9, 1e11])),
         local=draw(st.sampled_from([1e8, 4e9])),
         busy=draw(st.sampled_from([0.0, 1.0, 30.0])),
+        late=draw(st.sampled_from([0.0, 1e-5, 1e-3, 1.0])),
     )
     costs = Costs(machines, model, "f32")
     step = Step(costs, model, Layout.of(workload, tensor, sequences), draw_routing(None, model, workload, 0))
@@ -92,6 +94,31 @@ def test_the_closed_form_is_the_simulation(case):
     for layer in predicted.layers:
         for part, seconds in layer.parts.items():
             assert seconds == pytest.approx(expected.get((layer.layer, part), 0.0), rel=1e-9, abs=1e-12)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=4), st.data())
+def test_who_comes_last_but_one(groups, data):
+    """groups: when each member comes; their devices are shuffled where groups need not be consecutive."""
+    count = sum(map(len, groups))
+    order = data.draw(st.permutations(range(count))) if data.draw(st.booleans()) else list(range(count))
+    members = np.split(np.array(order), np.cumsum([len(group) for group in groups])[:-1])
+    now = np.zeros((1, count))
+    for group, times in zip(members, groups, strict=True):
+        now[0, group] = times
+    found = Partition.apart([tuple(group.tolist()) for group in members]).together(now)
+    for group, times in zip(members, groups, strict=True):
+        expected = sorted(times)[-2] if len(times) > 1 else -np.inf
+        assert (found[0, group] == expected).all()
+
+
+def test_lateness_counts_among_those_who_come_together():
+    """Devices that come together wait for the latest of them; one that comes long after all others for nobody."""
+    model = tiny_model(layers=1)
+    for late in (0.0, 1e-3):
+        costs = Costs(cluster(model, ((1.0, 1.0, 1.0),), late=late), model, "f32")
+        stage = exchange("dispatch", "all_reduce", [costs.all_reduce((0, 1, 2), 1e4)])
+        ends = run(costs, [stage], np.array([[0.0, 0.0, 0.0], [0.0, 0.0, 4e-4], [0.0, 0.0, 5e-3]]))
+        assert ends - stage.seconds == pytest.approx(np.array([[late] * 3, [max(late, 4e-4)] * 3, [5e-3] * 3]))
 
 
 @given(steps())

@@ -1,5 +1,7 @@
 """The event simulator against closed forms and bounds."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,17 @@ def test_a_frozen_operation_leaves_the_rest_to_others():
     """Three flows: a and b fill link one; c shares link two with b and takes what b, frozen at 1/2, leaves."""
     speed = fill({0: {"one": 1.0}, 1: {"one": 1.0, "two": 0.5}, 2: {"two": 1.0}})
     assert speed == pytest.approx({0: 0.5, 1: 0.5, 2: 0.75})
+
+
+@pytest.mark.parametrize(
+    ("others", "begin"), [([1.0, 1.0], 3.0), ([1.0, 2.5], 3.0), ([1.0, 7.0], 7.0), ([4.0, 1.0], 4.0)]
+)
+@pytest.mark.parametrize("latency", [0.0, 0.5])
+def test_those_who_come_together_begin_late(others, begin, latency):
+    late = replace(op(1.5, {"link": 1.0}, after=(0, 1), latency=latency), level=2.0)
+    timeline = simulate([op(seconds, device=i) for i, seconds in enumerate(others)] + [late])
+    assert timeline.start[2] == pytest.approx(begin)
+    assert timeline.end[2] == pytest.approx(begin + 1.5)
 
 
 def test_latency_uses_no_resource():

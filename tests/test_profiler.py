@@ -112,6 +112,9 @@ def test_collectives_are_measured_with_their_processor_time(cluster):
         assert 1e6 < end(entry.curve, -1)["bytes"] / entry.curve.median[-1] < 1e12
         assert 0 < entry.busy.median[-1] < 4 * entry.curve.median[-1]
         assert entry.busy.axes == entry.curve.axes
+        # Whoever comes last waits for nobody, and lateness is no more than a part of the whole.
+        assert entry.last.axes == entry.curve.axes
+        assert all(0 < last <= whole for last, whole in zip(entry.last.median, entry.curve.median, strict=True))
     assert any(entry.traffic == "skewed" for entry in cluster.collectives)
 
 

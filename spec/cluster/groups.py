@@ -26,6 +26,8 @@ class CollectiveCurve(Part):
 
     The axis is ``bytes``: all_to_all, what each device sends each other device; all_gather, what each device
     contributes; reduce_scatter, what each device receives; all_reduce, the whole buffer.
+    ``curve`` counts from when all devices are due, coming from equally long work, each as late as its processors let it
+    be; ``last`` from when the last of them has come.
     ``busy`` is the processor time that a device spends on it (the communication library's threads), which an
     overlapped computation loses.
     """
@@ -40,10 +42,11 @@ class CollectiveCurve(Part):
     scope: Scope | None = Field(None, description="with members: only groups of this scope, the widest of its pairs")
     curve: Curve
     busy: Curve
+    last: Curve | None = Field(None, description="from when the last device has come; curve where it was not measured")
 
     @model_validator(mode="after")
     def _one_form(self) -> "CollectiveCurve":
-        needs_bytes(self.collective, self.curve, self.busy)
+        needs_bytes(self.collective, self.curve, self.busy, *([self.last] if self.last else []))
         if (self.group is None) == (self.members is None):
             raise ValueError("needs either group (exact devices) or members (so many on each host)")
         if self.group is not None and (self.kinds is not None or self.scope is not None):

@@ -52,10 +52,11 @@ class MeasuredCollective(Part):
     traffic: Literal["equal", "skewed"] = "equal"
     curve: Curve
     busy: Curve
+    last: Curve | None = None
 
     @model_validator(mode="after")
     def _over_bytes(self) -> "MeasuredCollective":
-        needs_bytes(self.collective, self.curve, self.busy)
+        needs_bytes(self.collective, self.curve, self.busy, *([self.last] if self.last else []))
         return self
 
 

@@ -228,12 +228,12 @@ def _collectives(
 
 
 def _sample(entry: MeasuredCollective) -> Sample:
-    return Sample((), (entry.curve, entry.busy))
+    return Sample((), (entry.curve, entry.busy, *([entry.last] if entry.last else [])))
 
 
 def _of_shape(entries: Sequence[MeasuredCollective], shape: GroupShape, limited: bool) -> CollectiveCurve:
     """One curve for all groups of the shape; limited: of its kinds only."""
-    curve, busy = together([_sample(entry) for entry in entries]).curves
+    curve, busy, *last = together([_sample(entry) for entry in entries]).curves
     return CollectiveCurve(
         collective=entries[0].collective,
         traffic=entries[0].traffic,
@@ -242,4 +242,5 @@ def _of_shape(entries: Sequence[MeasuredCollective], shape: GroupShape, limited:
         scope=shape.scope,
         curve=curve,
         busy=busy,
+        last=last[0] if last else None,
     )
