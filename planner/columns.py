@@ -10,7 +10,7 @@ import numpy as np
 
 from ..spec.plan import LayerPlan, Strategy
 from . import memory
-from .clock import Chains, run
+from .clock import Chains
 from .options import Classes
 from .step import LayerCost, Step
 
@@ -81,10 +81,7 @@ class Column:
     def after(self, step: Step, ordinal: int, begin: np.ndarray) -> np.ndarray:
         """[1, G] when the devices end a layer that they begin at ``begin`` [1, G]."""
         batch, index = self._place[ordinal]
-        cost = self._costs[batch]
-        if cost.stages is None:  # nothing slowed: what a device waits for is the longest chain
-            return self.chains(ordinal).ends(begin)
-        return run(step.costs, [stage.only(index) for stage in cost.stages], begin, known=cost.known)
+        return self._costs[batch].after(step.costs, begin, index)
 
 
 def _batches(step: Step, plans: Sequence[LayerPlan]) -> list[np.ndarray]:

@@ -41,13 +41,20 @@ class LayerCost(NamedTuple):
 
     seconds: [B] from all devices beginning together until the last has ended.
     chains: longest chains of stages from one device's beginning to another's end, nothing slowed.
-    stages: where devices compute beside a transfer, so that a layer's end is more than its chains; known: of these.
+    stages: where devices compute beside a transfer, or come late to one together, so that a layer's end is more than
+    its chains; known: of these.
     """
 
     seconds: np.ndarray
     chains: Chains
     stages: list[Stage] | None
     known: Known
+
+    def after(self, costs: Costs, begin: np.ndarray, index: int = 0) -> np.ndarray:
+        """[1, G] when the devices end one of the layers that they begin at ``begin`` [1, G]."""
+        if self.stages is None:
+            return self.chains.one(index).ends(begin)
+        return run(costs, [stage.only(index) for stage in self.stages], begin, known=self.known)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,7 @@ class Step:
         count, devices = len(plans) if plans else 1, self.layout.devices
         known: Known = {}
         ends = run(self.costs, stages, np.zeros((count, devices)), known=known)
-        slowed = any(stage.kind == "start" for stage in stages)
+        slowed = any(stage.kind == "start" or stage.level is not None for stage in stages)
         return LayerCost(ends.max(1), longest_chains(stages, count, devices), stages if slowed else None, known)
 
     def dense(self, index: int) -> LayerCost:

@@ -116,7 +116,7 @@ class Tables:
                 j = next(ordinals)
                 now = self.columns[chosen[of_class[j]]].after(step, j, now)
             else:
-                now = step.dense(i).chains.ends(now)
+                now = step.dense(i).after(step.costs, now)
         return float((now + step.outside("head")).max())
 
     def lower_bound(self) -> float:

@@ -96,6 +96,17 @@ def test_the_closed_form_is_the_simulation(case):
             assert seconds == pytest.approx(expected.get((layer.layer, part), 0.0), rel=1e-9, abs=1e-12)
 
 
+@given(steps(), st.integers(0, 2**20))
+@settings(deadline=None, max_examples=60)
+def test_a_layers_cost_says_when_it_ends_from_any_beginning(case, seed):
+    step, chosen = case
+    begin = np.random.default_rng(seed).uniform(0, 2e-3, (1, step.layout.devices))
+    for i, plan in enumerate(step.by_layer(chosen)):
+        layer, plans = step.layer([i]), None if plan is None else [plan]
+        expected = run(step.costs, build(layer, plans), begin)
+        assert step.cost(layer, plans).after(step.costs, begin) == pytest.approx(expected, rel=1e-9)
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=4), st.data())
 def test_who_comes_last_but_one(groups, data):
     """groups: when each member comes; their devices are shuffled where groups need not be consecutive."""

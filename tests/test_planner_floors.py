@@ -20,16 +20,20 @@ from moeplan.tests.synthetic import cluster, tiny_model
 
 MODEL = tiny_model(layers=2)
 WORKLOAD = Workload.from_text("prefill:64@16")
-MACHINES = cluster(MODEL, ((1.0, 0.5), (1.0, 1.0)))
+MACHINES = {late: cluster(MODEL, ((1.0, 0.5), (1.0, 1.0)), late=late) for late in (0.0, 1e-3)}
 ROUTING = draw_routing(None, MODEL, WORKLOAD, 0)
 
 
 def bent(machines: Cluster, factors: np.ndarray) -> Cluster:
     """The same, collectives multiplied point by point, the same factors for each."""
 
+    def times(curve):
+        return curve and curve.model_copy(
+            update={"median": tuple((np.array(curve.median) * np.resize(factors, len(curve.median))).tolist())}
+        )
+
     def curve(entry):
-        seconds = np.array(entry.curve.median) * np.resize(factors, len(entry.curve.median))
-        return entry.model_copy(update={"curve": entry.curve.model_copy(update={"median": tuple(seconds.tolist())})})
+        return entry.model_copy(update={"curve": times(entry.curve), "last": times(entry.last)})
 
     return machines.model_copy(update={"collectives": tuple(map(curve, machines.collectives))})
 
@@ -39,13 +43,17 @@ def bent(machines: Cluster, factors: np.ndarray) -> Cluster:
     st.sampled_from([("ep", 1), ("ep", 2), ("ep", 4), ("hierarchical", 4)]),
     st.integers(0, 2**20),
     st.booleans(),
+    st.sampled_from(sorted(MACHINES)),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_placement_is_below_the_floor(factors, kind, seed, copies):
+def test_no_placement_is_below_the_floor(factors, kind, seed, copies, late):
     strategy, degree = kind
     rng = np.random.default_rng(seed)
     step = Step(
-        Costs(bent(MACHINES, np.array(factors)), MODEL, "f32"), MODEL, Layout.of(WORKLOAD, 1, (1, 1, 1, 1)), ROUTING
+        Costs(bent(MACHINES[late], np.array(factors)), MODEL, "f32"),
+        MODEL,
+        Layout.of(WORKLOAD, 1, (1, 1, 1, 1)),
+        ROUTING,
     )
     floor = placed_floor(step, strategy, degree, copies=degree == 4)
     device_of = rng.integers(0, degree, (2, 8))

@@ -28,8 +28,8 @@ EVEN, UNEVEN = ((1.0, 1.0), (1.0, 1.0)), ((1.0, 1.0), (0.4, 0.4))
 
 
 @functools.cache
-def solved(speeds=UNEVEN, workload=PREFILL, **options):
-    return solve(MODEL, cluster(MODEL, speeds), workload, **options)
+def solved(speeds=UNEVEN, workload=PREFILL, late=0.0, **options):
+    return solve(MODEL, cluster(MODEL, speeds, late=late), workload, **options)
 
 
 @pytest.fixture
@@ -37,10 +37,11 @@ def plan():
     return solved()
 
 
+@pytest.mark.parametrize("late", [0.0, 1e-4])
 @pytest.mark.parametrize("workload", [PREFILL, DECODE], ids=str)
 @pytest.mark.parametrize("speeds", [EVEN, UNEVEN, ((1.0,),), ((1.0, 0.2),)], ids=str)
-def test_a_plan_is_complete_and_never_worse_than_any_candidate(speeds, workload):
-    machines, found = cluster(MODEL, speeds), solved(speeds, workload)
+def test_a_plan_is_complete_and_never_worse_than_any_candidate(speeds, workload, late):
+    machines, found = cluster(MODEL, speeds, late=late), solved(speeds, workload, late)
     best = min(c.step_seconds for c in found.candidates if c.step_seconds is not None)
     assert found.predicted.step_seconds == found.solver.objective == best
     assert Step.of(found, machines).seconds(list(found.layers)) == pytest.approx(found.solver.objective)
@@ -69,9 +70,10 @@ def test_another_seed_draws_other_tokens(plan):
     assert other.predicted.step_seconds != plan.predicted.step_seconds
 
 
-def test_the_bound_holds_for_plans_nobody_chose():
+@pytest.mark.parametrize("late", [0.0, 1e-4, 1e-2])
+def test_the_bound_holds_for_plans_nobody_chose(late):
     """Mixtures of plans that every space has as options, in every layout, are never predicted below the bound."""
-    machines, found = cluster(MODEL, UNEVEN), solved()
+    machines, found = cluster(MODEL, UNEVEN, late=late), solved(late=late)
     linear = ((0, 1), (2, 3), (4, 5), (6, 7))
     options = [
         LayerPlan(strategy="ep", slots=linear),
