@@ -3,15 +3,18 @@
     from moeplan import Cluster, Placement, Trace, place, profile, run, solve
 
 The functions do what the commands of the same names do, on documents; see ``service/library.py`` and
-``examples/library.py``.
+``examples/library.py``. ``moeplan.transformers.apply_plan`` runs a user's own model under a plan.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .spec.readers import others
 
 if TYPE_CHECKING:
+    from .runtime import embedding as transformers
     from .service.library import place, profile, run, solve
     from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
 
@@ -30,6 +33,7 @@ __all__ = [
     "profile",
     "run",
     "solve",
+    "transformers",
 ]
 
 _FUNCTIONS = ("place", "profile", "run", "solve")
@@ -40,6 +44,22 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module(".service.library" if name in _FUNCTIONS else ".spec", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _Transformers(ModuleType):
+    """``moeplan.transformers``: ``runtime.embedding``, imported when something of it is asked for.
+
+    No file of this name: the root is the folder where programs of this repository start, and ``import transformers``
+    would find it there in the place of the package.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(".runtime.embedding", __name__), name)
+
+
+sys.modules[f"{__name__}.transformers"] = transformers = _Transformers(f"{__name__}.transformers")
 
 
 def _by_transformers(body: dict[str, Any], where: str, name: str, source: str) -> "Model":

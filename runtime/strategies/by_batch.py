@@ -11,15 +11,17 @@ from ...spec.batch_shares import BatchShares
 from ...spec.plan import LayerPlan
 from ...spec.routing import divided
 from ..collectives import all_reduce
+from ..groups import Group
 from .serving import Serving, place_of, with_none
 
 
 class ByBatch:
     """The tables of one layer."""
 
-    def __init__(self, plan: LayerPlan, experts: int, device: torch.device) -> None:
+    def __init__(self, plan: LayerPlan, experts: int, device: torch.device, group: Group = None) -> None:
         assert plan.speeds is not None
         self._experts, self._device, self._devices = experts, device, len(plan.slots)
+        self._group = group
         self._shares = BatchShares(plan.slots, plan.speeds, experts)
         self._place = place_of(plan, experts)  # [G, E]
         self._served = divided(np.eye(self._devices)[np.argmax(self._place >= 0, axis=0)])  # [E, P] of single copies
@@ -27,7 +29,7 @@ class ByBatch:
     def __call__(self, ids: Tensor) -> Serving:
         """For the experts [T, K] of this device's tokens (-1: none) and all others'; all devices together."""
         load = torch.bincount(ids.flatten() + 1, minlength=self._experts + 1)[1:].contiguous()
-        return self.tables(all_reduce(load).numpy(force=True))
+        return self.tables(all_reduce(load, self._group).numpy(force=True))
 
     def tables(self, load: np.ndarray) -> Serving:
         """load: [E] rows of all devices."""

@@ -19,10 +19,10 @@ from ...spec.layout import even
 from ...spec.plan import LayerPlan
 from ...spec.routing import COPY_PHASES, COPY_STEP
 from ..collectives import Pending, all_to_all_start, exchange_counts
-from ..kernels import expert_ffn
+from ..groups import Group
 from ..layout import Layout
 from .by_batch import ByBatch
-from .layer import Lap, LayerContext, Stored
+from .layer import Experts, Lap, LayerContext, Stored, experts_of
 from .rows import empty_rows, fields, unpack
 from .serving import Serving, serving
 
@@ -81,12 +81,17 @@ class ExpertParallel:
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
         self._table = serving(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
-        self._by_batch = ByBatch(plan, c.moe.num_experts, c.device) if plan.speeds is not None else None
+        self._by_batch = ByBatch(plan, c.moe.num_experts, c.device, c.group) if plan.speeds is not None else None
+        self._group = c.group
         self._activation, self._chunks, self.slot = c.moe.activation, plan.chunks, plan.slot
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
-        self._gate_up, self._down = gate_up, down
+        self.hold(experts_of(gate_up, down, self._activation))
+
+    def hold(self, experts: Experts) -> None:
+        """What computes them, in the place of ``prepare``."""
+        self._experts = experts
 
     def start(self) -> bool:
         """Nothing to fetch: the weights stay."""
@@ -106,12 +111,12 @@ class ExpertParallel:
         packed = [pack(rows, chosen, gates, table, at) for rows, chosen, gates, at in parts]
         rows, tokens, sends = zip(*packed, strict=True)
         told = torch.cat([torch.stack(sends, dim=1), *self._news(ids, phase)], dim=1)  # [G, chunks + N]
-        told, heard = torch.stack([told, exchange_counts(told)]).transpose(1, 2).numpy(force=True)
+        told, heard = torch.stack([told, exchange_counts(told, self._group)]).transpose(1, 2).numpy(force=True)
         sent, received = told[: self._chunks].tolist(), heard[: self._chunks].tolist()
-        arriving = [all_to_all_start(*part) for part in zip(rows, sent, received, strict=True)]
+        arriving = [all_to_all_start(*part, self._group) for part in zip(rows, sent, received, strict=True)]
         lap("dispatch")
         news = heard[self._chunks :]
-        return Flight(x.shape[1], x.dtype, ids.shape[1], sizes, tokens, sent, received, arriving, [], news)
+        return Flight(x.shape[1], x.dtype, ids.shape[1], sizes, tokens, sent, received, arriving, [], news, self._group)
 
     def _news(self, ids: Tensor, phase: Tensor) -> list[Tensor]:
         """[G, n] int64 each: what every device is told beside how many rows come. Here nothing."""
@@ -123,7 +128,7 @@ class ExpertParallel:
             pending.wait()
             x, ids, weights = unpack(rows, flight.hidden, flight.dtype, flight.top_k)
             lap("dispatch")
-            y = expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
+            y = self._experts(x, ids, weights)
             lap("expert")
             flight.send_back(c, y)
         flight.arriving.clear()
@@ -157,7 +162,8 @@ class Flight(NamedTuple):
     arriving: list[tuple[Tensor, Pending]]
     leaving: list[tuple[Tensor, Pending]]
     news: np.ndarray
+    group: Group = None
 
     def send_back(self, chunk: int, y: Tensor) -> None:
         """Partial outputs [rows received, D] of a chunk begin their way home."""
-        self.leaving.append(all_to_all_start(y, self.received[chunk], self.sent[chunk]))
+        self.leaving.append(all_to_all_start(y, self.received[chunk], self.sent[chunk], self.group))

@@ -7,14 +7,16 @@ one region that all layers share; attention runs meanwhile; the experts wait for
 data-centric computing with its shared cache). Devices may hold unequal numbers of experts and of tokens.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from ...spec.plan import LayerPlan
 from ..collectives import Pending, all_gather_start
-from ..kernels import expert_ffn
 from ..layout import Layout
-from .layer import Lap, LayerContext, Stored
+from .layer import Experts, Lap, LayerContext, Stored, experts_of
 
 __all__ = ["Gathered", "combine"]
 
@@ -22,6 +24,11 @@ __all__ = ["Gathered", "combine"]
 def combine(y: Tensor, residual: Tensor) -> Tensor:
     """Both [T, D]."""
     return residual + y
+
+
+def _by_kernels(activation: str, weights: Sequence[Tensor]) -> Experts:
+    gate_up, down = weights
+    return experts_of(gate_up, down, activation)
 
 
 class Gathered:
@@ -36,17 +43,28 @@ class Gathered:
         # [E + 1] where an expert lies in the region; the last is that of expert -1, which is none
         self._position = torch.cat([torch.argsort(order), torch.tensor([-1])]).to(c.device)
         matrices, experts = 2 if c.moe.gated else 1, c.moe.num_experts
-        self._shapes = (experts, matrices, c.moe.ffn_size, c.hidden), (experts, c.hidden, c.moe.ffn_size)
+        self._of: Callable[[Sequence[Tensor]], Experts] = partial(_by_kernels, c.moe.activation)
+        self._shapes: list[tuple[int, ...]] = [
+            (experts, matrices, c.moe.ffn_size, c.hidden),
+            (experts, c.hidden, c.moe.ffn_size),
+        ]
         c.region.reserve(*self._shapes)
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
-        self._own = gate_up, down
+        self._own: Sequence[Tensor] = (gate_up, down)
+
+    def hold(self, own: Sequence[Tensor], experts: Callable[[Sequence[Tensor]], Experts]) -> None:
+        """In the place of ``prepare``: this device's rows of each of the layer's tensors [its experts, ...], and what
+        computes with all rows. Called for every layer before any layer runs."""
+        self._own, self._of = own, experts
+        self._shapes = [(len(self._position) - 1, *tensor.shape[1:]) for tensor in own]
+        self._context.region.reserve(*self._shapes)
 
     def start(self) -> bool:
         """Begin to bring the layer's experts here."""
         self._weights = self._context.region.views(*self._shapes)
         self._pending: list[Pending] = [
-            all_gather_start(own, whole.split(self._counts))
+            all_gather_start(own, whole.split(self._counts), self._context.group)
             for own, whole in zip(self._own, self._weights, strict=True)
         ]
         return True
@@ -55,8 +73,7 @@ class Gathered:
         for pending in self._pending:
             pending.wait()
         lap("gather")
-        gate_up, down = self._weights
-        y = expert_ffn(x, gate_up, down, self._position[ids], weights, activation=self._context.moe.activation)
+        y = self._of(self._weights)(x, self._position[ids], weights)
         lap("expert")
         y = combine(y, residual)
         lap("combine")

@@ -26,10 +26,9 @@ from ...spec.levels import across_groups, host_numbers, inside_groups, relays
 from ...spec.plan import LayerPlan
 from ..collectives import Pending, all_to_all_start, exchange_counts
 from ..groups import Group
-from ..kernels import expert_ffn
 from ..layout import Layout
 from . import ep
-from .layer import Lap, LayerContext, Stored
+from .layer import Experts, Lap, LayerContext, Stored, experts_of
 from .rows import fields, unpack
 
 __all__ = ["Hierarchical", "Way", "add_up", "combine", "pack", "relay", "unpack", "way"]
@@ -130,7 +129,11 @@ class Hierarchical:
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
-        self._gate_up, self._down = gate_up, down
+        self.hold(experts_of(gate_up, down, self._activation))
+
+    def hold(self, experts: Experts) -> None:
+        """What computes them, in the place of ``prepare``."""
+        self._experts = experts
 
     def start(self) -> bool:
         """Nothing to fetch: the weights stay."""
@@ -188,7 +191,7 @@ class Hierarchical:
         """The experts here; partial rows go back to the relays."""
         x, ids, weights = unpack(chunk.come(), chunk.hidden, chunk.dtype, chunk.top_k)
         lap("dispatch")
-        y = expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
+        y = self._experts(x, ids, weights)
         lap("expert")
         chunk.go(y, chunk.inward, chunk.outward, self._levels.inside)
 

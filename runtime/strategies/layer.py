@@ -9,10 +9,23 @@ from torch import Tensor
 
 from ...spec.model import Moe
 from ...spec.operators import Part
-from ..groups import Levels
+from ..groups import Group, Levels
+from ..kernels import expert_ffn
 from .resting import Resting
 
 Lap = Callable[[Part], None]
+Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A device's experts: x [T, D], ids [T, K] int among those held here, -1 for none, weights [T, K] f32 -> the
+gate-weighted sums [T, D] of their outputs."""
+
+
+def experts_of(gate_up: Tensor, down: Tensor, activation: str) -> Experts:
+    """Those of moeplan's kernels; gate_up [E, M, H, D], down [E, D, H]."""
+
+    def experts(x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return expert_ffn(x, gate_up, down, ids, weights, activation=activation)
+
+    return experts
 
 
 class Region:
@@ -46,6 +59,7 @@ class LayerContext(NamedTuple):
     levels: Levels | None = None  # where a layer is hierarchical
     ordinal: int = 0  # among the mixture-of-experts layers
     resting: Resting | None = None  # where layers are offload
+    group: Group = None  # of the plan's devices; None: all ranks
 
 
 class Stored(NamedTuple):

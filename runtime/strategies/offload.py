@@ -35,7 +35,7 @@ class Offload(ExpertParallel):
         rank = context.rank
         self._resting, self._ordinal = context.resting, context.ordinal
         self._slots, stays = plan.slots[rank], plan.resident[rank]
-        self._most, self._experts = max(map(len, plan.slots)), context.moe.num_experts
+        self._most, self._num_experts = max(map(len, plan.slots)), context.moe.num_experts
         self._cold: list[int] = []  # places in the slots of what the tokens under way need from the disk, in order
         resting = tuple(expert for expert in self._slots if expert not in set(stays))
         self.stored = Stored(experts=stays, columns=(0, context.moe.ffn_size), resting=resting)
@@ -53,7 +53,7 @@ class Offload(ExpertParallel):
     def _news(self, ids: Tensor, phase: Tensor) -> list[Tensor]:
         news = [wanted(ids, self._table, phase, self._most)]
         if self._resting.foresees:  # the tokens of each expert, wherever it is
-            chosen = torch.bincount(ids.flatten() + 1, minlength=self._experts + 1)[1:]  # -1 is no expert
+            chosen = torch.bincount(ids.flatten() + 1, minlength=self._num_experts + 1)[1:]  # -1 is no expert
             news.append(chosen.expand(self._table.devices, -1))
         return news
 
@@ -69,7 +69,7 @@ class Offload(ExpertParallel):
     def _computed(self, x: Tensor, ids: Tensor, weights: Tensor, lap: Lap) -> Tensor:
         """x [M, D], ids [M, K] int32 places in the slots or -1, weights [M, K] f32 -> partial outputs [M, D]."""
         choices, counts = by_expert(ids, len(self._slots))
-        y = expert_ffn(x, self._gate_up, self._down, self._in_memory[ids.long()], weights, activation=self._activation)
+        y = self._experts(x, self._in_memory[ids.long()], weights)
         lap("expert")
         if not self._cold:
             return y

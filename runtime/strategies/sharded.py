@@ -15,9 +15,8 @@ from torch import Tensor
 from ...spec.layout import even
 from ...spec.plan import LayerPlan
 from ..collectives import all_to_all_start, gather_start
-from ..kernels import expert_ffn
 from ..layout import Layout
-from .layer import Lap, LayerContext, Stored
+from .layer import Experts, Lap, LayerContext, Stored, experts_of
 from .rows import empty_rows, fields, unpack
 
 __all__ = ["Sharded", "combine", "pack", "unpack"]
@@ -43,13 +42,18 @@ class Sharded:
 
     def __init__(self, plan: LayerPlan, context: LayerContext) -> None:
         c = context
-        self._activation, self._chunks = c.moe.activation, plan.chunks
+        self._activation, self._chunks, self._group = c.moe.activation, plan.chunks, c.group
         assert plan.split is not None
         ends = list(accumulate(plan.split, initial=0))
+        self._columns = plan.split[c.rank]
         self.stored = Stored(experts=tuple(range(c.moe.num_experts)), columns=(ends[c.rank], ends[c.rank + 1]))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
-        self._gate_up, self._down = gate_up, down
+        self.hold(experts_of(gate_up, down, self._activation))
+
+    def hold(self, experts: Experts) -> None:
+        """What computes this device's columns, in the place of ``prepare``."""
+        self._experts = experts
 
     def start(self) -> bool:
         """Nothing to fetch: the weights stay."""
@@ -60,7 +64,8 @@ class Sharded:
         own = even(len(x), self._chunks)
         held = list(zip(*(even(tokens, self._chunks) for tokens in layout.tokens), strict=True))  # [chunks][G]
         arriving = [
-            gather_start(rows, tokens) for rows, tokens in zip(pack(x, ids, weights).split(own), held, strict=True)
+            gather_start(rows, tokens, self._group)
+            for rows, tokens in zip(pack(x, ids, weights).split(own), held, strict=True)
         ]
         lap("dispatch")
         leaving = []
@@ -70,7 +75,7 @@ class Sharded:
             lap("dispatch")
             y = self._compute(*everyone)
             lap("expert")
-            leaving.append(all_to_all_start(y, tokens, [mine] * devices))
+            leaving.append(all_to_all_start(y, tokens, [mine] * devices, self._group))
         sums = []
         for (partials, pending), mine, part in zip(leaving, own, residual.split(own), strict=True):
             pending.wait()
@@ -80,6 +85,6 @@ class Sharded:
 
     def _compute(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Partial output [T, D] of this device's columns for tokens [T, D] of all devices."""
-        if not self._down.shape[2]:
+        if not self._columns:
             return torch.zeros_like(x)
-        return expert_ffn(x, self._gate_up, self._down, ids, weights, activation=self._activation)
+        return self._experts(x, ids, weights)

@@ -1,0 +1,8 @@
+"""A user's own Transformers model under a plan: what ``moeplan.transformers`` names."""
+
+from .apply import apply_plan
+from .parallel import register
+
+__all__ = ["apply_plan"]
+
+register()
