@@ -33,11 +33,11 @@ HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attentio
 OWN: dict[str, dict[str, Any]] = {
     "axk1": LATENT,
     "axk2": LATENT,
-    "bailing_hybrid": HYBRID,
+    "bailing_hybrid": HYBRID | {"n_group": 2, "topk_group": 1},
     "beam": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
     "deepseek_v3": LATENT,
     "deepseek_v32": LATENT,
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4, "per_layer_config": {}, "index_n_heads": 4, "index_head_dim": 16},
     "gemma4_text": {"vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8, "enable_moe_block": True},
     "glm_moe_dsa": LATENT,
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
@@ -46,13 +46,17 @@ OWN: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["full_attention", "conv", "full_attention"]},
     "qwen3_5_moe_text": HYBRID,
     "qwen3_next": HYBRID,
-    "qwen4_exp_text": HYBRID,
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16},
+        **{"indexer_budget": 16, "indexer_compress_ratio": 4},
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
 
 
 def families() -> list[str]:
-    """Of causal language models whose source has experts of the interface."""
+    """Of causal language models whose source has experts of the interface; of those with other inputs the text part."""
     root, found = Path(transformers.__file__).parent / "models", []
     auto = transformers.models.auto
     for family, name in auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
@@ -60,7 +64,7 @@ def families() -> list[str]:
         sources = [path.read_text() for path in (root / folder).glob("modeling_*.py")]
         if isinstance(name, str) and any(re.search(r"^@use_experts_implementation", text, re.M) for text in sources):
             found.append(family)
-    return sorted(set(found))
+    return sorted(family for family in set(found) if f"{family}_text" not in found)
 
 
 def small_config(family: str) -> Any:
@@ -86,15 +90,29 @@ def build(family: str, seed: int = 0) -> torch.nn.Module:
 
 def plan_for(net: torch.nn.Module, layer: Callable[[Form], LayerPlan], ranks: int = 2, **changes: Any) -> Plan:
     """By hand, of a model that has the layers with experts only; ``changes``: of the description of the experts."""
+    top_k = experts_per_token(net)
     forms = [form_of(name, module) for name, module in experts_modules(net).items()]
-    blocks = tuple(
-        Block(
-            hidden_size=form.hidden,
-            moe=Moe(num_experts=form.experts, top_k=1, ffn_size=form.ffn, gated=form.gated, bias=form.bias).model_copy(
-                update=changes
-            ),
-        )
-        for form in forms
+    blocks = []
+    for form in forms:
+        moe = Moe(num_experts=form.experts, top_k=top_k, ffn_size=form.ffn, gated=form.gated, bias=form.bias)
+        blocks.append(Block(hidden_size=form.hidden, moe=moe.model_copy(update=changes)))
+    model = Model(
+        name=net.config.model_type, family=net.config.model_type, vocab_size=0, blocks=tuple(blocks), dtype="f32"
     )
-    model = Model(name=net.config.model_type, family=net.config.model_type, vocab_size=0, blocks=blocks, dtype="f32")
     return hand_made_plan(model, f"prefill:{ranks}@1", [layer(form) for form in forms], tokens=(1,) * ranks)
+
+
+@torch.no_grad()
+def experts_per_token(net: torch.nn.Module) -> int:
+    """As its experts are called."""
+    seen: set[int] = set()
+
+    def see(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.add([*args, *kwargs.values()][1].shape[-1])
+
+    hooks = [module.register_forward_pre_hook(see, with_kwargs=True) for module in experts_modules(net).values()]
+    net(torch.tensor([[3, 4]]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    (found,) = seen
+    return found

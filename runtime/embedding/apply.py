@@ -31,6 +31,7 @@ class Asked(NamedTuple):
     module: nn.Module
     form: Form
     plan: LayerPlan
+    moe: Moe
 
 
 def apply_plan(model: Any, plan: Plan | str | Path, group: Group = None) -> Any:
@@ -39,7 +40,7 @@ def apply_plan(model: Any, plan: Plan | str | Path, group: Group = None) -> Any:
     model: a Transformers model with its weights, the same on every rank. plan: a document or its path, for as many
     devices as the group has ranks. group: by default all ranks of torch.distributed, which is initialised. Every rank
     calls this at the same time, and then the model as before, each with sequences of its own, as often as the others:
-    one that has none calls it with an empty batch. Of the experts only this rank's part stays in memory; all other
+    one that has none calls ``idle`` in its place. Of the experts only this rank's part stays in memory; all other
     parameters stay whole.
 
     Raises MoeplanError on all ranks, and leaves the model as it is, where one of them cannot; see ``docs``.
@@ -118,7 +119,7 @@ def _check_layer(name: str, module: nn.Module, plan: Plan, ordinal: int, everyon
         )
     if layer.strategy == "hierarchical" and not everyone:
         raise MoeplanError(f"{name}: hierarchical needs a group of all ranks, in their order")
-    return Asked(name, module, form, layer)
+    return Asked(name, module, form, layer, moe)
 
 
 def hosts_of(plan: Plan) -> list[int]:
@@ -136,8 +137,7 @@ def _install(asked: Asked, hosts: Sequence[int], group: Group, region: Region, l
     """From now on the module's experts are those of its plan."""
     module, form, plan = asked.module, asked.form, asked.plan
     rank, device = dist.get_rank(group), next(tensors_of(module, form)).device
-    moe = Moe(num_experts=form.experts, top_k=1, ffn_size=form.ffn, gated=form.gated, bias=form.bias)
-    context = LayerContext(rank, list(hosts), moe, form.hidden, device, region, levels, group=group)
+    context = LayerContext(rank, list(hosts), asked.moe, form.hidden, device, region, levels, group=group)
     layer, tensors = PlannedLayer(plan, context, form), list(tensors_of(module, form))
     adds_bias = plan.split is None or rank == next(g for g, count in enumerate(plan.split) if count)
     kept = own_part(tensors, form, layer.stored.experts, layer.stored.columns, adds_bias)
@@ -149,6 +149,16 @@ def _install(asked: Asked, hosts: Sequence[int], group: Group, region: Region, l
     config = copy.copy(module.config)
     config._experts_implementation_internal = NAME  # type: ignore[union-attr]
     module.config = config  # type: ignore[assignment]
+
+
+def idle(model: Any) -> None:
+    """What a rank without sequences calls where the others call the model: Transformers' models take no empty batch,
+    and the others wait for the experts that are here. Raises MoeplanError for a model without a plan."""
+    layers = [module for module in model.modules() if hasattr(module, ATTRIBUTE)]
+    if not layers:
+        raise MoeplanError("idle: no plan is applied to this model: call apply_plan first")
+    for module in layers:
+        getattr(module, ATTRIBUTE).idle(module)
 
 
 def _device(model: Any) -> torch.device:

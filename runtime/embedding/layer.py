@@ -34,7 +34,7 @@ class PlannedLayer:
     """
 
     def __init__(self, plan: LayerPlan, context: LayerContext, form: Form) -> None:
-        self._form, self._experts = form, context.moe.num_experts
+        self._form, self._experts, self._top_k = form, context.moe.num_experts, context.moe.top_k
         self._rank, self._devices, self._group = context.rank, len(plan.slots), context.group
         self._counted = plan.split is not None
         self._strategy = strategy_of(plan, context)
@@ -49,7 +49,13 @@ class PlannedLayer:
             self._strategy.hold(own_experts(module, self._form))  # type: ignore[attr-defined]
 
     def __call__(self, module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        """hidden [..., D], ids [..., K], weights [..., K] -> [..., D]; an id outside 0..E - 1 is no expert."""
+        """hidden [..., D], ids [..., K], weights [..., K] -> [..., D]; an id outside 0..E - 1 is no expert. Raises
+        MoeplanError for another K than the plan's, by which rows are read."""
+        if ids.shape[-1] != self._top_k:
+            raise MoeplanError(
+                f"{type(module).__name__}: {ids.shape[-1]} experts per token, the plan's model has {self._top_k}: "
+                "solve for this model"
+            )
         x = hidden.reshape(-1, hidden.shape[-1])
         ids = ids.reshape(-1, ids.shape[-1]).long()
         ids = ids.masked_fill((ids < 0) | (ids >= self._experts), -1)
@@ -61,6 +67,13 @@ class PlannedLayer:
             with torch.no_grad():
                 y = self._run(x, ids, weights)
         return y.view(hidden.shape)
+
+    def idle(self, module: nn.Module) -> None:
+        """The same without tokens."""
+        like = next(tensors_of(module, self._form))
+        ids = torch.empty((0, self._top_k), dtype=torch.long, device=like.device)
+        with torch.no_grad():
+            self(module, like.new_empty((0, self._form.hidden)), ids, like.new_empty(ids.shape))
 
     def _own(self, module: nn.Module) -> Sequence[Tensor]:
         """The experts' tensors, then the module's other parameters."""

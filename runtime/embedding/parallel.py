@@ -59,7 +59,7 @@ class Shared:
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """hidden [T, D], ids, weights [T, K] -> [T, D]."""
         if self._layer is None:
-            self._layer = self._made()
+            self._layer = self._made(ids.shape[1])
         size = self._tensor.size()
         if size == 1:
             return self._layer(self._module, hidden, ids, weights)
@@ -71,13 +71,13 @@ class Shared:
         y = self._layer(self._module, hidden[own], ids[own], weights[own])
         return all_gather(y.contiguous(), held, self._tensor.get_group())
 
-    def _made(self) -> PlannedLayer:
+    def _made(self, top_k: int) -> PlannedLayer:
         """At the first call, when the weights are there; the module's tensors are then this rank's own."""
         form = form_of(type(self._module).__name__, self._module)
         total = form.experts * self._devices
         slots = tuple(tuple(range(g * form.experts, (g + 1) * form.experts)) for g in range(self._devices))
         plan = LayerPlan(strategy="ep", slots=slots)
-        moe = Moe(num_experts=total, top_k=1, ffn_size=form.ffn, gated=form.gated, bias=form.bias)
+        moe = Moe(num_experts=total, top_k=top_k, ffn_size=form.ffn, gated=form.gated, bias=form.bias)
         tensor = next(tensors_of(self._module, form))
         region = Region(tensor.dtype, tensor.device)
         context = LayerContext(
