@@ -148,7 +148,7 @@ def _install(asked: Asked, hosts: Sequence[int], group: Group, region: Region, l
     # Of its own: models made from one configuration share it, and Transformers changes it for all of them.
     config = copy.copy(module.config)
     config._experts_implementation_internal = NAME  # type: ignore[union-attr]
-    module.config = config  # type: ignore[assignment]
+    module.config = config
 
 
 def idle(model: Any) -> None:
