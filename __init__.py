@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from .spec.readers import others
 
 if TYPE_CHECKING:
-    from .runtime import embedding as transformers
     from .service.library import place, profile, run, solve
     from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
 
@@ -33,7 +32,6 @@ __all__ = [
     "profile",
     "run",
     "solve",
-    "transformers",
 ]
 
 _FUNCTIONS = ("place", "profile", "run", "solve")

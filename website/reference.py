@@ -1,12 +1,18 @@
 """Reference pages, generated: the command line, the Python functions and documents, and the catalogue of models."""
 
+from typing import Any
+
 import typer
 from typer.cli import get_docs_for_click
 
 import moeplan
 
+from ..runtime.embedding import apply_plan, idle
 from ..service.app import app
 from ..spec.catalogue import catalogue_rows
+
+EMBEDDING = (apply_plan, idle)
+"""What ``moeplan.transformers`` names."""
 
 
 def cli_page() -> str:
@@ -21,10 +27,17 @@ def python_page() -> str:
     functions = [name for name in moeplan.__all__ if name.islower() and not name.startswith("_")]
     others = [name for name in moeplan.__all__ if not name.islower()]
     parts = ["# Python", "Everything here is imported as `from moeplan import NAME`."]
-    for name in (*functions, *others):
-        item = getattr(moeplan, name)
-        parts.append(f"::: {item.__module__}.{item.__qualname__}")
+    parts += map(_filled_in, (getattr(moeplan, name) for name in (*functions, *others)))
+    parts += [
+        "# moeplan.transformers",
+        "[A user's own model under a plan](../transformers.md).",
+        *map(_filled_in, EMBEDDING),
+    ]
     return "\n\n".join(parts) + "\n"
+
+
+def _filled_in(item: Any) -> str:
+    return f"::: {item.__module__}.{item.__qualname__}"
 
 
 def models_page() -> str:

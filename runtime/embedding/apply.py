@@ -146,8 +146,8 @@ def _install(asked: Asked, hosts: Sequence[int], group: Group, region: Region, l
     layer.hold(module)
     setattr(module, ATTRIBUTE, layer)
     # Of its own: models made from one configuration share it, and Transformers changes it for all of them.
-    config = copy.copy(module.config)
-    config._experts_implementation_internal = NAME  # type: ignore[union-attr]
+    config: Any = copy.copy(module.config)
+    config._experts_implementation_internal = NAME
     module.config = config
 
 
