@@ -8,6 +8,7 @@ output to the residual stream. Weights are shared: a method's are views of the l
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from moeplan.runtime.layout import Layout
 from moeplan.runtime.strategies import LayerContext, Region, strategy_of
 from moeplan.spec.layout import even
-from moeplan.spec.model import Moe
+from moeplan.spec.model import Block, Model, Moe
 from moeplan.spec.plan import LayerPlan, Strategy
+from moeplan.tests.plans import hand_made_plan
 
 HOT_EXPERTS, HOT_SHARE = 0.1, 0.6  # skewed: a tenth of the experts are chosen so often
 ROUTINGS = ("balanced", "skewed")
@@ -32,13 +34,14 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Shape:
-    """E, K, D, H; ``matrices``: 2 gated (silu), 1 plain (relu)."""
+    """E, K, D, H; ``matrices``: 2 gated (silu), 1 plain (relu); ``family``: whose module Transformers' methods are."""
 
     experts: int
     top_k: int
     hidden: int
     ffn: int
     matrices: int = 2
+    family: str = "mixtral"
 
     @property
     def activation(self) -> str:
@@ -129,19 +132,77 @@ def ours(strategy: Strategy, shape: Shape, w: Weights, hosts: list[int]) -> Meth
     return call
 
 
+FAMILIES = {
+    "mixtral": ("Mixtral", "num_local_experts", "intermediate_size"),
+    "qwen3_moe": ("Qwen3Moe", "num_experts", "moe_intermediate_size"),
+    "deepseek_v3": ("DeepseekV3", "n_routed_experts", "moe_intermediate_size"),
+}
+"""Prefix of its classes, and the names of E and H in its configuration."""
+
+
+def family_module(shape: Shape) -> nn.ModuleDict:
+    """The experts module of the family under the name ``experts``, without memory, its implementation grouped_mm."""
+    if shape.matrices == 1:
+        raise UnavailableError("Switch's experts do not use its interface for experts")
+    prefix, experts, ffn = FAMILIES[shape.family]
+    module = import_module(f"transformers.models.{shape.family}.modeling_{shape.family}")
+    sizes: dict[str, Any] = {"hidden_size": shape.hidden, ffn: shape.ffn, experts: shape.experts}
+    sizes |= {"experts_implementation": "grouped_mm", "hidden_act": shape.activation}
+    config = import_module(f"transformers.models.{shape.family}.configuration_{shape.family}")
+    with torch.device("meta"):
+        return nn.ModuleDict(
+            {"experts": getattr(module, f"{prefix}Experts")(getattr(config, f"{prefix}Config")(**sizes))}
+        )
+
+
+def hold(experts: nn.Module, w: Weights) -> None:
+    """All of the layer's weights, as views."""
+    for name, view in (("gate_up_proj", w.gate_up.flatten(1, 2)), ("down_proj", w.down)):
+        experts._parameters[name] = nn.Parameter(view, requires_grad=False)
+
+
+def planned(kind: str, shape: Shape, w: Weights, hosts: list[int]) -> Method:
+    """The family's module under a plan; ``whole``: every rank has a copy of every expert."""
+    from moeplan.transformers import apply_plan
+
+    world, everything = dist.get_world_size(), tuple(range(shape.experts))
+    bounds = [0, *torch.tensor(even(shape.experts, world)).cumsum(0).tolist()]
+    layer = {
+        "ep": LayerPlan(strategy="ep", slots=tuple(everything[bounds[g] : bounds[g + 1]] for g in range(world))),
+        "sharded": LayerPlan(strategy="sharded", slots=((),) * world, split=even(shape.ffn, world)),
+        "whole": LayerPlan(strategy="ep", slots=(everything,) * world),
+    }[kind]
+    block = Block(hidden_size=shape.hidden, moe=shape.moe())
+    model = Model(name=shape.family, family=shape.family, vocab_size=0, blocks=(block,), dtype="f32")
+    names = [f"host{host}" for host in hosts]
+    plan = hand_made_plan(model, f"prefill:{world}@1", [layer], tokens=(1,) * world, hosts=names)
+    net = family_module(shape)
+    hold(net["experts"], w)
+    apply_plan(net, plan)
+    return _module_method(net["experts"])
+
+
+def whole(shape: Shape, w: Weights, hosts: list[int]) -> Method:
+    """Transformers' ``grouped_mm`` with every expert on every rank."""
+    net = family_module(shape)
+    hold(net["experts"], w)
+    return _module_method(net["experts"])
+
+
+def _module_method(experts: nn.Module) -> Method:
+    def call(batch: Batch) -> Tensor:
+        own = batch.own()
+        return own.residual + experts(own.x, own.ids, own.gates)
+
+    return call
+
+
 def transformers(implementation: str, shape: Shape, w: Weights, hosts: list[int]) -> Method:
     """Its own expert parallelism with ``grouped_mm`` experts, through ``apply_expert_parallelism``."""
     from torch.distributed.tensor import DTensor, Shard
     from transformers.distributed.expert_parallel import apply_expert_parallelism
-    from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralExperts
 
-    if shape.matrices == 1:
-        raise UnavailableError("Switch's experts do not use its interface for experts")
-    world = dist.get_world_size()
-    sizes: dict[str, Any] = {"hidden_size": shape.hidden, "intermediate_size": shape.ffn}
-    sizes |= {"num_local_experts": shape.experts, "experts_implementation": "grouped_mm"}
-    with torch.device("meta"):
-        model = nn.ModuleDict({"experts": MixtralExperts(MixtralConfig(**sizes, hidden_act=shape.activation))})
+    world, model = dist.get_world_size(), family_module(shape)
     both = init_device_mesh("cpu", (world, 1), mesh_dim_names=("ep", "tp"))
     mesh = both["ep"]
     plan = {f"experts.{name}": "grouped_gemm" for name in ("gate_up_proj", "down_proj")}
@@ -217,8 +278,12 @@ METHODS: dict[str, Callable[[Shape, Weights, list[int]], Method]] = {
     "ep": lambda *given: ours("ep", *given),
     "sharded": lambda *given: ours("sharded", *given),
     "gathered": lambda *given: ours("gathered", *given),
+    "apply_plan ep": lambda *given: planned("ep", *given),
+    "apply_plan sharded": lambda *given: planned("sharded", *given),
+    "apply_plan whole": lambda *given: planned("whole", *given),
     "Transformers all_to_all": lambda *given: transformers("all_to_all", *given),
     "Transformers all_reduce": lambda *given: transformers("all_reduce", *given),
+    "Transformers whole": whole,
     "DeepSpeed-MoE": deepspeed,
 }
-OURS = ("ep", "sharded", "gathered")
+OURS = ("ep", "sharded", "gathered", "apply_plan ep", "apply_plan sharded", "apply_plan whole")
