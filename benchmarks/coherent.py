@@ -20,6 +20,7 @@ from rich.console import Console
 
 from moeplan import Cluster, Model, Plan, Report, Trace, Workload
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import named
 from moeplan.planner.search import solve
 from moeplan.planner.step import Step
 from moeplan.profiler import profile
@@ -123,7 +124,7 @@ def main() -> None:
         f"# Coherent decoding beside ep over a slow link\n\n{processor()}, Linux {platform.release()}; two emulated "
         f"hosts of one device, {args.gbit:g} Gbit/s; `python -m moeplan.benchmarks.coherent {options}`. Hidden "
         f"{HIDDEN}, keys and values {2 * args.kv_heads * HEAD_DIM}, {rest.layers} layers of {rest.num_experts} "
-        f"experts, top-{args.top_k}, f32. Plans and placements are from the first half of `{args.trace.name}`, steps "
+        f"experts, top-{args.top_k}, f32. Plans and placements are from the first half of `{named(args.trace)}`, steps "
         "from the second, memory for a tenth more than single copies. Times are medians over rounds, the spread is the "
         "largest of a round. Every output equals the reference.\n\n"
     )

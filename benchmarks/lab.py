@@ -19,6 +19,7 @@ from rich.console import Console
 
 from moeplan import Cluster, Plan, Report, Workload
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import named
 from moeplan.planner.search import solve
 from moeplan.profiler import profile
 from moeplan.runtime.launch import Launcher
@@ -107,7 +108,7 @@ def main() -> None:
     figures = "\n".join(f"- {name}: {value:.3f}" for name, value in summary.items())
     machine = f"{processor()}, Linux {platform.release()}"
     text = (
-        f"# Predicted and measured in the lab\n\n`{args.lab.name}`, `{args.model}`, {machine}; "
+        f"# Predicted and measured in the lab\n\n`{named(args.lab)}`, `{args.model}`, {machine}; "
         f"`python benchmarks/lab.py --rounds {args.rounds}`. Median over rounds; spread within a round (90th - 10th "
         f"percentile over median), the largest; error is predicted over measured less one.\n\n{body}\n\n{figures}\n"
     )

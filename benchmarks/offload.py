@@ -27,6 +27,7 @@ from rich.console import Console
 
 from moeplan import Cluster, Model, Plan, Report, Trace, Workload
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import named
 from moeplan.planner.foresight import follows, foresight_of, other_tokens
 from moeplan.planner.offloading import AHEAD, NOTHING, likely, needs
 from moeplan.planner.search import solve
@@ -185,7 +186,7 @@ def main() -> None:
         f"# Experts beyond memory, read from a disk\n\n{processor()}, Linux {platform.release()}; two local ranks, "
         f"direct reads of the machine's disk; `python -m moeplan.benchmarks.offload --share {args.share:g} --rounds "
         f"{args.rounds}`. {whole.layers} layers of {whole.num_experts} experts of {each:.1f} MiB, top-{whole.top_k}, "
-        f"f32; memory for {args.share:.0%} of them. What stays is decided on the first half of `{args.trace.name}`, "
+        f"f32; memory for {args.share:.0%} of them. What stays is decided on the first half of `{named(args.trace)}`, "
         "steps are of the second. Times are medians over rounds, the spread is the largest of a round; experts that "
         "a step needed from the disk, that were to be read ahead, that were both, and that were read in vain. Every "
         "output equals the reference.\n\n"
