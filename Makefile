@@ -40,9 +40,9 @@ types: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-# Two at a time what only computes; alone what starts ranks or measures time.
+# Two files at a time, in the order of tests/conftest.py, so that what a file sets up is set up once; alone what judges a time.
 unit: setup
-	$(BIN)/python -m pytest -n 2 -m 'not alone'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone'
 	$(BIN)/python -m pytest -m alone
 
 # The kernels' tests on a build that checks addresses and undefined behaviour, which must be loaded before Python's own.

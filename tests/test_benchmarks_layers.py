@@ -2,8 +2,6 @@
 
 from dataclasses import asdict
 
-import pytest
-
 from moeplan.benchmarks.layers import Case, page
 from moeplan.benchmarks.layers_methods import METHODS, ROUTINGS, Shape
 from moeplan.runtime.launch import LocalLauncher
@@ -12,7 +10,6 @@ ENTRY = "moeplan.benchmarks.layers_measure:measure"
 SHAPES = {"gated": Shape(8, 2, 32, 16), "plain": Shape(8, 1, 32, 16, matrices=1)}
 
 
-@pytest.mark.alone
 def test_outputs_are_equal_and_tabled():
     job = {"shapes": {name: asdict(shape) for name, shape in SHAPES.items()}, "dtypes": ["f32", "bf16"]}
     job |= {"tokens": [2, 30], "routings": ROUTINGS, "methods": list(METHODS), "seconds": 0.01}

@@ -75,7 +75,6 @@ def test_solve_is_deterministic_and_free_choice_is_no_worse(
         assert free <= json.loads(out)["predicted"]["step_seconds"] * (1 + 1e-9)
 
 
-@pytest.mark.beside
 def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     code, out, _ = moeplan(monkeypatch, capfd, "models", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
@@ -88,7 +87,6 @@ def test_models_lists_the_catalogue(monkeypatch: pytest.MonkeyPatch, capfd: pyte
     assert set(rows) <= set(out.split())
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize(
     "command",
     [
@@ -170,14 +168,12 @@ def test_bad_input_is_one_line_and_exit_2(
             assert set(tmp_path.iterdir()) == before, arguments
 
 
-@pytest.mark.beside
 def test_help_does_not_wait_for_torch():
     code = "import sys; import moeplan.service.cli; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.beside
 def test_the_import_command_names_every_importer():
     from moeplan.profiler.traces import IMPORTERS
     from moeplan.service.commands.trace import PROGRAMS
@@ -185,7 +181,6 @@ def test_the_import_command_names_every_importer():
     assert PROGRAMS.split("|") == list(IMPORTERS)
 
 
-@pytest.mark.beside
 def test_kernels_do_not_load_the_compiler():
     code = "import sys; import moeplan.runtime.kernels; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -155,7 +155,6 @@ def test_eight_steps_equal_the_reference(errors, world, name):
     assert max(own[name][1] for own in errors[world]) < TOLERANCE[dtype]
 
 
-@pytest.mark.beside
 def test_prompts_are_refused():
     plan = case_plan(1, "even")
     source = RandomWeights(plan.model, torch.float32, 5)
@@ -165,7 +164,6 @@ def test_prompts_are_refused():
         executor.step(torch.zeros(14, dtype=torch.int64), longer, 0)
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("copied", [0, 1 << 30], ids=["stretch by stretch", "copied"])
 @pytest.mark.parametrize("context", [0, 1, 6])
 @pytest.mark.parametrize("spec", [NARROW, WIDE], ids=["narrow", "wide"])

@@ -97,7 +97,6 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     return Runner(tmp_path_factory.mktemp("documents"))
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("document", [document for document in CHECKED if runnable(document)])
 def test_commands_run(document: str, runner: Runner) -> None:

@@ -39,7 +39,6 @@ def dry(tmp_path_factory):
     return done, folder / "out"
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_every_stage_runs_and_nothing_fails(dry):
     done, out = dry
@@ -52,7 +51,6 @@ def test_every_stage_runs_and_nothing_fails(dry):
     assert all(sum(row.stage == name for row in rows) >= 2 for name in stages)
 
 
-@pytest.mark.alone
 def test_what_it_prints_and_leaves(dry):
     done, out = dry
     assert done.stdout.rstrip().endswith(f"files in {out}")
@@ -65,7 +63,6 @@ def test_what_it_prints_and_leaves(dry):
     assert "| memcheck |" in text
 
 
-@pytest.mark.alone
 def test_a_dry_run_is_nothing_to_bring_home(dry):
     with pytest.raises(MoeplanError, match=r"cluster\.json: of a processor: a dry run is nothing to bring home$"):
         bring_home.bring(dry[1])

@@ -155,7 +155,6 @@ def test_every_strategy_equals_the_reference(errors, world, name, kind):
     assert errors[world][f"{name}: {kind}"] < TOLERANCE
 
 
-@pytest.mark.beside
 def test_the_routers_choose_identity_experts_in_these_cases():
     """The cases above with the routers' own choices have tokens of every kind."""
     made = model()
@@ -167,7 +166,6 @@ def test_the_routers_choose_identity_experts_in_these_cases():
     assert ((chosen.identity > 0) == (none > 0)).all()
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("score", ["softmax", "softmax_topk", "sigmoid", "noisy_topk", "cosine"])
 @given(st.integers(0, 2**16), st.integers(0, 40), st.booleans())
 def test_what_is_told_apart_is_all_that_was_chosen(score, seed, tokens, forced):
@@ -195,7 +193,6 @@ def test_what_is_told_apart_is_all_that_was_chosen(score, seed, tokens, forced):
     torch.testing.assert_close(found.onto(residual), by_hand, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.beside
 def test_without_identity_experts_nothing_is_added():
     made = model(zero_experts=0)
     weights = RandomWeights(made, torch.float32, 5).router(0)
@@ -205,7 +202,6 @@ def test_without_identity_experts_nothing_is_added():
     assert found.onto(x) is x
 
 
-@pytest.mark.beside
 def test_one_layer_is_that_of_longcat_flash():
     """Transformers' own module: its router chooses, its experts compute, its identity experts pass the token on."""
     from transformers.models.longcat_flash import modeling_longcat_flash as longcat  # seconds, which ranks do without
@@ -233,7 +229,6 @@ def test_one_layer_is_that_of_longcat_flash():
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.beside
 def test_the_reference_is_the_definition():
     """One layer without attention, written out token by token and choice by choice."""
     made = Model(name="one", family="test", vocab_size=0, blocks=(Block(hidden_size=HIDDEN, moe=MOE),), dtype="f32")

@@ -22,7 +22,6 @@ from moeplan.tests.killing import left, processes, ranks_of
 
 HERE = "moeplan.tests.test_kills"
 KILLS = 20
-pytestmark = pytest.mark.alone
 
 
 def meet(rank, job):

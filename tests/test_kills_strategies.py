@@ -7,7 +7,6 @@ import pytest
 from moeplan.benchmarks.kills import CASES, kill_once
 
 MOMENTS = 2
-pytestmark = pytest.mark.alone
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -59,7 +59,6 @@ def test_the_gpu_of_a_rank(monkeypatch, seen, local, want):
         assert own_gpu(place) == torch.device("cuda", want)
 
 
-@pytest.mark.alone
 def test_through_torchrun(tmp_path):
     """Both ranks see one GPU as their first, as with CUDA_VISIBLE_DEVICES or a scheduler that binds them wrongly."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(STANDIN)]

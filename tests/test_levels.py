@@ -1,7 +1,6 @@
 """Two levels of an exchange: relays and groups for hosts of any size, and the rows that planner and runtime count."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,7 +75,6 @@ def placed(draw):
     return host_numbers(hosts).tolist(), slots, tokens, draw(st.integers(0, 2**30)), draw(st.booleans()), identity
 
 
-@pytest.mark.beside
 @settings(max_examples=60, deadline=None)
 @given(placed(), st.sampled_from([1, 1, 2, 5]))
 def test_what_both_levels_send_is_what_the_planner_counts(case, chunks):

@@ -113,7 +113,6 @@ def test_the_command_runs_a_placement(folder, monkeypatch, capfd):
     assert report.workload == "prefill:32@8"
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -97,7 +97,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("message", REFUSED)
 def test_refusals_are_one_line_and_start_no_ranks(message, folder, monkeypatch, capfd):
     REFUSED[message](folder)

@@ -165,7 +165,6 @@ def test_run_compares_a_selection_with_the_models_own_routing(plan_file, tmp_pat
     assert all(layer.before == layer.after for layer in same.layers)
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -188,7 +187,6 @@ def test_bad_options_are_one_line(plan_file, options, message, monkeypatch, capf
     assert "Traceback" not in err
 
 
-@pytest.mark.beside
 def test_a_plan_for_prompts_is_refused(tmp_path, monkeypatch, capfd):
     layer = LayerPlan(strategy="ep", slots=even_slots(8, 1))
     plan = hand_made_plan(MODELS["softmax"], "prefill:8@4", [layer], tokens=(8,)).write(tmp_path / "p.json")
@@ -197,7 +195,6 @@ def test_a_plan_for_prompts_is_refused(tmp_path, monkeypatch, capfd):
     assert "only decoding steps select, the plan is for prefill:8@4" in " ".join(err.split())
 
 
-@pytest.mark.beside
 def test_differences_by_hand():
     exact, selected = torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     p = torch.tensor([1.0, 0.0]).double().softmax(0)

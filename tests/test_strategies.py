@@ -218,7 +218,6 @@ def placements(draw):
     return tuple(tuple(draw(st.permutations(experts))) for experts in slots)
 
 
-@pytest.mark.beside
 @settings(max_examples=20, deadline=None)
 @given(
     placements(), st.lists(st.integers(0, 6), min_size=4, max_size=4), st.integers(0, 2**30), st.sampled_from(IDENTITY)
@@ -255,7 +254,6 @@ def test_ep_pack_and_combine(slots, counts, seed, identity):
     torch.testing.assert_close(torch.cat(outputs), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.beside
 @settings(max_examples=30, deadline=None)
 @given(
     placements(),
@@ -303,7 +301,6 @@ def test_what_is_sent_is_what_the_planner_counts(slots, tokens, seed, shared, ch
         assert (computed == counts).all()
 
 
-@pytest.mark.beside
 def test_a_copy_on_the_own_device_serves_without_shares():
     table = ep.serving(LayerPlan(strategy="ep", slots=COPIES), [0, 0, 1, 1], EXPERTS, 1, torch.device("cpu"))
     assert all((table.device[e] == 1).all() for e in COPIES[1])
@@ -312,7 +309,6 @@ def test_a_copy_on_the_own_device_serves_without_shares():
     assert all((table.slot[e] == COPIES[1].index(e)).all() for e in COPIES[1])
 
 
-@pytest.mark.beside
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sharded_rows_keep_every_bit(dtype):
     x, residual, ids, weights = routed("random", 11, dtype)
@@ -323,14 +319,12 @@ def test_sharded_rows_keep_every_bit(dtype):
     torch.testing.assert_close(sharded.combine(partials, residual), (x.float() + residual.float()).to(dtype))
 
 
-@pytest.mark.beside
 def test_gathered_rests_every_expert_once():
     resting = LayerPlan(strategy="gathered", slots=COPIES).resting()
     assert resting == [[0, 1, 2, 3], [7, 4], [5, 6], []]
     assert sorted(np.concatenate(resting)) == list(range(EXPERTS))
 
 
-@pytest.mark.beside
 def test_region_is_as_large_as_the_largest_layer_and_shared():
     region = Region(torch.float32, torch.device("cpu"))
     region.reserve((2, 3), (4,))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 if not (ROOT / ".git").exists():
     pytest.skip("compares with what git tracks", allow_module_level=True)
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 PACKAGES = ("spec", "solvers", "runtime", "profiler", "planner", "service")
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
