@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import PAGE
 from moeplan.planner.budget import Budget
 from moeplan.planner.place.cap import balance_range
 from moeplan.planner.place.fleet import Fleet, even_fleet
@@ -53,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=120)
     command = " ".join(["python benchmarks/annealing.py", *sys.argv[1:]])
-    lines = [f"# Annealing\n\n{date.today()}, {processor()}. Command: `{command}`"]
+    lines = [f"# Annealing\n\n{date.today()}, {processor()}. Command: `{command}` {PAGE}"]
     for path in args.traces:
         trace = Trace.read(path).part(0, 0.5)
         title = f"{path.parent.name}/{path.stem}: {trace.layers} x {trace.num_experts}, {args.devices} devices"

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import PAGE
 from moeplan.benchmarks.limits import busy_processors
 from moeplan.spec.trace import Trace
 
@@ -185,7 +186,7 @@ def report(rows: Sequence[Row], busy: bool) -> str:
         worse = sum(ratio > WORSE for ratio in ratios)
         told = f"mean of {len(ratios)} ratios {statistics.mean(ratios):.3f}, largest {max(ratios):.3f}, "
         told += f"{worse} above {WORSE}"
-    head = f"# Anytime\n\n{date.today()}, {processor()}, {where}. Command:\n\n    {command}\n\n{told}.\n"
+    head = f"# Anytime\n\n{date.today()}, {processor()}, {where}. Command {PAGE}:\n\n    {command}\n\n{told}.\n"
     table = [f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS), *map(line, rows)]
     return head + "\n" + "\n".join(table) + "\n"
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from moeplan import Trace
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import PAGE
 from moeplan.solvers.replication.eplb import eplb
 from moeplan.solvers.replication.replicate import replicate
 from moeplan.solvers.slots import Slots
@@ -104,8 +105,8 @@ def main() -> None:
     text = (
         f"# Shares of copies, by plan and by batch\n\n{processor()}, Linux {platform.release()}; `python -m "
         f"moeplan.benchmarks.by_batch --devices {args.devices} --spare {args.spare} --batches {args.batches}`, and "
-        "`--trace` with these files. Hottest device over the mean, on batches of the half of the trace that nothing "
-        "was decided on; ms: of one decision by batch, the longer.\n\n"
+        f"`--trace` with these files {PAGE}. Hottest device over the mean, on batches of the half of the trace that "
+        "nothing was decided on; ms: of one decision by batch, the longer.\n\n"
         "| trace | experts | slots | tokens | no copies | EPLB | EPLB, by batch | plan | plan, by batch | ms |\n"
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moeplan.benchmarks.inputs import PAGE
 from moeplan.planner.foresight import PRIOR, follows, foresight_of
 from moeplan.planner.offloading import AHEAD, kept, likely, needs
 from moeplan.spec import Trace, Workload
@@ -106,10 +107,10 @@ def main() -> None:
     command = f"--devices {args.devices} --share {args.share:g} --steps {args.steps} --workloads {args.workloads}"
     text = (
         f"# What the next layer needs, foreseen\n\n`python -m moeplan.benchmarks.foresight {command}` and the traces "
-        f"of the table. Memory for {args.share:.0%} of every device's experts; known from the first half of a trace, "
-        "counted on steps of the second, per step, in all layers but the first. What follows an expert counts beside "
-        f"{PRIOR:g} tokens of the next layer's own frequencies. Right: of the experts read ahead, those that are "
-        "needed. Found: of those that are needed from outside memory, those read ahead. As many: as many as are "
+        f"of the table {PAGE}. Memory for {args.share:.0%} of every device's experts; known from the first half of a "
+        "trace, counted on steps of the second, per step, in all layers but the first. What follows an expert counts "
+        f"beside {PRIOR:g} tokens of the next layer's own frequencies. Right: of the experts read ahead, those that "
+        "are needed. Found: of those that are needed from outside memory, those read ahead. As many: as many as are "
         "foreseen, by their frequency. List: those that their frequency alone makes as likely as p.\n\n"
         "| trace | step | needed | p | foreseen | right | found | as many | right | found | list | right | found |\n"
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"

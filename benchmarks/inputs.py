@@ -3,6 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = "([inputs](../../docs/inputs.md))"  # where traces that are not in the repository come from
 
 
 def named(path: Path) -> str:

@@ -30,6 +30,7 @@ import numpy as np
 from rich.console import Console
 
 from moeplan.benchmarks.hardware import processor
+from moeplan.benchmarks.inputs import PAGE
 from moeplan.planner.memory import replicated_weights
 from moeplan.planner.place.compared import baseline_slots
 from moeplan.planner.place.fleet import Fleet, even_fleet
@@ -65,7 +66,7 @@ def main() -> None:
     for run in parts:
         run()
         # After every part: they take minutes.
-        args.output.write_text(head + f"Command: `{command}`\n" + "\n".join(report.lines) + "\n")
+        args.output.write_text(head + f"Command: `{command}` {PAGE}\n" + "\n".join(report.lines) + "\n")
 
 
 class Report:

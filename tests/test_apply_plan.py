@@ -128,7 +128,7 @@ def changed(family: str, **changes):
 
 
 @pytest.mark.parametrize(
-    ("plan", "words"),
+    ("plan", "reason"),
     [
         (lambda: changed("mixtral", ffn_size=40), "48 FFN columns, the plan of mixtral has 40"),
         (lambda: changed("mixtral", gated=False), "2 matrices before the activation, the plan of mixtral has 1"),
@@ -139,8 +139,8 @@ def changed(family: str, **changes):
         (lambda: planned("mixtral", "ep").model_copy(update={"layers": ()}), "has 0"),
     ],
 )
-def test_plans_of_other_sizes_are_refused(plan, words: str) -> None:
-    with pytest.raises(MoeplanError, match=words):
+def test_plans_of_other_sizes_are_refused(plan, reason: str) -> None:
+    with pytest.raises(MoeplanError, match=reason):
         check(build("mixtral"), plan(), 2, everyone=True)
 
 
