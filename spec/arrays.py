@@ -1,6 +1,7 @@
 """Arrays of an npz that someone else wrote: no object is built, and sizes are known before a byte is unpacked."""
 
 import math
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from .texts import show
 
 MAX_MEMBERS = 2**14
 _PIECE = 2**24  # bytes that are unpacked at a time
+_KIND = re.compile(rb'^\s*\{\s*"kind"\s*:\s*"(moeplan\.[a-z_]{1,40})"')
 
 
 class Header(NamedTuple):
@@ -42,6 +44,12 @@ def read_npz(
                 }
         except DocumentError:
             raise
+        except zipfile.BadZipFile as error:
+            file.seek(0)
+            if kind := _KIND.match(file.read(256)):
+                name = kind[1].decode()
+                raise DocumentError(f"{path}: a document of kind {name!r}, where an npz was expected{hint}") from None
+            raise DocumentError(f"{path}: not a readable npz ({error}){hint}") from None
         except MemoryError:
             raise DocumentError(f"{path}: needs more memory than there is: record or import a part of it") from None
         except Exception as error:  # zipfile, zlib and numpy raise many kinds on damaged or hostile bytes

@@ -96,7 +96,7 @@ class Document(Part):
         body = parse_object(text, where)
         kind, version = body.pop("kind", None), body.pop("version", None)
         if kind != cls.kind:
-            raise DocumentError(f"{where}: kind: expected {cls.kind!r}, got {show(kind)}")
+            raise DocumentError(f"{where}: kind: expected {cls.kind!r}, got {show(kind)}{cls.hint()}")
         if type(version) is not int or version not in (*cls.earlier, cls.version):
             read = " and ".join(map(str, (*cls.earlier, cls.version)))
             raise DocumentError(f"{where}: version: this moeplan reads {read}, got {show(version)}")

@@ -62,6 +62,16 @@ def test_one_file_under_the_name_that_was_asked_for(place: Path, capfd: pytest.C
     assert json.loads(capfd.readouterr().out)["valid"] is True
 
 
+def test_one_file_of_several_is_named_as_the_engine_names_it(place: Path, capfd: pytest.CaptureFixture) -> None:
+    linear_placement(load_model("model.json"), 4).write("linear.json")
+    moeplan("linear.json", "--to", "megatron", "-m", "model.json", "-o", "mine.json")
+    err = " ".join(capfd.readouterr().err.split())
+    assert "mine.json is Megatron-Core's expert-permutation.json; --output FOLDER writes" in err
+    assert "apply mine.json" in err
+    moeplan("linear.json", "--to", "megatron", "-m", "model.json", "-o", "folder")
+    assert "--output FOLDER" not in capfd.readouterr().err
+
+
 def test_bad_input_is_one_line_and_writes_nothing(place: Path) -> None:
     placement_of([[list(range(9)), list(range(9, 16))]] * 8, 16).write("uneven.json")
     random_placement(1, 16, 4, 5, layers=8).write("other.json")

@@ -68,9 +68,11 @@ def export(
         print_json(body | {"files": [str(path) for path in written], "notes": exported.notes, "beside": beside})
         return
     for known in exported.notes:
-        note(known)
+        note(known if paths.single is None else known.replace(paths.single, str(paths.output)))
     for path in written:
         say(f"wrote {path}")
+    if paths.single is not None and (others := [name for name in exported.files if name != paths.single]):
+        note(f"{paths.output} is {engine.title}'s {paths.single}; --output FOLDER writes {', '.join(others)} too")
     for name, text in beside.items():
         say(f"one file was asked for; {name} is needed too, with")
         out.print(text, end="", soft_wrap=True)

@@ -124,6 +124,7 @@ def run(
         if timeline is not None:
             del planning["--cluster"]
         plan = _planned(plan_path, [option for option, value in planning.items() if value is not None])
+        trace = trace or _recorded(plan, plan_path)
     selecting = selected_of(plan, select, quality_budget, text, weights)
     predicted = _simulated(plan, cluster, trace) if timeline and cluster else None
     # torch takes seconds to import: wrong files are refused before.
@@ -201,6 +202,14 @@ def _planned(path: Path | None, planning: list[str]) -> Plan:
     if planning:
         raise MoeplanError(f"{planning[0]} goes with --placement: {path} says it already; solve again to change it")
     return Plan.read(path)
+
+
+def _recorded(plan: Plan, path: Path | None) -> Path | None:
+    """Where the trace lies that the plan names, if that is beside the plan and not below the current folder."""
+    if path is None or not plan.routing.path or Path(plan.routing.path).exists():
+        return None
+    beside = path.parent / plan.routing.path
+    return beside if beside.exists() else None
 
 
 def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Path | None) -> Plan:

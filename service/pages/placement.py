@@ -17,7 +17,7 @@ COLUMNS = {
 }
 LEGEND = (
     "balance: hottest device over ideal, mean and worst layer; x: share of tokens that cross at a boundary of layers; "
-    "hosts, devices: that hold a token's experts; ms: predicted"
+    "hosts, devices: that hold a token's experts"
 )
 PROGRAMS = (ALL_ARRANGEMENTS, EXACT_PROGRAM)
 NAMES = {"placement": "this", "linear": "linear", "eplb": "EPLB"}
@@ -40,6 +40,8 @@ def scores_table(placement: Placement) -> Table:
                 where = "fit" if part == "fit" else "held out"
                 table.add_row(NAMES.get(name, name), where, *(_cell(found, f) for f in shown.values()), style=style)
         table.add_section()
+    if "ms" in shown:
+        table.caption = f"{LEGEND}; ms: predicted"
     return table
 
 
@@ -56,7 +58,7 @@ def verdict(placement: Placement) -> str:
     by = f" by {s.found_by}" if s.found_by else ""
     over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
     cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
-    early = " The search was cut short; more time may help." if s.status == "time_limit" else ""
+    early = " The time limit ended the search; a longer --time-limit may help." if s.status == "time_limit" else ""
     moved = ""
     if placement.moves is not None:
         size = "" if placement.moves.bytes is None else f" ({bytes_text(placement.moves.bytes)})"

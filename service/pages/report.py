@@ -58,9 +58,19 @@ def report_table(report: Report) -> WholeTable:
         )
     if report.weights:
         add_weights_rows(table, report.weights)
-    table.caption = Text("within tolerance", "green") if report.passed else Text("beyond tolerance", "red")
+    table.caption = Text(verdict(report), "green" if report.passed else "red")
     table.caption_justify = "left"
     return table
+
+
+def verdict(report: Report) -> str:
+    """What decides the exit code, and by how much."""
+    error, allowed = abs(report.step.error), report.tolerance
+    side = "within" if error <= allowed else "beyond"
+    text = f"{side} tolerance: the predicted step is off by {error:.1%}, {allowed:.0%} are allowed (--tolerance)"
+    if report.passed or side == "beyond":
+        return text
+    return f"{text}; but what was computed differs from what it should be"
 
 
 def add_weights_rows(table: WholeTable, weights: WeightsCheck) -> None:
