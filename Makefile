@@ -96,10 +96,10 @@ bench-duplicates: setup
 bench-timelines: setup
 	$(BIN)/python -m moeplan.benchmarks.timelines
 
-# MOMENTS: of each strategy.
+# MOMENTS: of each strategy, drawn by SEED.
 MOMENTS ?= 100
 bench-kills: setup
-	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS)
+	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS) --seed $(SEED)
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-search: setup

@@ -1,12 +1,12 @@
 """Kill a rank at random moments of endless steps of every strategy: is it named, and does anything stay behind?
 
-    python -m moeplan.benchmarks.kills [--moments 100] [--cases ep,sharded,...] [--seed 0] [--output FILE.md]
+    python -m moeplan.benchmarks.kills [--moments 100] [--cases "ep,sharded in chunks"] [--seed 0] [--output FILE.md]
 
-Plans are what ``solve`` makes for tiny-moe and two to four devices; four local ranks stand for two hosts where the
-strategy has two levels. After the first steps, at a random moment within a second, a random rank gets SIGKILL, SIGTERM
-or SIGSEGV. The run must end within its time-out in an error that names this rank and the signal, with no process of any
-rank's session left, no file but the logs that the error names, and no file descriptor more than before. Prints a
-Markdown table; the exit code is 1 where a moment failed.
+Plans are what ``solve`` makes for tiny-moe and two to four devices, in three chunks where the case says so; four local
+ranks stand for two hosts where the strategy has two levels. After the first steps, at a random moment within a second,
+a random rank gets SIGKILL, SIGTERM or SIGSEGV. The run must end within its time-out in an error that names this rank
+and the signal, with no process of any rank's session left, no file but the logs that the error names, and no file
+descriptor more than before. Prints a Markdown table; the exit code is 1 where a moment failed.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from moeplan.runtime.run import run
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import write_atomically
 from moeplan.spec.errors import RunError
-from moeplan.spec.plan import STRATEGIES
+from moeplan.spec.plan import CHUNKED, STRATEGIES
 from moeplan.tests.killing import processes, ranks_of
 
 HERE = Path(__file__).parent
-CHUNKED = "ep in chunks"
-CASES = (*STRATEGIES, CHUNKED)
+IN_CHUNKS = {f"{strategy} in chunks": strategy for strategy in CHUNKED}
+CASES = (*STRATEGIES, *IN_CHUNKS)
 WORLDS = (2, 2, 3, 4)
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)
 ENDLESS = 10**9
@@ -61,14 +61,14 @@ def plan_of(case: str, launcher: LocalLauncher) -> Plan:
     hosts = list(dict.fromkeys(seat.host for seat in launcher.seats))
     model = load_model("tiny-moe")
     cluster = synthetic_cluster(model, len(hosts), len(launcher.seats) // len(hosts), disk=DISK)
-    workload, strategy = Workload.from_text("decode:48@32"), "ep" if case == CHUNKED else case
+    workload, strategy = Workload.from_text("decode:48@32"), IN_CHUNKS.get(case, case)
     plan = solve(model, cluster, workload, strategy=strategy, even=True)
     if plan.offload is not None:  # half of the experts in memory, the others in a file of the run's folder
         held = max(m.total - m.weights // 2 for m in plan.predicted.memory)
         plan = solve(model, cluster, workload, strategy=strategy, even=True, memory_bytes=held)
         assert plan.offload is not None
         plan = plan.model_copy(update={"offload": plan.offload.model_copy(update={"folder": tempfile.gettempdir()})})
-    if case == CHUNKED:
+    if case in IN_CHUNKS:
         plan = plan.model_copy(update={"layers": tuple(p.model_copy(update={"chunks": 3}) for p in plan.layers)})
     seats = zip(plan.devices, launcher.seats, strict=True)
     devices = (device.model_copy(update={"host": seat.host, "cpu_share": seat.cpu_share}) for device, seat in seats)
@@ -77,8 +77,9 @@ def plan_of(case: str, launcher: LocalLauncher) -> Plan:
 
 def launcher_of(case: str, draw: random.Random) -> LocalLauncher:
     """Two to four ranks; two hosts of two, by name, for what has two levels."""
-    launcher = LocalLauncher(4 if case == "hierarchical" else draw.choice(WORLDS), threads=1)
-    if case == "hierarchical":
+    levels = IN_CHUNKS.get(case, case) == "hierarchical"
+    launcher = LocalLauncher(4 if levels else draw.choice(WORLDS), threads=1)
+    if levels:
         for seat, host in zip(launcher.seats, "aabb", strict=True):
             seat.host = host
     return launcher
@@ -161,8 +162,8 @@ def table(found: dict[str, list[Moment]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moments", type=int, default=100, help="of each case")
-    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated, by default all: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, ranks, signals and numbers of ranks")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "kills.md")
     args = parser.parse_args(arguments)
     cases = args.cases.split(",")
