@@ -2,11 +2,11 @@
 beside them (a shortcut), how early the experts are computed.
 
 A chunk costs messages and calls more for every device, and hides at most what is shorter of what runs at the same time:
-travelling, in two levels each by itself, and computing. Their order is not searched. On one network all are dispatched,
-and each travels back when it is computed, than which no order of equal chunks on a network and a processor is faster;
-in two levels ``spec.chunk_order`` says how far its order can be from the best (CP-SAT in tests/test_chunk_order.py). An
-expert's slot divides the backbone between the way there and the way back. Which of all these is fastest is read from
-the measured curves (``strategies``), in a few layers first.
+travelling, in two levels each by itself, and computing. On one network all are dispatched, and each travels back when
+it is computed, than which no order of equal chunks on a network and a processor is faster (CP-SAT in
+tests/test_chunk_order.py); in two levels every layer has the order that is fastest for it (``ordering``). An expert's
+slot divides the backbone between the way there and the way back. Which of all these is fastest is read from the
+measured curves (``strategies``), in a few layers first.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ from ..spec.model import Block
 from ..spec.plan import CHUNKED, LayerPlan
 from ..spec.shortcut import slots
 from .alternatives import Choice
+from .budget import Budget
 from .clock import longest_chains
 from .layout import Layout
 from .options import Classes
+from .ordering import fastest_orders, has_orders, in_order
 from .step import Step, build
 from .strategies import Layer
 
@@ -74,9 +76,11 @@ def fastest_alone(
     return found
 
 
-def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[tuple[LayerPlan, ...]] | None:
+def promising(
+    step: Step, classes: Classes, plans: Sequence[LayerPlan], budget: Budget
+) -> list[tuple[LayerPlan, ...]] | None:
     """The ways of ``plans`` that are faster than these in a few layers, the fastest ``KEPT``; None where there is none
-    to try.
+    to try. Of what travels in two levels also with each class's own order of the chunks.
 
     In all layers every way would cost as much to predict as the search so far.
     """
@@ -94,6 +98,9 @@ def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[
         return sum(float(chain.ends(nothing).max()) for chain in chains)
 
     def seconds(way: Sequence[LayerPlan]) -> float:
+        if has_orders(way):
+            some = [way[c] for _, c in layers]
+            return float(fastest_orders(step, some, [[j] for j in members], budget).seconds.sum())
         return sum(float(step.cost(layer, [way[c]]).seconds[0]) for layer, c in layers)
 
     def travel(layer: Layer, plan: LayerPlan) -> float:
@@ -105,6 +112,8 @@ def promising(step: Step, classes: Classes, plans: Sequence[LayerPlan]) -> list[
     at_once = all(block.shortcut == "none" for block in blocks) and all(plan.chunks == 1 for plan in plans)
     if at_once and sum(travel(layer, plans[c]) for layer, c in layers) < GAIN * now:
         return []
-    open_ways = [(i, way) for i, way in enumerate(found) if least(way) < (1 - GAIN) * now]
+    open_ways = [(i, way) for i, way in enumerate(found) if has_orders(way) or least(way) < (1 - GAIN) * now]
     ranked = sorted(((seconds(way), i) for i, way in open_ways), key=lambda pair: pair[0])
-    return [found[i] for taken, i in ranked[:KEPT] if taken < now]
+    kept = [found[i] for taken, i in ranked[:KEPT] if taken < now]
+    own = [in_order(step, classes, way, budget) for way in kept]
+    return kept + [way for way in own if way not in kept]

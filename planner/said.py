@@ -6,6 +6,7 @@ import numpy as np
 
 from ..spec.cluster import Cluster
 from ..spec.foresight import Foresight
+from ..spec.load import note
 from ..spec.offload import Reads
 from ..spec.plan import LayerPlan
 from ..spec.routing import ASSUMED_EXPONENT
@@ -40,6 +41,7 @@ def space(search: Search) -> str:
         within = {name: f"{name} as {search.given.name} places its experts" for name in search.placed}
     for strategy in search.chunked:
         within[strategy] += f"{',' if search.given else ' and the fastest of them'} in {_ways(search)}"
+        within[strategy] += ", in every layer's own order" if strategy == "hierarchical" else ""
     options = ", ".join(within[strategy] for strategy in search.strategies)
     per = "layer" if search.stored == len(search.model.layers) else "group of layers that share storage"
     text = f"{' x '.join(filter(None, (layouts, degrees)))} x per {per} any of: {options}"
@@ -68,6 +70,7 @@ def _ways(search: Search) -> str:
 
 def notes(search: Search, trace: Trace | None) -> list[str]:
     notes = [] if search.given is None else [search.given.note]
+    notes += note(search.costs.cluster.provenance.load, "while the cluster was measured", "profile")
     if trace is None:
         notes.append(f"routing is assumed, not measured: {ASSUMPTION}; give a trace with --trace")
     elif trace.counts_only:

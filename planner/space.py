@@ -235,7 +235,7 @@ class Search:
             if self.cut or self.budget.over:
                 return
             where, step = next((name, step) for name, step in self._steps() if step.layout == layout)
-            tried = {plans: promising(step, self.classes, plans) for plans in alone}
+            tried = {plans: promising(step, self.classes, plans, self.budget) for plans in alone}
             self.chunked |= {plans[0].strategy for plans, found in tried.items() if found is not None}
             if cut := [way for found in tried.values() for way in found or ()]:
                 usual = self._tables(step, degree)

@@ -12,6 +12,7 @@ from pydantic import (
     model_validator,
 )
 
+from .chunk_order import Order, check_order
 from .cluster import MAX_DEVICES, Bytes, CpuShare, Threads
 from .document import Document, Part
 from .load import Load
@@ -94,9 +95,10 @@ class LayerPlan(Part):
     there, ``gathered`` keeps them there at rest. ``shares`` holds, in the same form, the fraction of an expert's tokens
     that a copy takes. ``split`` (``sharded`` only) holds the FFN columns of every expert that each device stores.
     ``chunks``: every device's tokens in so many parts (``spec.layout.even``), of which one travels while another is
-    computed. ``slot`` (layers with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed
-    before. ``speeds`` (``ep`` only): shares are decided for every batch, for devices of these relative speeds
-    (``spec.batch_shares``). ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
+    computed, with ``hierarchical`` in an ``order`` of its own, if it has one (``spec.chunk_order``). ``slot`` (layers
+    with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed before. ``speeds`` (``ep``
+    only): shares are decided for every batch, for devices of these relative speeds (``spec.batch_shares``).
+    ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
     """
 
     strategy: Strategy
@@ -105,6 +107,7 @@ class LayerPlan(Part):
     split: tuple[int, ...] | None = None
     slot: int = Field(0, ge=0, description="of a shortcut layer: how many operators run before its experts")
     chunks: int = Field(1, ge=1, le=MAX_CHUNKS, description="parts in which tokens travel (ep, hierarchical, sharded)")
+    order: Order | None = Field(None, description="hierarchical, in chunks: its calls; none: the usual order")
     speeds: tuple[PositiveFloat, ...] | None = Field(None, description="of each device: shares by batch (ep)")
     resident: Experts | None = Field(None, description="offload: of each device's slots, what stays in its memory")
     ahead: Experts | None = Field(None, description="offload: what each device reads before it is known to be needed")
@@ -122,7 +125,7 @@ class LayerPlan(Part):
         if not isinstance(body, dict):
             return body
         # What a validator has looked at is no JSON any more, and a list no tuple.
-        body = body | {name: _tuples(body[name]) for name in (*LISTS, "split") if name in body}
+        body = body | {name: _tuples(body[name]) for name in (*LISTS, "split", "order") if name in body}
         times = body.get("repeats")
         if not isinstance(times, int) or isinstance(times, bool) or not 1 < times <= MAX_DEVICES:
             return body  # nothing to do, or what the field's own rule refuses
@@ -159,6 +162,10 @@ class LayerPlan(Part):
             raise ValueError("split belongs to strategy sharded, and only there")
         if self.chunks > 1 and self.strategy not in CHUNKED:
             raise ValueError(f"chunks belong to {', '.join(CHUNKED)}, not {self.strategy}")
+        if self.order is not None and self.strategy != "hierarchical":
+            raise ValueError(f"order belongs to strategy hierarchical, not {self.strategy}")
+        if self.order is not None:
+            check_order(self.order, self.chunks)
         if self.speeds is not None and self.strategy != "ep":
             raise ValueError(f"speeds belong to strategy ep, not {self.strategy}")
         if self.speeds is not None and (self.shares is not None or len(self.speeds) != len(self.slots)):
@@ -169,14 +176,14 @@ class LayerPlan(Part):
         return self
 
     @property
-    def form(self) -> tuple[Strategy, int, int, bool]:
-        """Strategy, chunks, slot, shares by batch: what layers have in common that are predicted together."""
-        return self.strategy, self.chunks, self.slot, self.speeds is not None
+    def form(self) -> tuple[Strategy, int, Order | None, int, bool]:
+        """Strategy, chunks and order, slot, shares by batch: what layers have in common that are predicted together."""
+        return self.strategy, self.chunks, self.order, self.slot, self.speeds is not None
 
     @cached_property
     def number(self) -> int:
         """The hash, counted once: a search looks the same plans up again and again. Copies with another strategy,
-        ``chunks`` or ``slot`` keep it."""
+        ``chunks``, ``order`` or ``slot`` keep it."""
         return hash((self.slots, self.shares, self.split, self.speeds, self.resident, self.ahead))
 
     def __hash__(self) -> int:

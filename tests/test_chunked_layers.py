@@ -18,6 +18,7 @@ from moeplan.runtime.groups import open_levels
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.runtime.strategies import LayerContext, Region, strategy_of
 from moeplan.spec import Model
+from moeplan.spec.chunk_order import led
 from moeplan.spec.model import Block
 from moeplan.spec.plan import CHUNKED, LayerPlan
 from moeplan.spec.workload import Workload
@@ -58,6 +59,11 @@ def plans(world: int) -> dict[str, LayerPlan]:
             continue
         for name, slots in (("", even_slots(EXPERTS, world)), (", copies", COPIES[world])):
             found[f"{strategy}{name} in {count}"] = LayerPlan(strategy=strategy, slots=slots, chunks=count)
+        for lags in ((0, 0), (count, 2 * count)) if strategy == "hierarchical" and count > 1 else ():
+            order = led(count, *lags)  # one chunk after the other; one kind of call after the other
+            found[f"{strategy} in {count}, {lags}"] = LayerPlan(
+                strategy=strategy, slots=COPIES[world], chunks=count, order=order
+            )
     return found
 
 

@@ -1,7 +1,7 @@
 """hierarchical: tokens travel to hosts, one row per token and host, then inside them; partial sums come back.
 
 In chunks, all start across hosts at once, one after another; while one crosses, the one before is relayed inside the
-hosts, and the one before that is computed, in the order of ``spec.chunk_order``; the way back likewise.
+hosts, and the one before that is computed, in the plan's order (``spec.chunk_order``); the way back likewise.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...spec.chunk_order import calls
+from ...spec.chunk_order import Call, Order, calls
 from ...spec.levels import across_groups, inside_groups
 from ...spec.operators import Part, Shape, levels_shape
 from ...spec.plan import LayerPlan
@@ -65,15 +65,33 @@ def build(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
 
 
 def flight(layer: Layer, plans: Sequence[LayerPlan]) -> list[Stage]:
-    """Rows in chunks, there and back: the transfers of chunk c are collectives 4 c to 4 c + 3, in the order in which
-    it needs them."""
-    chunks = [_Chunk.of(part, plans, 4 * c) for c, part in enumerate(layer.chunks(plans[0].chunks))]
-    made = {"relay": _Chunk.relay, "experts": _Chunk.experts, "add": _Chunk.add}
-    return [
-        *(chunk.begin() for chunk in chunks),
-        *chain.from_iterable(made[call](chunks[c]) for call, c in calls(len(chunks))),
-        *chain.from_iterable(chunk.end() for chunk in chunks),
-    ]
+    """Rows in chunks, there and back."""
+    return Flight.of(layer, plans).stages(plans[0].order)
+
+
+class Flight(NamedTuple):
+    """Rows of B layers in chunks, there and back, in any order of the calls.
+
+    The transfers of chunk c are collectives 4 c to 4 c + 3, in the order in which it needs them.
+    """
+
+    begin: list[Stage]
+    made: list[dict[Call, list[Stage]]]  # of each chunk
+    end: list[Stage]
+
+    @classmethod
+    def of(cls, layer: Layer, plans: Sequence[LayerPlan]) -> "Flight":
+        chunks = [_Chunk.of(part, plans, 4 * c) for c, part in enumerate(layer.chunks(plans[0].chunks))]
+        return cls(
+            [chunk.begin() for chunk in chunks],
+            [{"relay": chunk.relay(), "experts": chunk.experts(), "add": chunk.add()} for chunk in chunks],
+            [stage for chunk in chunks for stage in chunk.end()],
+        )
+
+    def stages(self, order: Order | None) -> list[Stage]:
+        """None: the usual order."""
+        called = (self.made[c][call] for call, c in calls(len(self.made), order))
+        return [*self.begin, *chain.from_iterable(called), *self.end]
 
 
 class _Chunk(NamedTuple):

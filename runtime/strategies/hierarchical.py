@@ -10,7 +10,7 @@ among all slots of the host, and for the second level among the slots of the dev
 
 One exchange of counts among all devices, before any row, tells every device what both levels will bring it, in every
 chunk. In chunks, all of them begin to cross at once; while one crosses, the one before is relayed inside the host and
-the one before that is computed, in the order of ``spec.chunk_order``; the way back likewise.
+the one before that is computed, in the plan's order (``spec.chunk_order``); the way back likewise.
 """
 
 from dataclasses import dataclass, field
@@ -125,7 +125,7 @@ class Hierarchical:
         assert c.levels is not None
         self._levels = c.levels
         self._way = way(plan, c.hosts, c.moe.num_experts, c.rank, c.device)
-        self._activation, self._chunks = c.moe.activation, plan.chunks
+        self._activation, self._chunks, self._order = c.moe.activation, plan.chunks, plan.order
         self.stored = Stored(experts=plan.slots[c.rank], columns=(0, c.moe.ffn_size))
 
     def prepare(self, gate_up: Tensor, down: Tensor) -> None:
@@ -142,7 +142,7 @@ class Hierarchical:
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor, residual: Tensor, layout: Layout, lap: Lap) -> Tensor:
         chunks = self._begin(x, ids, weights, layout)
         lap("dispatch")
-        for call, c in calls(len(chunks)):
+        for call, c in calls(len(chunks), self._order):
             match call:
                 case "relay":
                     self._relay(chunks[c])

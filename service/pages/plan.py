@@ -73,11 +73,15 @@ def strategies_text(strategies: Mapping[str, int]) -> str:
 
 
 def layers_text(layers: Sequence[LayerPlan]) -> str:
-    """The same with the chunks of each, as in `20 ep in 4 chunks, 12 sharded`."""
+    """The same with the chunks of each, as in `20 ep in 4 chunks, 12 sharded`, and how many have an order of their
+    own."""
     forms = Counter((STRATEGIES.index(layer.strategy), layer.chunks) for layer in layers)
+    own = Counter((STRATEGIES.index(layer.strategy), layer.chunks) for layer in layers if layer.order is not None)
     return ", ".join(
-        f"{count} {STRATEGIES[strategy]}" + (f" in {chunks} chunks" if chunks > 1 else "")
-        for (strategy, chunks), count in sorted(forms.items())
+        f"{count} {STRATEGIES[form[0]]}"
+        + (f" in {form[1]} chunks" if form[1] > 1 else "")
+        + (f" ({own[form]} in an order of their own)" if own[form] else "")
+        for form, count in sorted(forms.items())
     )
 
 
