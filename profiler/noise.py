@@ -14,12 +14,12 @@ import numpy as np
 
 from ..spec.cluster import CurveNoise, Provenance
 from ..spec.cluster.measurement import Measurement
-from ..spec.load import Load
+from ..spec.load import Load, note
 from .grids import NOISY_SPREAD
 
 UNUSABLE_SPREAD = 1.5
 UNUSABLE_PART = 0.5  # of a curve's points disturbed
-FOREIGN = 0.1  # of the processors' time: more of it with others is worth a word
+HELD_BACK = 0.1  # of the time by a quota: more is worth a note
 
 
 def noise(measured: Measurement, disturbed: Sequence[Mapping[str, int]] = ()) -> tuple[CurveNoise, ...]:
@@ -51,22 +51,14 @@ def summarised(what: str, spreads: Sequence[float], disturbed: int = 0) -> Curve
 
 def warnings(found: Sequence[CurveNoise], load: Load | None = None) -> tuple[str, ...]:
     """What is worth a word: others on the machine, and the noisy curves."""
-    lines = [line for entry in found if (line := _warning(entry))]
-    if load is not None and load.taken > FOREIGN:
-        lines.insert(0, f"the machine was busy: {taken(load)}")
+    lines = [*note(load, "while this was measured", "profile"), *(line for entry in found if (line := _warning(entry)))]
     if load is not None and load.foreign is None:
         lines.insert(0, f"whether the machine was busy is not known: there is no {', no '.join(load.missing)} here")
-    if load is not None and (load.throttled or 0.0) > FOREIGN:
+    elif load is not None and "/proc/stat" in load.missing:
+        lines.insert(0, "only programs of this container are seen: there is no /proc/stat here")
+    if load is not None and (load.throttled or 0.0) > HELD_BACK:
         lines.insert(0, f"a cgroup's quota held a rank back for {load.throttled:.0%} of the time")
     return tuple(lines)
-
-
-def taken(load: Load) -> str:
-    """Who had the processors, as text."""
-    parts = [f"other programs had {load.foreign:.0%} of the processors' time"] if load.foreign else []
-    if load.steal and load.steal > FOREIGN / 2:
-        parts.append(f"other virtual machines {load.steal:.0%}")
-    return ", ".join(parts)
 
 
 def _warning(entry: CurveNoise) -> str | None:
@@ -89,7 +81,7 @@ def refusal(found: Sequence[CurveNoise], provenance: Provenance) -> str | None:
         f"{entry.curve} (spread {entry.typical:.0%}, {entry.disturbed} of {entry.points} points disturbed)"
         for entry in beyond
     )
-    busy = f"{why}; " if provenance.load is not None and (why := taken(provenance.load)) else ""
+    busy = f"{why}; " if provenance.load is not None and (why := provenance.load.takers) else ""
     return (
         f"measured for {provenance.seconds:.0f} s and still too noisy to predict with: {curves}; {busy}"
         "profile when the machine is idle, with a larger --budget to wait longer, or keep them with --accept-noise"

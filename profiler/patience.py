@@ -34,6 +34,7 @@ class Patience:
             speak, looks = looks % NAMES == 1, looks + 1
             programs = self._look(self._meter, speak)
             taken = self._meter.since(before).taken
+            self._meter.leave_out(before)
             worst = self._agree(taken)
             elapsed = self._agree(time.perf_counter() - begin)
             self.left, self.waited = self.left - elapsed, self.waited + elapsed

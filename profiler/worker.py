@@ -154,7 +154,7 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         "links": [timing.link.model_dump(mode="json") for timing in links],
         "collectives": [c.result() for c in collectives if c.family.own is not None],
         "uplinks": uplinks,
-        "load": meter.since(meter.begin).model_dump(mode="json"),
+        "load": meter.whole().model_dump(mode="json"),
         "waited": bench.patience.waited,
         "lacking": lacking,
         "disturbed": disturbed_points(collectives) | {"links": sum(timing.disturbed for timing in links)},

@@ -4,15 +4,18 @@ Three sources of Linux, each by itself optional: /proc/stat (processor time of e
 hypervisor stole) minus what the ranks' own processes used; pressure (the cgroup's cpu.pressure, or /proc/pressure/cpu);
 a quota's throttling (cpu.stat of the cgroup, version 1 or 2). Time in interrupts is left out: on the ranks' cores it is
 mostly their own messages'. The kernel counts /proc/stat in ticks: a window should span at least ten of them.
+
+A container may have no /proc/stat, or one that stands still. What its outermost visible cgroup used takes its place
+then: others in the container are seen, taken to be on all cores alike; those beside it are not.
 """
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..spec.load import Load
 
@@ -43,6 +46,7 @@ class Reading:
     at: float
     cores: Cores | None
     own: float
+    inside: float | None  # others in the same container, on our cores
     pressure: float | None
     throttled: float | None
 
@@ -59,6 +63,7 @@ class LoadMeter:
         self.own = family(self.proc, os.getpid(), os.getppid())
         self._shares = {pid: self._share(pid) for pid in self.own}
         self._groups = list(dict.fromkeys(cgroup_folders(_text(self.proc / "self/cgroup"), Path(cgroups))))
+        self._left_out: list[tuple[Reading, Reading]] = []
         self.begin = self.read()
         now = self.begin
         sources = {"/proc/stat": now.cores, "cpu pressure": now.pressure, "cgroup cpu.stat": now.throttled}
@@ -72,12 +77,16 @@ class LoadMeter:
         return 0.0
 
     def read(self) -> Reading:
-        own = sum(share * process_seconds(_text(self.proc / f"{pid}/stat")) for pid, share in self._shares.items())
+        used = {pid: process_seconds(_text(self.proc / f"{pid}/stat")) for pid in self._shares}
+        own = sum(share * used[pid] for pid, share in self._shares.items())
+        group = first(group_seconds(folder) for folder in reversed(self._groups))
+        ours = len(self.cores) / (os.cpu_count() or 1)
         pressures = [folder / "cpu.pressure" for folder in self._groups] + [self.proc / "pressure/cpu"]
         return Reading(
             at=time.monotonic(),
             cores=core_seconds(_text(self.proc / "stat"), self.cores),
             own=own,
+            inside=None if group is None else ours * (group - sum(used.values())),
             pressure=first(pressure_seconds(_text(path)) for path in pressures),
             throttled=first(throttled_seconds(_text(folder / "cpu.stat")) for folder in self._groups),
         )
@@ -85,6 +94,14 @@ class LoadMeter:
     def since(self, before: Reading) -> Load:
         """The load between ``before`` and now."""
         return load_between(before, self.read(), len(self.cores), self.missing)
+
+    def leave_out(self, before: Reading) -> None:
+        """What passed since ``before`` does not count in ``whole``: nothing was measured then."""
+        self._left_out.append((before, self.read()))
+
+    def whole(self) -> Load:
+        """The load since the meter was made, but for what was left out."""
+        return self.since(moved(self.begin, self._left_out))
 
     def quota(self) -> float | None:
         """Cores' worth of time that the strictest cgroup of this process allows; None without a limit."""
@@ -119,11 +136,13 @@ def load_between(before: Reading, after: Reading, cores: int, missing: tuple[str
     def part(old: float | None, new: float | None, of: float) -> float | None:
         return None if old is None or new is None else min(max((new - old) / of, 0.0), 1.0)
 
-    foreign = steal = None
+    steal = None
     if before.cores and after.cores:
         others = after.cores.busy - before.cores.busy - (after.own - before.own)
         foreign = part(0.0, others, cores * whole)
         steal = part(before.cores.steal, after.cores.steal, cores * whole)
+    else:
+        foreign = part(before.inside, after.inside, cores * whole)
     return Load(
         seconds=seconds,
         foreign=foreign,
@@ -134,22 +153,40 @@ def load_between(before: Reading, after: Reading, cores: int, missing: tuple[str
     )
 
 
+def moved(begin: Reading, spans: Sequence[tuple[Reading, Reading]]) -> Reading:
+    """``begin`` later by all that passed within the spans."""
+
+    def later(value: float, ends: Sequence[tuple[float, float]]) -> float:
+        return value + sum(after - before for before, after in ends)
+
+    def of(name: str) -> Any:
+        value, ends = getattr(begin, name), [(getattr(b, name), getattr(a, name)) for b, a in spans]
+        if value is None or any(None in pair for pair in ends):
+            return value
+        if isinstance(value, Cores):
+            return Cores(*(later(value[i], [(b[i], a[i]) for b, a in ends]) for i in range(len(value))))
+        return later(value, ends)
+
+    return Reading(**{field.name: of(field.name) for field in fields(Reading)})
+
+
 def core_seconds(stat: str, cores: list[int]) -> Cores | None:
-    """From /proc/stat: time of these cores in programs (user, nice, system), and stolen from them."""
-    wanted, busy, steal, seen = {f"cpu{core}" for core in cores}, 0, 0, 0
+    """From /proc/stat: time of these cores in programs (user, nice, system), and stolen from them; None where it is
+    not there, or has only zeros."""
+    wanted, busy, steal, seen, whole = {f"cpu{core}" for core in cores}, 0, 0, 0, 0
     for line in stat.splitlines():
         name, _, rest = line.partition(" ")
         if name in wanted:
-            fields = [int(field) for field in rest.split()]
-            busy, seen = busy + sum(fields[:3]), seen + 1
-            steal += fields[7] if len(fields) > 7 else 0
-    return Cores(busy / TICKS, steal / TICKS) if seen == len(cores) else None
+            ticks = [int(field) for field in rest.split()]
+            busy, seen, whole = busy + sum(ticks[:3]), seen + 1, whole + sum(ticks)
+            steal += ticks[7] if len(ticks) > 7 else 0
+    return Cores(busy / TICKS, steal / TICKS) if seen == len(cores) and whole else None
 
 
 def process_seconds(stat: str) -> float:
     """Processor seconds of a process from its /proc stat line; 0 where it has ended."""
-    fields = stat.rpartition(")")[2].split()  # its name may hold spaces and brackets
-    return (int(fields[11]) + int(fields[12])) / TICKS if len(fields) > 12 else 0.0
+    rest = stat.rpartition(")")[2].split()  # its name may hold spaces and brackets
+    return (int(rest[11]) + int(rest[12])) / TICKS if len(rest) > 12 else 0.0
 
 
 def pressure_seconds(text: str) -> float | None:
@@ -157,6 +194,18 @@ def pressure_seconds(text: str) -> float | None:
     for line in text.splitlines():
         if line.startswith("some "):
             return int(line.rpartition("total=")[2]) / 1e6
+    return None
+
+
+def group_seconds(folder: Path) -> float | None:
+    """Processor seconds of all programs of a cgroup, version 2 (cpu.stat) or 1 (cpuacct.usage, ns)."""
+    used = _text(folder / "cpuacct.usage").strip()
+    if used.isdigit():
+        return int(used) / 1e9
+    for line in _text(folder / "cpu.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name == "usage_usec":
+            return int(value) / 1e6
     return None
 
 
@@ -171,12 +220,12 @@ def throttled_seconds(text: str) -> float | None:
 
 def quota_cores(folder: Path) -> float | None:
     """The quota of one cgroup, version 2 (cpu.max) or 1 (cpu.cfs_quota_us)."""
-    fields = _text(folder / "cpu.max").split()
-    if not fields:
-        fields = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
-    if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) == 0:
+    limit = _text(folder / "cpu.max").split()
+    if not limit:
+        limit = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+    if len(limit) != 2 or not all(number.isdigit() for number in limit) or int(limit[1]) == 0:
         return None
-    return int(fields[0]) / int(fields[1])
+    return int(limit[0]) / int(limit[1])
 
 
 def cgroup_folders(text: str, root: Path) -> Iterator[Path]:
@@ -203,9 +252,9 @@ def family(proc: Path, pid: int, parent: int) -> list[int]:
         return [pid]
     found = [pid, parent]
     for entry in proc.iterdir():
-        if entry.name.isdigit() and (fields := _text(entry / "stat").rpartition(")")[2].split()):
+        if entry.name.isdigit() and (rest := _text(entry / "stat").rpartition(")")[2].split()):
             command = _text(entry / "cmdline")
-            if int(fields[1]) == parent and any(name in command for name in OWN_NAMES):
+            if int(rest[1]) == parent and any(name in command for name in OWN_NAMES):
                 found.append(int(entry.name))
     return list(dict.fromkeys(found))
 

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import gmean
 
 from ..spec import Plan, Report
-from ..spec.load import Load, worst
+from ..spec.load import Load, note, worst
 from ..spec.report import (
     Comparison,
     ExpertsUsed,
@@ -124,7 +124,8 @@ def assemble(
     step = Comparison(**compare(plan.predicted.step_seconds, np.max([r["steps"] for r in results], axis=0)))
     check, found = numerical_check(plan, results[0]["check"]), results[0].get("weights")
     weights, reads = WeightsCheck(**found) if found else None, reads_of([result["reads"] for result in results])
-    said = *notes(plan, check, own_routing, weights), *reads_note(reads, plan.predicted.reads)
+    now = machine(plan, results, step)
+    said = *notes(plan, check, own_routing, weights), *reads_note(reads, plan.predicted.reads), *load_notes(now)
     selection = selection_report(plan, results, selecting) if selecting else None
     return Report(
         plan=plan.digest(),
@@ -140,7 +141,7 @@ def assemble(
         passed=abs(step.error) <= tolerance and all(c is None or c.passed for c in (check, weights, selection)),
         notes=(*said, *selection_notes(selection)),
         environment=results[0]["environment"],
-        machine=machine(plan, results, step),
+        machine=now,
         reads=reads,
         selection=selection,
         timeline=tuple(
@@ -201,6 +202,12 @@ def machine(plan: Plan, results: list[dict[str, Any]], step: Comparison) -> Mach
         probes=tuple(probes),
         rescaled=step.model_copy(update={"predicted": rescaled(plan, probes)}) if probes else None,
     )
+
+
+def load_notes(machine: Machine) -> tuple[str, ...]:
+    """Of the steps that were measured beside other programs; of the profile the plan's own notes speak."""
+    before = "" if machine.profile_load is None else f" ({machine.profile_load.taken:.0%} during the profile)"
+    return note(machine.load, f"while the steps were measured{before}", "run")
 
 
 def rescaled(plan: Plan, probes: Sequence[ProbeComparison]) -> float:

@@ -262,7 +262,7 @@ def measure(
     return {
         "steps": steps,
         "selected": selected,
-        "load": meter.since(meter.begin).model_dump(mode="json"),
+        "load": meter.whole().model_dump(mode="json"),
         "parts": [{"layer": i, "part": part, "seconds": [p[i, part] for p in parts]} for i, part in parts[0]],
         "laps": laps[usual_step(steps, rank.device)] if task.timeline else [],
         "reads": [(now - then) / count for now, then in zip(executor.reads(), before, strict=True)],

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from .document import Part
 
+NOTABLE = 0.05  # of the processors' time: more of it with others is worth a note
+COARSE = 0.1  # seconds of a processor that ticks of the kernel's clock and its own housekeeping may feign
+
 
 class Load(Part):
     """What others took of the processors that a rank may use, over ``seconds``; of several ranks the worst.
@@ -26,6 +29,24 @@ class Load(Part):
     def taken(self) -> float:
         """Part of the processors' time that the ranks could not have; what is unknown counts as nothing."""
         return (self.foreign or 0.0) + (self.steal or 0.0)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether others took enough to be worth a note: more than a few percent, and than a short watch can tell."""
+        return self.taken > NOTABLE + COARSE / max(self.seconds, COARSE)
+
+    @property
+    def takers(self) -> str:
+        """Who had the processors, as text; empty where nobody is known to."""
+        taken = {"other programs": self.foreign or 0.0, "other virtual machines": self.steal or 0.0}
+        return ", ".join(f"{who} used {part:.0%} of the cores" for who, part in taken.items() if part >= 0.005)
+
+
+def note(load: Load | None, when: str, again: str) -> tuple[str, ...]:
+    """One line where others took a part worth a note, ``when`` it was, and what to do ``again``."""
+    if load is None or not load.disturbed:
+        return ()
+    return (f"{load.takers} {when}; {again} again on an idle machine",)
 
 
 def worst(loads: Sequence[Load]) -> Load:

@@ -20,14 +20,16 @@ from moeplan.runtime.load import (
     cgroup_folders,
     core_seconds,
     family,
+    group_seconds,
     load_between,
+    moved,
     named,
     pressure_seconds,
     process_seconds,
     quota_cores,
     throttled_seconds,
 )
-from moeplan.spec.load import Load, worst
+from moeplan.spec.load import COARSE, NOTABLE, Load, note, worst
 
 STAT = """cpu  36999 1048 5895 80220 824 0 219 513 0 0
 cpu0 8138 409 1853 51784 250 0 88 275 0 0
@@ -44,6 +46,7 @@ def test_processor_time_of_cores_is_that_of_programs_and_what_was_stolen():
     assert core_seconds(STAT, [0, 1]) == Cores((36999 + 1048 + 5895) / TICKS, 512 / TICKS)
     assert core_seconds(STAT, [0, 2]) is None
     assert core_seconds("", [0]) is None
+    assert core_seconds("cpu0 0 0 0 0 0 0 0 0\n", [0]) is None  # a container whose /proc/stat stands still
     assert core_seconds("cpu0 1 2 3 4\n", [0]) == Cores(6 / TICKS, 0.0)  # before Linux 2.6.11 nothing was stolen
 
 
@@ -85,7 +88,9 @@ def test_the_groups_of_a_process_reach_up_to_the_root(tmp_path: Path, text: str)
 
 
 def reading(at: float, **changed) -> Reading:
-    return Reading(**{"at": at, "cores": None, "own": 0.0, "pressure": None, "throttled": None} | changed)
+    return Reading(
+        **{"at": at, "cores": None, "own": 0.0, "inside": None, "pressure": None, "throttled": None} | changed
+    )
 
 
 def test_foreign_is_what_all_had_less_what_we_had():
@@ -117,6 +122,66 @@ def test_what_a_system_lacks_is_named_and_counts_as_nothing(tmp_path: Path):
     assert load.taken == 0.0
     assert meter.quota() is None
     assert meter.programs(0.0) == []
+
+
+def test_without_the_cores_time_that_of_the_container_counts(tmp_path: Path):
+    (tmp_path / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\n")
+    assert group_seconds(tmp_path) == 2.5
+    (tmp_path / "cpuacct.usage").write_text("8000000000\n")
+    assert group_seconds(tmp_path) == 8.0
+    assert group_seconds(tmp_path / "none") is None
+    before, after = reading(1.0, own=5.0, inside=3.0), reading(3.0, own=6.0, inside=5.0)
+    assert load_between(before, after, 2, ()).foreign == pytest.approx(0.5)  # 2 of 4 processor seconds
+    assert load_between(before, after, 2, ()).steal is None
+
+
+def test_a_container_s_others_are_all_of_it_but_ours_on_our_part_of_the_cores(tmp_path: Path):
+    """Its /proc/stat stands still; a rank on one core."""
+    (tmp_path / "stat").write_text("cpu0 0 0 0 0\n")
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("0::/\n")
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    meter = LoadMeter(proc=tmp_path, cgroups=groups)
+    assert meter.read().inside is None
+    (groups / "cpu.stat").write_text("usage_usec 30000000\n")
+    own = os.getpid()
+    (tmp_path / str(own)).mkdir()
+    (tmp_path / str(own) / "stat").write_text(f"{own} (x) S {'0 ' * 10}{10 * TICKS} 0 0\n")
+    inside = meter.read().inside
+    assert inside == pytest.approx(20 * len(meter.cores) / (os.cpu_count() or 1))
+    assert "/proc/stat" in meter.missing
+
+
+def test_what_is_left_out_does_not_count():
+    """Ten seconds, of which six of waiting for another program that had all of a core then."""
+    begin, wait = reading(0.0, cores=Cores(0, 0)), reading(2.0, cores=Cores(3, 0), own=3.0)
+    go = reading(8.0, cores=Cores(9, 0.5), own=3.0, pressure=1.0)
+    end = reading(10.0, cores=Cores(12.0, 0.5), own=6.0)
+    assert load_between(begin, end, 2, ()).foreign == pytest.approx(0.3)
+    rest = moved(begin, [(wait, go)])
+    assert (rest.at, rest.cores, rest.own, rest.pressure) == (6.0, Cores(6, 0.5), 0.0, None)
+    load = load_between(rest, end, 2, ())
+    assert (load.seconds, load.foreign, load.steal) == (4.0, 0.0, 0.0)
+    assert moved(begin, []) == begin
+
+
+@pytest.mark.parametrize("seconds", [0.02, 1.0, 60.0])
+def test_a_few_percent_and_what_ticks_may_feign_are_worth_no_note(seconds):
+    limit = NOTABLE + COARSE / max(seconds, COARSE)
+    assert not Load(seconds=seconds, foreign=limit - 1e-6).disturbed
+    assert Load(seconds=seconds, foreign=limit + 1e-6).disturbed
+    assert not Load(seconds=seconds).disturbed  # unknown
+
+
+def test_a_note_says_who_when_and_what_to_do():
+    assert note(Load(seconds=60, foreign=0.38, steal=0.001), "while this was measured", "profile") == (
+        "other programs used 38% of the cores while this was measured; profile again on an idle machine",
+    )
+    assert note(Load(seconds=60, foreign=0.0, steal=0.2), "then", "run") == (
+        "other virtual machines used 20% of the cores then; run again on an idle machine",
+    )
+    assert note(Load(seconds=60, foreign=0.03), "then", "run") == note(None, "then", "run") == ()
 
 
 def test_of_several_ranks_the_worst_counts():

@@ -160,9 +160,12 @@ class Meter:
     """Looks at the machine: the load that each look finds."""
 
     def __init__(self, *taken: float) -> None:
-        self.taken, self.names = list(taken), 0
+        self.taken, self.names, self.left_out = list(taken), 0, 0
 
     def read(self) -> None: ...
+
+    def leave_out(self, before: None) -> None:
+        self.left_out += 1
 
     def since(self, before: None) -> Load:
         return Load(seconds=0.1, foreign=self.taken.pop(0) if len(self.taken) > 1 else self.taken[0])
@@ -175,8 +178,10 @@ class Meter:
 def test_waiting_ends_when_the_machine_is_quiet_and_says_for_whom(monkeypatch):
     monkeypatch.setattr("moeplan.profiler.patience.WINDOW", 0.001)
     said: list[str] = []
-    patience = Patience(Meter(0.9, 0.9, 0.5, QUIET / 2), alone, 10.0, said.append)
+    meter = Meter(0.9, 0.9, 0.5, QUIET / 2)
+    patience = Patience(meter, alone, 10.0, said.append)
     assert patience.wait()
+    assert meter.left_out == 4  # what was not measured does not count
     assert said == ["waiting for cc1plus (process 77, 90% of a core)"]
     assert 0 < patience.waited < 10
     assert patience.left == pytest.approx(10 - patience.waited)
@@ -280,7 +285,7 @@ def test_a_refusal_names_the_curves_the_load_and_what_to_do_in_one_line():
     assert "all_to_all (spread 30%, 8 of 8 points disturbed)" in text
     assert "links (spread 250%" in text
     assert "route" not in text
-    assert "other programs had 60% of the processors' time, other virtual machines 20%" in text
+    assert "other programs used 60% of the cores, other virtual machines used 20% of the cores" in text
     assert "--budget" in text
     assert "--accept-noise" in text
 
@@ -293,12 +298,15 @@ def test_what_is_usable_is_not_refused():
 
 def test_warnings_speak_of_the_machine_and_of_disturbed_points():
     first, second = warnings([entry("route (f32)"), entry("all_to_all", disturbed=2)], BUSY)
-    assert first.startswith("the machine was busy: other programs had 60%")
+    assert first.startswith("other programs used 60% of the cores, other")
+    assert first.endswith("while this was measured; profile again on an idle machine")
     assert "2 never undisturbed" in second
     assert warnings([entry("route (f32)")], Load(seconds=80, foreign=0.03)) == ()
     assert warnings([], Load(seconds=80, missing=("/proc/stat", "cpu pressure"))) == (
         "whether the machine was busy is not known: there is no /proc/stat, no cpu pressure here",
     )
+    in_a_container = Load(seconds=80, foreign=0.0, missing=("/proc/stat",))
+    assert warnings([], in_a_container) == ("only programs of this container are seen: there is no /proc/stat here",)
     assert "held a rank back for 40%" in warnings([], Load(seconds=80, foreign=0.0, throttled=0.4))[0]
 
 
@@ -364,4 +372,4 @@ def test_profile_refuses_unless_noise_is_accepted_and_records_why():
     assert kept.disturbed_limit == UNUSABLE_PART
     quiet = profile(recorded(0), [tiny()]).provenance  # type: ignore[arg-type]
     assert not quiet.noise_accepted
-    assert quiet.warnings[0].startswith("the machine was busy")
+    assert quiet.warnings[0].startswith("other programs used 60% of the cores")

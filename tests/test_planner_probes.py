@@ -46,6 +46,10 @@ def test_a_plan_takes_them_along_and_the_load_of_its_profile():
     plan = solve(tiny(), measured.model_copy(update={"provenance": provenance}), Workload.from_text("prefill:64"))
     assert plan.probes == probe_points(measured, tiny(), "f32")
     assert plan.profile_load == FOREIGN
+    disturbed = "other programs used 25% of the cores while the cluster was measured; profile again on an idle machine"
+    assert disturbed in plan.notes
     assert Plan.parse(plan.to_json(), "plan") == plan
+    quiet = solve(tiny(), measured, Workload.from_text("prefill:64"))
+    assert [known for known in plan.notes if known != disturbed] == list(quiet.notes)
     without = plan.model_dump(mode="json", exclude={"probes", "profile_load"})
     assert Plan.model_validate(without).probes == ()  # a plan of before

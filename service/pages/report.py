@@ -10,7 +10,6 @@ from ...spec.picture import plain, save_picture
 from ...spec.report import Report, WeightsCheck
 from .tables import WholeTable
 
-BUSIER = 0.1  # of the processors' time, more than during the profile: worth a word
 SLOWER = 1.15  # times as long as profiled, or as short: beyond what one quiet profile differs from the next
 
 
@@ -96,15 +95,11 @@ def _result(passed: bool) -> Text:
 
 
 def machine_notes(report: Report) -> list[str]:
-    """What is worth a word about the machine: busier, or slower or faster, than when it was profiled."""
+    """What is worth a note about the machine: slower or faster than when it was profiled."""
     machine = report.machine
     notes: list[str] = []
     if machine is None:
         return notes
-    now, then = machine.load.taken, machine.profile_load.taken if machine.profile_load else None
-    if now > (then or 0.0) + BUSIER:
-        before = "" if then is None else f", {then:.0%} when profiled"
-        notes.append(f"the machine was busy: others had {now:.0%} of the processors' time during the steps{before}")
     changed = [probe for probe in machine.probes if not 1 / SLOWER < probe.factor < SLOWER]
     if changed and machine.rescaled:
         factors = ", ".join(f"{probe.operator} ({probe.kind}) {probe.factor:.2f} times" for probe in machine.probes)
