@@ -7,7 +7,11 @@ a trace of tokens, as foreseen from what the layer before needs (``foresight``),
 reading go on while experts are computed, and take memory from those that stay. In layers with a shortcut every slot is
 tried: late, more is read by then; early, the way back is hidden.
 
-Bound: whatever stays, a device that needs A of its experts in a step and keeps at most n reads A - n of them.
+Where experts rest in the memory of a GPU's host, its processor may compute those of few rows there, in every layer up
+to the number of rows with which the layer is done first (``Step.hosting``), if the step is faster with it.
+
+Bound: whatever stays, a device that needs A of its experts in a step and keeps at most n reads A - n of them, or has
+its host compute them meanwhile.
 """
 
 # L mixture-of-experts layers, E experts, G devices
@@ -26,7 +30,7 @@ from .budget import Budget
 from .foresight import can_foresee, follows, foresight_of, other_tokens
 from .options import Options
 from .step import Step
-from .strategies.offload import expert_bytes, read_seconds
+from .strategies.offload import expert_bytes, least_host_seconds, read_seconds
 from .whole import Whole, missing
 
 PLACES = (2, 4, 8, 1, 16)
@@ -38,12 +42,14 @@ ALIKE = 3  # decimals of probabilities, beyond which experts of different layers
 
 class Tiers(NamedTuple):
     """places: for experts that are read; ahead: least probability of those that are read ahead; slot: of layers with a
-    shortcut, that or their last; foreseen: whether probabilities are those given what the layer before needs."""
+    shortcut, that or their last; foreseen: whether probabilities are those given what the layer before needs; hosted:
+    whether hosts compute."""
 
     places: int = PLACES[0]
     ahead: float = AHEAD[0]
     slot: int = 0
     foreseen: bool = False
+    hosted: bool = False
 
 
 class Alternative(NamedTuple):
@@ -84,12 +90,27 @@ class Offloading:
             lambda tiers: [tiers._replace(places=places) for places in PLACES[1:]],
             lambda tiers: [tiers._replace(ahead=ahead) for ahead in (*AHEAD[1:], NOTHING)],
             lambda tiers: [tiers._replace(ahead=ahead, foreseen=True) for ahead in AHEAD],
+            lambda tiers: [tiers._replace(hosted=True), Tiers(tiers.places, NOTHING, tiers.slot, hosted=True)],
         )
         for more in others:
             best = min(found, key=lambda a: (a.whole.missing.sum(), a.whole.seconds))
             for tiers in more(best.tiers):
-                if not tiers.foreseen or (any(best.step.places) and self._follows(step) is not None):
+                if self._makes_sense(best, tiers):
                     yield self._alternative(step, best.method, tiers)
+
+    def _makes_sense(self, best: Alternative, tiers: Tiers) -> bool:
+        """Whether anything rests and, as far as these tiers ask for it, it can be foreseen, or computed by a host."""
+        step = best.step
+        if (tiers.foreseen or tiers.hosted) and not any(step.places):
+            return False
+        if tiers.hosted and not np.isfinite(self._host_seconds).any():
+            return False
+        return not tiers.foreseen or self._follows(step) is not None
+
+    @cached_property
+    def _host_seconds(self) -> np.ndarray:
+        """[G] of any expert of any layer that a device's host computes, at least."""
+        return least_host_seconds(self.options.costs, self.options.model.blocks)
 
     @cached_property
     def _placements(self) -> dict[str, list[LayerPlan]]:
@@ -145,6 +166,10 @@ class Offloading:
         resting = [any(len(of[j]) < len(plan.slots[g]) for j, plan in enumerate(placed)) for g, of in enumerate(stays)]
         places = tuple(tiers.places if rests else 0 for rests in resting)
         step = replace(step, places=places, foresight=self._foresight(step, layers, tiers))
+        if tiers.hosted:
+            layers = step.hosting(layers)
+            for j, layer in enumerate(layers):
+                self.options.also(j, placed[j], layer)
         lacks = missing(step, layers, len(step.model.layers), list(self.limits))
         return Alternative(method, tiers, step, Whole(layers, step.seconds(layers), lacks))
 
@@ -177,6 +202,8 @@ class Offloading:
     def _least(self, step: Step, method: str) -> float:
         """Seconds that the reading of any plan with this placement takes at least."""
         seconds = read_seconds(step.costs, expert_bytes(step.costs, step.layers))
+        rate = 1 / seconds + 1 / self._host_seconds  # both go on side by side
+        seconds = np.divide(1.0, rate, out=np.full(len(rate), np.inf), where=rate > 0)
         active = np.zeros(len(self.limits), int)
         layers = (layer for layer in step.layers if layer.block.moe)
         for layer, plan in zip(layers, self._placements[method], strict=True):

@@ -17,6 +17,7 @@ from .foresight import can_foresee
 from .offered import folder_of
 from .space import Search
 from .splits import unmeasured_degrees
+from .strategies.offload import least_host_seconds
 from .units import bytes_text
 
 ASSUMPTION = (
@@ -50,10 +51,15 @@ def space(search: Search) -> str:
         text = f"{text}; or {coherent}" if search.strategies else f"{coherent} in layouts of tensor 1"
     if "offload" in search.whole:
         every = ", every slot" if any(block.shortcut != "none" for block in search.model.blocks) else ""
+        hosts = (
+            " or left to the GPUs' hosts"
+            if np.isfinite(least_host_seconds(search.costs, search.model.blocks)).any()
+            else ""
+        )
         text = (
             f"{layouts} x {search.options.placed_by()} placement, offload in every layer{every}, the likeliest experts "
-            "in memory, 1 to 16 places for others, read ahead by their frequency or as foreseen; the bound is on what "
-            "any choice of those in memory has to read"
+            f"in memory, 1 to 16 places for others, read ahead by their frequency or as foreseen{hosts}; the bound is "
+            "on what any choice of those in memory has to read"
         )
     if search.searched < search.spaces:
         return f"the first {search.searched} of {search.spaces} combinations, where the bound holds, of {text}"
@@ -115,7 +121,21 @@ def resting_notes(
     where = f"in files in {folder}" if folder else "in the hosts' memory"
     each = f"{bytes_text(int(resting.max()) * size)} of a device at most"
     memory = f"MEMORY: {int(resting.sum()):,} of {stored:,} experts do not fit and rest {where}, {each}"
-    return [memory] if reads is None else [memory, _reading_note(reads, search, foresight)]
+    if reads is None:
+        return [memory]
+    return [memory, _reading_note(reads, search, foresight), *_hosts_note(search)]
+
+
+def _hosts_note(search: Search) -> list[str]:
+    """Of GPUs whose hosts were not measured."""
+    costs, least = search.costs, least_host_seconds(search.costs, search.model.blocks)
+    kinds = [costs.cluster.kinds[k].type for k in costs.kinds]
+    if not any(kind == "cuda" and np.isinf(seconds) for kind, seconds in zip(kinds, least, strict=True)):
+        return []
+    return [
+        "not searched, for want of curves: experts computed by the GPUs' hosts: measure the model again with `moeplan "
+        "profile`"
+    ]
 
 
 def _reading_note(reads: Reads, search: Search, foresight: Foresight | None) -> str:
@@ -133,6 +153,7 @@ def _reading_note(reads: Reads, search: Search, foresight: Foresight | None) -> 
     return (
         f"a step needs {reads.needed:g} experts from there and reads ahead {reads.listed:g}, {how}; {reads.ahead:g} of "
         "these are needed"
+        + (f"; {reads.host:g} more are computed by the hosts' processors, where they rest" if reads.host else "")
     )
 
 

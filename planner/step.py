@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -210,6 +210,13 @@ class Step:
     def _reading(self, plans: Sequence[LayerPlan]) -> offload.Walk:
         """The same under an offload plan."""
         return offload.Walk.of(self.costs, self.layers, self.by_layer(plans), self.places, self.foresight)
+
+    def hosting(self, plans: Sequence[LayerPlan]) -> list[LayerPlan]:
+        """The same ``offload`` plans, with what is best computed by the hosts of GPUs (``host_rows``): layer by layer,
+        on every device what is done first."""
+        walk = replace(self._reading(plans), hosting=[])
+        deque(walk.stages(self.outside("embed")[None]), maxlen=0)
+        return walk.hosting or []
 
     def reads(self, plans: Sequence[LayerPlan]) -> Reads | None:
         """Experts that the step reads; None where none rests outside memory."""

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..runtime.calls import COLD_BYTES, DECODE_SPARE, operator_call
+from ..runtime.calls import DECODE_SPARE, operator_call
+from ..runtime.pools import COLD_BYTES
 from ..spec.cluster import OperatorCurve
 from ..spec.errors import MoeplanError
 from ..spec.levels import two_levels
@@ -47,7 +48,8 @@ EXCHANGES = tuple(
     for name in OPERATORS
     if name.startswith(("ep_", "sharded_", "gathered_", "coherent_")) and name != "coherent_cache"
 )
-OFFLOAD = tuple(name for name in OPERATORS if name.startswith("offload_"))  # where a disk is measured
+OFFLOAD = tuple(name for name in OPERATORS if name.startswith("offload_"))  # where experts may rest outside memory
+HOSTED = ("offload_host",)  # of these, where they rest in the memory of a GPU's host
 LEVELS = tuple(name for name in OPERATORS if name.startswith("hierarchical_"))  # where there are two levels
 SHARES = {"expert_ffn": 8.0, "attention_prefill": 4.0, "attention_decode": 3.0, "head": 1.5} | dict.fromkeys(
     (*EXCHANGES, *OFFLOAD, *LEVELS, "coherent_cache", "by_batch"), 0.25
@@ -78,7 +80,7 @@ class Task(NamedTuple):
             return vocabulary_shape(self.model)
         if self.operator == "route":
             return route_shape(self.block)
-        if self.operator == "expert_ffn":
+        if self.operator in ("expert_ffn", *HOSTED):
             return expert_shape(self.block)
         if self.operator == "by_batch":
             return batch_shape(self.block, self.devices)
@@ -127,7 +129,7 @@ class Task(NamedTuple):
             values = hidden * int(self.shape["experts"])
         elif self.operator == "expert_ffn":
             values = at["experts"] * at["ffn"] * int(self.shape["matrices"]) * hidden
-        elif self.operator == "dense_ffn":
+        elif self.operator in ("dense_ffn", *HOSTED):
             values = int(self.shape["ffn"]) * int(self.shape["matrices"]) * hidden
         elif self.operator in ("embed", "head"):
             values = self.model.vocab_size * hidden
@@ -174,10 +176,11 @@ class Task(NamedTuple):
     def copies(self, at: Coordinates) -> int:
         """Calls to rotate over, each with weights of its own: as many as the model has layers, or leave all caches.
 
-        ``expert_ffn`` rotates over its weights by itself; what has no weights, or is there once, does not rotate.
+        ``expert_ffn`` and ``offload_host`` rotate over their weights by themselves; what has no weights, or is there
+        once, does not rotate.
         """
         weights = self.weight_bytes(at)
-        if self.operator in ("embed", "head", "expert_ffn") or not weights:
+        if self.operator in ("embed", "head", "expert_ffn", *HOSTED) or not weights:
             return 1
         part = "attention" if self.operator.startswith("attention") else "moe" if self.block.moe else "dense"
         layers = sum(getattr(block, part) == getattr(self.block, part) for block in self.model.layers)
@@ -211,23 +214,30 @@ def tensor_degrees(model: Model, hosts: Sequence[str]) -> list[int]:
     return [t for t in sorted({1, 2, per_host}) if possible(t)]
 
 
-def tasks(models: Sequence[Model], dtypes: Sequence[DType], hosts: Sequence[str], offload: bool = False) -> list[Task]:
+def tasks(
+    models: Sequence[Model],
+    dtypes: Sequence[DType],
+    hosts: Sequence[str],
+    offload: bool = False,
+    hosted: bool = False,
+) -> list[Task]:
     """Every distinct curve that the models need, the cheapest first: the time that these spare goes to the others.
 
-    offload: whether experts may rest outside memory.
+    offload: whether experts may rest outside memory; hosted: whether they may be computed there.
 
     Dtypes follow one another, so that the runtime's pool of weights is filled once for each.
     """
     found: dict[tuple[object, ...], Task] = {}
+    beyond = [name for name in OFFLOAD if offload and (hosted or name not in HOSTED)]
     for model, dtype in zip(models, dtypes, strict=True):
-        for task in _tasks(model, dtype, hosts, offload):
+        for task in _tasks(model, dtype, hosts, beyond):
             found.setdefault(task.key, task)
     sizes = {task: task.weight_bytes(task.grid.start) for task in found.values()}
     largest = {dtype: max(size for task, size in sizes.items() if task.dtype == dtype) for dtype in set(dtypes)}
     return sorted(sizes, key=lambda task: (largest[task.dtype], task.dtype, sizes[task]))
 
 
-def _tasks(model: Model, dtype: DType, hosts: Sequence[str], offload: bool) -> Iterator[Task]:
+def _tasks(model: Model, dtype: DType, hosts: Sequence[str], beyond: Sequence[str]) -> Iterator[Task]:
     world = len(hosts)
     for block in dict.fromkeys(model.layers):
         if block.attention is not None:
@@ -241,7 +251,7 @@ def _tasks(model: Model, dtype: DType, hosts: Sequence[str], offload: bool) -> I
         if block.moe is not None:
             if block.moe.shared_ffn_size:
                 yield Task("dense_ffn", model, block, dtype, world)
-            for operator in ("route", "expert_ffn", "by_batch", *EXCHANGES, *(OFFLOAD if offload else ())):
+            for operator in ("route", "expert_ffn", "by_batch", *EXCHANGES, *beyond):
                 yield Task(operator, model, block, dtype, world)
             for operator in LEVELS if two_levels(hosts) else ():
                 yield Task(operator, model, block, dtype, world, hosts=len(set(hosts)))

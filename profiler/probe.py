@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..runtime import calls
-from ..runtime.calls import COLD_BYTES, operator_call
+from ..runtime.calls import operator_call
 from ..runtime.launch import Rank
 from ..runtime.load import LoadMeter
+from ..runtime.pools import COLD_BYTES, forget
 from ..spec.plan import Plan, ProbePoint
 from .collectives import collective_call
 from .measure import WORK, Bench, Pace, StepTimer, measure, timer
@@ -31,7 +31,7 @@ def probe(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
         with torch.inference_mode():
             return {"seconds": [_time(point, plan, bench) for point in plan.probes]}
     finally:
-        calls.forget()
+        forget()
 
 
 def _time(point: ProbePoint, plan: Plan, bench: Bench) -> float:

@@ -106,7 +106,8 @@ def measure(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     bench = open_bench(rank, agree, meter, PATIENCE_SHARE * job["seconds"], progress.say)
     degrees = sorted({t for model in models for t in tensor_degrees(model, hosts)})
     families = group_families(hosts, degrees)
-    work = tasks(models, dtypes, hosts, offload=rank.device.type == "cuda" or job["offload"] is not None)
+    on_gpu = rank.device.type == "cuda"
+    work = tasks(models, dtypes, hosts, offload=on_gpu or job["offload"] is not None, hosted=on_gpu)
     progress.of = 4 + (job["offload"] is not None) + len(families) + 2 * len(work)
 
     progress.step("memory bandwidth")

@@ -3,10 +3,7 @@
 Letters: T tokens, D model, E experts, K top-k, H ffn columns, M 2 for a gated FFN or 1, G devices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from itertools import cycle
-from math import prod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,56 +16,26 @@ from .attention import Batch, RotaryEmbedding, attention
 from .cache import LayerCache, Stack
 from .dense import dense
 from .kernels import expert_ffn
+from .pools import expert_weights, pool, resting_weights
 from .random_weights import RandomWeights, random_tensor
 from .router import Choice, routed
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
 from .strategies import coherent, ep, gathered, hierarchical, offload, sharded
 from .strategies.by_batch import ByBatch
+from .tiers import HOST
 from .vocabulary import embed, head
 from .weights import AttentionWeights, DenseWeights, RouterWeights
 
 Call = Callable[[], object]
 
-COLD_BYTES = 256 * 2**20  # weights used again after so many bytes of others are in no cache
 DECODE_SPARE = 16  # positions that the cache has beyond the context, as in a run of several steps
-_TILE = 2**22  # values drawn; the pool repeats them
-
-
-class _Pool:
-    """Random values of one type on one device; weights are cut from it one after the other, round and round.
-
-    Two calls have different memory unless together they need more than the pool holds, and no call waits for gigabytes
-    to be drawn: their values do not matter here. One pool is alive at a time.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        tile = torch.empty(_TILE, dtype=dtype, device=device)
-        self._tile = random_tensor(tile, 0, 0, "pool", fan_in=2048)
-        self._values, self._cursor = self._tile, 0
-
-    def cut(self, *shape: int) -> Tensor:
-        """A contiguous view of this shape."""
-        count = prod(shape)
-        size = max(count, COLD_BYTES // self._tile.element_size())
-        if len(self._values) < size:
-            self._values = self._tile.repeat(-(-size // _TILE))
-            self._cursor = 0
-        if self._cursor + count > len(self._values):
-            self._cursor = 0
-        first, self._cursor = self._cursor, self._cursor + count
-        return self._values[first : self._cursor].view(shape)
-
-
-@lru_cache(maxsize=1)
-def _pool(dtype: torch.dtype, device: torch.device) -> _Pool:
-    return _Pool(dtype, device)
 
 
 class _PooledWeights(RandomWeights):
     """The parts of one block with values of a pool."""
 
     def _draw(self, layer: int, name: str, shape: Sequence[int], fan_in: int, number: int = 0) -> Tensor:
-        return _pool(self.dtype, self.device).cut(*shape)
+        return pool(self.dtype, self.device).cut(*shape)
 
     def _norm(self, layer: int, name: str, size: int) -> Tensor:
         return torch.ones(size, dtype=self.dtype, device=self.device)
@@ -139,7 +106,7 @@ class _Calls:
         assert isinstance(weights, AttentionWeights)
         held = batch.sequences if rows is None else 2 * batch.sequences
         shape = (held, a.kv_heads // self.tensor, batch.context + batch.length + DECODE_SPARE, a.head_dim)
-        keys, values = (_pool(self.dtype, self.device).cut(*shape).clone() for _ in range(2))
+        keys, values = (pool(self.dtype, self.device).cut(*shape).clone() for _ in range(2))
         cache, x = LayerCache(keys, values), self.rows(batch.tokens)
         rope = RotaryEmbedding(self.model.rope_theta) if self.model.rope_theta is not None else None
         # The sum over the group is a collective, which is timed by itself.
@@ -163,7 +130,7 @@ class _Calls:
         ids = torch.where((k < top_k) & (nth < experts * tokens), nth % experts, -1).to(torch.int32).to(self.device)
         gates = torch.full(ids.shape, 1 / moe.top_k, device=self.device)
         x, layers = self.rows(count), len(self.model.moe_layers)
-        sets = _expert_weights(experts, 2 if moe.gated else 1, ffn, self.hidden, layers, self.dtype, self.device)
+        sets = expert_weights(experts, 2 if moe.gated else 1, ffn, self.hidden, layers, self.dtype, self.device)
         return lambda: expert_ffn(x, *next(sets), ids, gates, activation=moe.activation)
 
     def dense_ffn(self, tokens: int) -> Call:
@@ -275,6 +242,18 @@ class _Calls:
         total, choices = x.float(), torch.arange(tokens, device=self.device) * 2 * self.moe.top_k
         return lambda: offload.add(total, part, offload.select(x, weights, choices))
 
+    def offload_host(self, tokens: int) -> Call:
+        moe = self.moe
+        x, choices = self.rows(tokens), torch.arange(tokens, device=self.device)
+        sets = resting_weights(2 if moe.gated else 1, moe.ffn_size, self.hidden, self.dtype)
+        weights = torch.ones((tokens, 1), device=self.device)
+
+        def call() -> Tensor:
+            there = offload.select(x, weights, choices).to(HOST)
+            return offload.on_host(there, *next(sets), moe.activation).to(self.device)
+
+        return call
+
     def coherent_pack(self, tokens: int) -> Call:
         table, x, choice = self._table(), self.rows(tokens), self.choice(tokens)
         number, home = torch.arange(tokens, device=self.device), 0 if self.moe.zero_experts else None
@@ -314,7 +293,7 @@ class _Calls:
         if a is None:
             raise MoeplanError(f"operator_call: block: needs attention, this one of {self.model.name} has none")
         keys, values = (
-            _pool(self.dtype, self.device).cut(tokens, a.kv_heads, DECODE_SPARE, a.head_dim).clone() for _ in range(2)
+            pool(self.dtype, self.device).cut(tokens, a.kv_heads, DECODE_SPARE, a.head_dim).clone() for _ in range(2)
         )
         stack, places = Stack(keys, values, {}), torch.randperm(tokens).to(self.device)
         mine, everybody = places[: -(-tokens // self.devices)], pack_cache(stack, places, 0)
@@ -337,27 +316,6 @@ class _Calls:
     def head(self, tokens: int) -> Call:
         x, norm, weight = self.rows(tokens), self.weights.final_norm(), self.weights.head()
         return lambda: head(x, norm, self.model.norm_eps, weight)
-
-
-@lru_cache(maxsize=1)
-def _expert_weights(
-    experts: int, matrices: int, ffn: int, hidden: int, layers: int, dtype: torch.dtype, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weights of one layer after the other, endlessly; all calls of one shape take turns on one iterator.
-
-    As many layers as the model has, or as many as are cold when their turn comes again.
-    """
-    each = experts * (matrices + 1) * ffn * hidden
-    count = max(1, min(layers, -(-COLD_BYTES // (each * dtype.itemsize))))
-    flat = _pool(dtype, device).cut(count, each)
-    inner = experts * matrices * ffn * hidden
-    return cycle([(w[:inner].view(experts, matrices, ffn, hidden), w[inner:].view(experts, hidden, ffn)) for w in flat])
-
-
-def forget() -> None:
-    """Free the memory that calls have in common."""
-    _expert_weights.cache_clear()
-    _pool.cache_clear()
 
 
 def operator_call(

@@ -264,7 +264,7 @@ def numerical_check(plan: Plan, result: dict[str, Any] | None) -> NumericalCheck
 
 def reads_of(results: list[list[float]]) -> Reads | None:
     """Of all devices; None where nothing rests outside memory."""
-    needed = [Reads(needed=n, listed=early, ahead=a, vain=v) for n, early, a, v in filter(None, results)]
+    needed = [Reads(needed=n, listed=early, ahead=a, vain=v, host=h) for n, early, a, v, h in filter(None, results)]
     if not needed:
         return None
     return Reads(**{name: sum(getattr(reads, name) for reads in needed) for name in Reads.model_fields})
@@ -279,7 +279,10 @@ def reads_note(reads: Reads | None, expected: Reads | None) -> tuple[str, ...]:
     )
     if expected is not None:
         note += f" (expected: {expected.needed:g}, {expected.ahead:g}, {expected.listed:g}, {expected.vain:g})"
-    return (note,)
+    if not reads.host:
+        return (note,)
+    hosted = f"{reads.host:.1f} experts more were computed by the hosts' processors, where they rest"
+    return note, hosted if expected is None else f"{hosted} (expected: {expected.host:g})"
 
 
 def notes(

@@ -1,4 +1,5 @@
-"""Where experts rest beyond a device's memory: a file of a rank's own, or, for a GPU, its host's memory.
+"""Where experts rest beyond a device's memory: a file of a rank's own, or, for a GPU, its host's memory, where the
+host's processor can compute them, too.
 
 The file has no name: nobody else can open it, and it ends with the rank, however that ends. Reads go past the system's
 page cache, which would be memory beyond the limit.
@@ -19,7 +20,10 @@ from torch import Tensor
 from ..spec.errors import MoeplanError
 from ..spec.offload import padded
 
-__all__ = ["ExpertFile", "HostMemory", "Tier", "places_for"]
+__all__ = ["HOST", "ExpertFile", "HostMemory", "Tier", "places_for"]
+
+
+HOST = torch.device("cpu")
 
 
 class Tier(Protocol):
@@ -31,6 +35,10 @@ class Tier(Protocol):
 
     def read(self, entry: int, place: Tensor) -> None:
         """The same back."""
+        ...
+
+    def rests(self, entry: int) -> Tensor:
+        """[size] uint8 in memory of the host, where it rests; MoeplanError where it does not rest in memory."""
         ...
 
 
@@ -71,6 +79,11 @@ class ExpertFile:
     def read(self, entry: int, place: Tensor) -> None:
         self._move(os.preadv, entry * self.size, place)
 
+    def rests(self, entry: int) -> Tensor:
+        raise MoeplanError(
+            f"{self.folder}: experts on a disk cannot be computed there: only a GPU's plan has host_rows"
+        )
+
     def read_at(self, offset: int, place: Tensor) -> None:
         """Bytes from anywhere; offset and [bytes] are multiples of a page."""
         self._move(os.preadv, offset, place)
@@ -103,7 +116,10 @@ def _nameless(folder: Path) -> int:
 
 
 class HostMemory:
-    """Memory of the host that a GPU copies from by itself, on a stream beside the one that computes."""
+    """Memory of the host that a GPU copies from by itself, on a stream beside the one that computes.
+
+    Of a device that is a processor itself it is memory like any other, in which the same is tested without a GPU.
+    """
 
     def __init__(self, entries: int, size: int, device: torch.device) -> None:
         gpu = device.type == "cuda"
@@ -115,6 +131,9 @@ class HostMemory:
                 "fewer rest there"
             ) from None
         self._stream = torch.cuda.Stream(device) if gpu else None
+
+    def rests(self, entry: int) -> Tensor:
+        return self._memory[entry]
 
     def write(self, entry: int, place: Tensor) -> None:
         self._memory[entry].copy_(place)

@@ -83,6 +83,9 @@ OPERATORS: dict[str, Operator] = {
     "offload_visit": Operator(
         ("tokens",), "offload: `tokens` rows of one expert selected, and its outputs added to the sum"
     ),
+    "offload_host": Operator(
+        ("tokens",), "offload: `tokens` rows copied to a GPU's host, computed there by one expert, and copied back"
+    ),
     "embed": Operator(("tokens",), "token embedding"),
     "head": Operator(("tokens",), "final norm and output projection of `tokens` rows"),
 }
@@ -119,7 +122,7 @@ def route_shape(block: Block) -> Shape:
 
 
 def expert_shape(block: Block) -> Shape:
-    """Shape of ``expert_ffn``; the FFN columns that a device holds are an axis, not part of the shape."""
+    """Shape of ``expert_ffn``, whose axis are the FFN columns that a device holds, and of ``offload_host``."""
     m = block.moe
     assert m is not None
     return {"hidden": block.hidden_size, "ffn": m.ffn_size, "matrices": 3 if m.gated else 2}
@@ -131,7 +134,7 @@ def dense_shape(block: Block, ffn_size: int, gated: bool) -> Shape:
 
 def exchange_shape(block: Block, devices: int) -> Shape:
     """Shape of every ``ep_*``, ``sharded_*``, ``gathered_*``, ``offload_*`` and ``coherent_*`` operator but
-    ``coherent_cache``."""
+    ``coherent_cache`` and ``offload_host``."""
     m = block.moe
     assert m is not None
     # Of a token's choices of identity experts nothing is packed, so that their share counts.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -73,7 +74,7 @@ Experts = tuple[tuple[int, ...], ...]
 
 SPELLED_OUT = 64
 """Devices up to which a document names those of every group."""
-LISTS = ("slots", "shares", "speeds", "resident", "ahead")
+LISTS = ("slots", "shares", "speeds", "resident", "ahead", "host_rows")
 """Fields of a layer with one entry for each device."""
 
 
@@ -98,7 +99,7 @@ class LayerPlan(Part):
     computed, with ``hierarchical`` in an ``order`` of its own, if it has one (``spec.chunk_order``). ``slot`` (layers
     with a shortcut): which operator of ``spec.shortcut.WINDOWS`` the experts are computed before. ``speeds`` (``ep``
     only): shares are decided for every batch, for devices of these relative speeds (``spec.batch_shares``).
-    ``resident`` and ``ahead`` (``offload`` only): see ``spec.offload``.
+    ``resident``, ``ahead`` and ``host_rows`` (``offload`` only): see ``spec.offload``.
     """
 
     strategy: Strategy
@@ -111,6 +112,10 @@ class LayerPlan(Part):
     speeds: tuple[PositiveFloat, ...] | None = Field(None, description="of each device: shares by batch (ep)")
     resident: Experts | None = Field(None, description="offload: of each device's slots, what stays in its memory")
     ahead: Experts | None = Field(None, description="offload: what each device reads before it is known to be needed")
+    host_rows: tuple[NonNegativeInt, ...] | None = Field(
+        None,
+        description="offload: of each device, rows up to which an expert outside its memory is computed by the host",
+    )
     repeats: int = Field(
         1,
         ge=1,
@@ -170,7 +175,7 @@ class LayerPlan(Part):
             raise ValueError(f"speeds belong to strategy ep, not {self.strategy}")
         if self.speeds is not None and (self.shares is not None or len(self.speeds) != len(self.slots)):
             raise ValueError("speeds need one number for each device, and no shares: they say how shares are decided")
-        check_tiers(self.strategy == "offload", self.slots, self.resident, self.ahead)
+        check_tiers(self.strategy == "offload", self.slots, self.resident, self.ahead, self.host_rows)
         if self.split is not None and min(self.split, default=0) < 0:
             raise ValueError("split holds a negative number of columns")
         return self
@@ -306,6 +311,12 @@ class Plan(Document):
                 set(layer.slots[device]) - set((layer.resident or ())[device]) for layer in self.layers
             ):
                 raise ValueError(f"offload.places[{device}]: 0, but some of its experts rest on the disk")
+            if (
+                self.offload.folder
+                and self.devices[device].kind == "cpu"
+                and any(layer.host_rows and layer.host_rows[device] for layer in self.layers)
+            ):
+                raise ValueError(f"layers.host_rows[{device}]: its experts rest on a disk, where no host computes them")
         if self.stored_layers < len(self.model.layers):
             raise ValueError("offload plans store all layers: what memory does not hold rests on the disk")
         if self.offload.foresight is not None:

@@ -12,6 +12,7 @@ from moeplan.spec import Cluster, Model
 from moeplan.spec.cluster import (
     SCOPES,
     CollectiveCurve,
+    Copies,
     Device,
     DeviceKind,
     Disk,
@@ -40,6 +41,7 @@ from moeplan.spec.operators import (
 )
 
 FLOPS, BYTES, CALL, LATENCY = 1e11, 1e10, 20e-6, 50e-6
+HOST_FLOPS, HOST_BYTES = 5e9, 5e9  # of a GPU's host
 TOKENS = (1, 8, 64, 512, 4096)
 SIZES = tuple(float(1 << i) for i in range(10, 25, 2))
 
@@ -84,6 +86,11 @@ def grid(axes: dict[str, Sequence[float]], seconds: Callable[..., float], linear
         median=tuple(points),
         spread=(0.0,) * len(points),
     )
+
+
+def copying(rate: float) -> Curve:
+    """Seconds over bytes."""
+    return grid({"bytes": SIZES}, lambda bytes: CALL + bytes / rate)
 
 
 def operators(
@@ -137,16 +144,21 @@ def operators(
                 weights = 3 * D * ffn
                 return time(2 * experts * tokens * weights, element * experts * (weights + 2 * tokens * D))
 
+            def hosted(tokens: float, m: Moe = m, D: int = D) -> float:
+                weights = 3 * D * m.ffn_size
+                return 3 * CALL + 2 * tokens * weights / HOST_FLOPS + element * weights / HOST_BYTES
+
             columns = tuple(m.ffn_size * i // 8 for i in (1, 2, 4, 8))
             actives = tuple(sorted({1, min(2, m.num_experts), m.num_experts}))
             axes: dict[str, Sequence[float]] = {"ffn": columns, "experts": actives, "tokens": TOKENS}
             add("expert_ffn", expert_shape(block), grid(axes, expert, ("experts",)))
             tables = grid({"copied": (1.0, 8.0, 64.0)}, lambda copied: CALL + copied * 1e-5)
             add("by_batch", batch_shape(block, devices), tables)
+            add("offload_host", expert_shape(block), grid({"tokens": TOKENS}, hosted))
             add("route", route_shape(block), grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 8 * tokens * D)))
             for operator in OPERATORS:
                 own = ("ep_", "sharded_", "gathered_", "hierarchical_", "coherent_", "offload_")
-                if operator.startswith(own) and operator != "coherent_cache":
+                if operator.startswith(own) and operator not in ("coherent_cache", "offload_host"):
                     moving = grid({"tokens": TOKENS}, lambda tokens, D=D: time(0, 2 * tokens * D * element))
                     levels = operator.startswith("hierarchical_")
                     add(
@@ -222,12 +234,14 @@ def cluster(
     busy: float = 1.0,
     late: float = 0.0,
     disk: float | None = None,
+    copied: float | None = None,
 ) -> Cluster:
     """One device per speed, one host per group of speeds; a kind per speed.
 
     tensors: degrees of tensor parallelism to have curves for, where they divide every host. switches: of each host,
     with as many of its devices each, one after another; between them links carry half of ``local``. busy: processor
     time of collectives, in times of what is usual here. disk: bytes per second of its reads, where there is one.
+    copied: bytes per second between a host's memory and its devices, which are GPUs then.
     """
     flat = [speed for group in speeds for speed in group]
     n, per_host = len(flat), [len(group) for group in speeds]
@@ -236,11 +250,12 @@ def cluster(
     kinds = tuple(
         DeviceKind(
             name=f"speed {speed:g}",
-            type="cpu",
+            type="cuda" if copied else "cpu",
             product="synthetic",
+            copies=copied and Copies(to_device=copying(copied), to_host=copying(copied)),
             stream_bandwidth=BYTES * speed,
             operators=operators(model, speed, n, len(speeds), tensors, dtype),
-            disk=disk and Disk(folder="/disk", read=grid({"bytes": SIZES}, lambda bytes: CALL + bytes / disk)),
+            disk=disk and Disk(folder="/disk", read=copying(disk)),
         )
         for speed in dict.fromkeys(flat)
     )

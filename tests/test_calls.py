@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from moeplan.runtime import calls
+from moeplan.runtime import calls, pools
 from moeplan.runtime.calls import operator_call
+from moeplan.runtime.pools import expert_weights
 from moeplan.spec import Model, MoeplanError
 from moeplan.spec.model import Attention, Block, Dense, Moe
 from moeplan.spec.operators import OPERATORS
@@ -81,15 +82,15 @@ def test_expert_weights_are_those_of_another_layer_each_time(recorded):
 
 
 def test_weights_of_large_calls_leave_the_caches(monkeypatch, recorded):
-    calls._expert_weights.cache_clear()
+    expert_weights.cache_clear()
     each = 3 * 3 * 10 * 32 * 4
-    monkeypatch.setattr(calls, "COLD_BYTES", 2 * each)
+    monkeypatch.setattr(pools, "COLD_BYTES", 2 * each)
     log = recorded("expert_ffn")
     run = call("expert_ffn", ffn=10, experts=3, tokens=2)
     for _ in range(4):
         run()
     assert len({args[1].data_ptr() for args, _ in log}) == 2
-    calls._expert_weights.cache_clear()
+    expert_weights.cache_clear()
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])

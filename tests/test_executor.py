@@ -67,6 +67,7 @@ def cases(world: int) -> dict[str, tuple[int, tuple[int, ...], tuple[LayerPlan, 
         "offload": (1, tokens, (offloaded(COPIES[world], None, 1, 9), offloaded(COPIES[world], None, 0, 0))),
         "offload, foreseen": (1, tokens, (offloaded(COPIES[world], None, 1, 9), offloaded(UNEVEN[world], None, 0, 0))),
         "offload, shares": (1, tokens, (offloaded(COPIES[world], shares, 2, 1), offloaded(UNEVEN[world], None, 0, 9))),
+        "offload, by hosts": (1, tokens, (hosted(COPIES[world], 2), hosted(UNEVEN[world], 10**6))),
         "gathered, then hierarchical": (1, tokens, (gathered, hierarchical)),
     }
     if world > 1:
@@ -89,13 +90,20 @@ def offloaded(slots, shares, stay: int, early: int) -> LayerPlan:
     return LayerPlan(strategy="offload", slots=slots, shares=shares, resident=resident, ahead=ahead)
 
 
+def hosted(slots, rows: int) -> LayerPlan:
+    """Experts that rest in the memory of a host, which computes those of few rows."""
+    plan = offloaded(slots, None, 1, 1)
+    return plan.model_copy(update={"host_rows": (rows,) * len(slots)})
+
+
 def case_plan(model: Model, world: int, name: str, folder: Path) -> Plan:
     tensor, tokens, layers = cases(world)[name]
     offload = None
     if name.startswith("offload"):
         both = [layers[i % len(layers)] for i in range(SIZES["num_hidden_layers"])]
         foresight = made_up_foresight(both, EXPERTS) if "foreseen" in name else None
-        offload = Offload(folder=str(folder), places=PLACES[world], foresight=foresight)
+        where = "" if "hosts" in name else str(folder)
+        offload = Offload(folder=where, places=PLACES[world], foresight=foresight)
     workload = Workload(phase="prefill", tokens=3 * PROMPT, sequences=3)
     hosts = ["a", "a", "b", "b"][:world]
     return hand_made_plan(model, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts, offload=offload)

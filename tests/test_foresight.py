@@ -242,7 +242,7 @@ def on_rank(rank: Rank, job: dict) -> list[int]:
         rank.rank,
         RandomWeights(plan.model, torch.float32, 1),
         device=rank.device,
-        capacity=plan.workload.context + 1,
+        capacity=plan.workload.context + plan.workload.length,
     )
     routing = draw_routing(Trace.read(job["trace"]), plan.model, plan.workload, plan.routing.seed)
     executor.cache.fill(plan.workload.context, 0)
@@ -257,8 +257,8 @@ def test_the_ranks_read_what_is_expected(tmp_path, sure):
     offload = plan.offload.model_copy(update={"folder": str(tmp_path)})
     plan = plan.model_copy(update={"offload": offload})
     job = {"plan": plan.to_json(), "trace": str(trace.write(tmp_path / "trace.npz"))}
-    needed, listed, ahead, _ = np.sum(
+    needed, listed, ahead, _, hosted = np.sum(
         LocalLauncher(2).run("moeplan.tests.test_foresight:on_rank", job, timeout=60), axis=0
     )
     expected = plan.predicted.reads
-    assert (needed, listed, ahead) == (expected.needed, expected.listed, expected.ahead)
+    assert (needed, listed, ahead, hosted) == (expected.needed, expected.listed, expected.ahead, 0)

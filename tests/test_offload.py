@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from moeplan.planner.offloading import kept
 from moeplan.planner.search import solve
 from moeplan.planner.step import Step
-from moeplan.planner.strategies.offload import Cold, Reading
+from moeplan.planner.strategies.reading import Cold, Reading
 from moeplan.runtime.run import reads_note, reads_of
 from moeplan.spec import Plan, Workload
 from moeplan.spec.errors import DocumentError, InfeasibleError, MissingCurveError, MoeplanError
-from moeplan.spec.offload import Offload, Reads, reading_order
+from moeplan.spec.offload import Offload, Reads, cold_experts
 from moeplan.spec.plan import LayerPlan
 from moeplan.tests.plans import hand_made_plan
 from moeplan.tests.synthetic import cluster, tiny_model
@@ -48,6 +48,14 @@ def planned(changes: dict, offload: dict | None, **options) -> Plan:
         ({"ahead": ((4, 4),)}, None, "ahead[0] must hold some of"),
         ({}, None, "offload: belongs to plans with layers of strategy offload, and only there"),
         ({}, {"folder": "/disk", "places": (1, 1)}, "offload.places: 2 numbers for 1 devices"),
+        (
+            {"strategy": "ep", "host_rows": (1,), "resident": None, "ahead": None},
+            None,
+            "host_rows belong to strategy off",
+        ),
+        ({"host_rows": (1, 1)}, None, "host_rows need one number for each device"),
+        ({"host_rows": (-1,)}, None, "greater than or equal to 0"),
+        ({"host_rows": (1,)}, {"folder": "/disk", "places": (1,)}, "layers.host_rows[0]: its experts rest on a disk"),
         ({}, {"folder": "/disk", "places": (0,)}, "offload.places[0]: 0, but some of its experts rest on the disk"),
     ],
 )
@@ -79,7 +87,10 @@ def test_it_is_written_and_read():
 
 def test_the_order_is_ahead_then_most_tokens():
     rows = np.array([3, 0, 5, 1, 5, 2])
-    assert reading_order(rows, (10, 11, 12, 13, 14, 15), (13,), (15, 11)) == [5, 2, 4, 0]
+    slots = (10, 11, 12, 13, 14, 15)
+    assert cold_experts(rows, slots, (13,), (15, 11)) == ([5, 2, 4, 0], [])
+    assert cold_experts(rows, slots, (13,), (15, 11), host_rows=3) == ([5, 2, 4], [0])  # 15 is to be read ahead
+    assert cold_experts(rows, slots, (13,), (), host_rows=5) == ([], [2, 4, 0, 5])
 
 
 def simulated(layers: list[tuple[float, float, Cold]], places: int, read: float) -> list[float]:
@@ -188,7 +199,7 @@ def test_what_stays_is_what_is_needed_most(layers, experts, most, seed):
 
 
 def test_a_report_says_what_was_expected_of_the_reads():
-    counts = [[4.0, 3.0, 2.0, 0.5], [], [2.0, 1.0, 1.0, 0.0]]
+    counts = [[4.0, 3.0, 2.0, 0.5, 0.0], [], [2.0, 1.0, 1.0, 0.0, 0.0]]
     reads = reads_of(counts)
     assert reads == Reads(needed=6.0, listed=4.0, ahead=3.0, vain=0.5)
     assert reads_of([[], []]) is None
@@ -197,6 +208,11 @@ def test_a_report_says_what_was_expected_of_the_reads():
     assert reads_note(reads, expected) == (
         "a step needed 6.0 experts from outside memory, 3.0 of them among the 4.0 that were to be read ahead; 0.5 were "
         "read in vain (expected: 7, 4, 5, 1)",
+    )
+    hosted = reads_of([[4.0, 3.0, 2.0, 0.5, 1.5]])
+    assert hosted is not None
+    assert reads_note(hosted, expected.model_copy(update={"host": 2.0}))[1] == (
+        "1.5 experts more were computed by the hosts' processors, where they rest (expected: 2)"
     )
 
 

@@ -13,7 +13,7 @@ from moeplan.profiler import merge, profile
 from moeplan.profiler.collectives import group_families, hot_counts
 from moeplan.profiler.devices import device_name, host_memory, memory_available, nvml_details
 from moeplan.profiler.links import uplink_flows
-from moeplan.profiler.operators import EXCHANGES, LEVELS, OFFLOAD, tasks, tensor_degrees
+from moeplan.profiler.operators import EXCHANGES, HOSTED, LEVELS, OFFLOAD, tasks, tensor_degrees
 from moeplan.spec import Cluster, Model, MoeplanError
 from moeplan.spec.cluster import Device, DeviceKind, Host, OperatorCurve, Provenance
 from moeplan.spec.curve import Axis, Curve
@@ -149,8 +149,10 @@ def test_a_model_needs_every_operator_and_each_curve_is_measured_once():
     assert sorted(task.operator for task in levels) == sorted(LEVELS)
     assert all(task.shape == {"hidden": 128, "top_k": 2, "devices": 4, "hosts": 2} for task in levels)
     assert not any(task.operator in LEVELS for task in tasks([model()], ["f32"], "ab"))
-    beyond = [task for task in tasks([model()], ["f32"], "aa", offload=True) if task.operator in OFFLOAD]
-    assert sorted(task.operator for task in beyond) == sorted(OFFLOAD)
+    for hosted, wanted in ((False, set(OFFLOAD) - set(HOSTED)), (True, set(OFFLOAD))):
+        beyond = [t for t in tasks([model()], ["f32"], "aa", offload=True, hosted=hosted) if t.operator in OFFLOAD]
+        assert sorted(task.operator for task in beyond) == sorted(wanted)
+    assert not any(t.operator in OFFLOAD for t in tasks([model()], ["f32"], "aa", hosted=True))
     assert len(needed) == len({task.key for task in needed})
     attentions = [task for task in needed if task.operator == "attention_decode"]
     assert sorted(task.tensor for task in attentions) == [1, 2]

@@ -81,7 +81,7 @@ def test_what_is_asked_for_is_what_is_taken_in_that_order(drawn, foresees, seed)
         early = drawn[0][2]
         assert reader.queue == [entries[0, e] for e in early]
         for j, (slots, stays, _, count, chosen) in enumerate(drawn):
-            taken = [slots[i] for i in held.need(j, count, chosen)]
+            taken = [slots[i] for i in held.need(j, count, chosen).read]
             wanted = {e: count[i] for i, e in enumerate(slots) if count[i] and e not in stays}
             hit = [e for e in early if e in wanted]
             late = [e for e in wanted if e not in hit]
@@ -96,4 +96,4 @@ def test_what_is_asked_for_is_what_is_taken_in_that_order(drawn, foresees, seed)
                     early = foreseen(foresight, j + 1, (drawn[j + 1][0],), (drawn[j + 1][1],), TOP_K, 0).ahead(chosen)
             assert reader.queue == [*(entries[j, e] for e in taken), *(entries[j + 1, e] for e in early)]
             reader.queue = reader.queue[len(taken) :]  # taken and given back
-    assert held.needs() == (needed, listed, hits, 0)
+    assert held.needs() == (needed, listed, hits, 0, 0)

@@ -55,6 +55,21 @@ PLANS = {
         resident=((1,), (3, 0), (6,), (2,)),
         ahead=((3,), (), (0, 5), ()),
     ),
+    "offload, few rows by the host": LayerPlan(
+        strategy="offload",
+        slots=COPIES,
+        resident=((0, 2), (), (0, 5, 6), ()),
+        ahead=((3,), (4, 7), (), ()),
+        host_rows=(2, 3, 0, 5),
+    ),
+    "offload, all by the host": LayerPlan(
+        strategy="offload",
+        slots=COPIES,
+        shares=SHARES,
+        resident=((),) * 4,
+        ahead=((),) * 4,
+        host_rows=(10**6,) * 4,
+    ),
     "hierarchical": LayerPlan(strategy="hierarchical", slots=EVEN),
     "hierarchical uneven": LayerPlan(strategy="hierarchical", slots=UNEVEN),
     "hierarchical copies": LayerPlan(strategy="hierarchical", slots=COPIES),
@@ -127,7 +142,8 @@ def on_rank(rank, job) -> dict[str, float]:
     levels = {tuple(hosts): open_levels(hosts) for hosts in (HOSTS, *OTHER_HOSTS.values())}
     for dtype, (name, (plan, hosts)) in itertools.product(TOLERANCE, PLACED.items()):
         region = Region(dtype, rank.device)
-        resting = resting_of(plan, rank, dtype, job["folder"]) if plan.strategy == "offload" else None
+        folder = job["folder"] if plan.host_rows is None else ""  # the memory of the host
+        resting = resting_of(plan, rank, dtype, folder) if plan.strategy == "offload" else None
         context = LayerContext(rank.rank, hosts, MOE, HIDDEN, rank.device, region, levels[tuple(hosts)], 0, resting)
         layers = [strategy_of(plan, context._replace(ordinal=i)) for i in range(2)]
         for i, strategy in enumerate(layers):

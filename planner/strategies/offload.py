@@ -6,90 +6,36 @@ whole, in the order that ``spec.offload`` states.
 
 # G devices, E experts
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from ...spec.foresight import Foresight, foreseen
-from ...spec.offload import Reads, padded, reading_order
+from ...spec.model import Block
+from ...spec.offload import Reads, cold_experts, padded
+from ...spec.operators import expert_shape
 from ...spec.plan import LayerPlan
 from ..clock import run
 from ..costs import Costs
 from ..stages import Stage, compute, exchange, start, wait
 from .ep import after, before, window
 from .layer import Layer, attention, dense
-
-
-class Cold(NamedTuple):
-    """One layer's experts on one device: seconds of those in memory; of each that it reads and needs, in order; and
-    whether those that it reads ahead, in order, are needed."""
-
-    hot: float
-    seconds: list[float]
-    ahead: list[bool]
-
-
-@dataclass
-class Reading:
-    """One device's reader: when it is free, and when each of its places is.
-
-    read: seconds of one expert. begun: when it could begin to read ahead for the layer that comes. needed, listed,
-    ahead, vain: experts so far, see ``spec.offload.Reads``.
-    """
-
-    read: float
-    places: list[float]
-    begun: float = 0.0
-    free: float = 0.0
-    needed: int = 0
-    listed: int = 0
-    ahead: int = 0
-    vain: int = 0
-
-    def layer(self, known: float, now: float, cold: Cold) -> tuple[float, float]:
-        """Seconds in which the device waits for experts, and computes them; ``known``: when it knows what its tokens
-        need; ``now``: when they are there, and their experts' turn has come."""
-        self.needed += len(cold.seconds)
-        self.listed += len(cold.ahead)
-        self.ahead += sum(cold.ahead)
-        there: list[float] = []
-        for wanted in cold.ahead:
-            if not self.places:
-                break
-            begin = max(self.free, self.begun, self.places[0])
-            if begin >= known:  # from then on only what is needed is read
-                break
-            heapq.heappop(self.places)
-            self.free = begin + self.read
-            if wanted:
-                there.append(self.free)
-            else:
-                self.vain += 1
-                heapq.heappush(self.places, max(self.free, known))
-        ready, waited = now + cold.hot, 0.0
-        for i, seconds in enumerate(cold.seconds):
-            if i < len(there):
-                come = there[i]
-            else:
-                self.free = come = max(self.free, known, heapq.heappop(self.places)) + self.read
-            waited += max(come - ready, 0.0)
-            ready = max(come, ready) + seconds
-            heapq.heappush(self.places, ready)
-        self.begun = known
-        return waited, cold.hot + sum(cold.seconds)
+from .reading import Needed, Reading
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Every layer in turn, each with its plan (None: without experts); foresight: in place of lists to read ahead."""
+    """Every layer in turn, each with its plan (None: without experts); foresight: in place of lists to read ahead.
+
+    hosting: None, or the plans of the layers that were walked through, each with the best ``host_rows`` for it.
+    """
 
     costs: Costs
     layers: Sequence[tuple[Layer, LayerPlan | None]]
     readings: list[Reading]
     foresight: Foresight | None = None
+    hosting: list[LayerPlan] | None = None
 
     @classmethod
     def of(
@@ -125,10 +71,16 @@ class Walk:
             routed, arrival, home = self._around(layer, plan)
             known = run(self.costs, routed, now)
             here = run(self.costs, arrival, known)
-            cold = self._experts(layer, plan, self._early(ordinal, last, plan))
+            needed = self._experts(layer, plan, self._early(ordinal, last, plan))
             ordinal, last = ordinal + 1, layer
-            times = zip(self.readings, known[0].tolist(), here[0].tolist(), cold, strict=True)
-            waits, works = np.array([reading.layer(told, turn, own) for reading, told, turn, own in times]).T
+            times = list(zip(self.readings, known[0].tolist(), here[0].tolist(), needed, strict=True))
+            few = plan.host_rows or (0,) * len(times)
+            if self.hosting is not None:
+                few = tuple(own.best(reading, told, turn) for reading, told, turn, own in times)
+                self.hosting.append(plan.model_copy(update={"host_rows": few if any(few) else None}))
+            cold = [own.cold(rows) for (*_, own), rows in zip(times, few, strict=True)]
+            pairs = zip(times, cold, strict=True)
+            waits, works = np.array([reading.layer(told, turn, own) for (reading, told, turn, _), own in pairs]).T
             rest = [compute("expert", "expert_ffn", works), compute("gather", "experts read", waits), *home]
             now = run(self.costs, rest, here)
             yield i, [*routed, *arrival, *rest]
@@ -168,26 +120,46 @@ class Walk:
             for g in range(len(plan.slots))
         ]
 
-    def _experts(self, layer: Layer, plan: LayerPlan, early: Sequence[Sequence[int]]) -> list[Cold]:
+    def _experts(self, layer: Layer, plan: LayerPlan, early: Sequence[Sequence[int]]) -> list[Needed]:
         """[G]; early: what each device reads ahead."""
         assert plan.resident is not None
         rows = layer.choices.dispatch([plan]).experts.devices[0]  # [G, E]
         hot = rows.copy()
         orders = []
         for g, (slots, stays, first) in enumerate(zip(plan.slots, plan.resident, early, strict=True)):
-            order = [slots[i] for i in reading_order(rows[g, list(slots)], slots, stays, first)]
+            order = [slots[i] for i in cold_experts(rows[g, list(slots)], slots, stays, first).read]
             hot[g, order] = 0
             orders.append(order)
         width, devices = layer.moe.ffn_size, np.arange(len(rows))
         together = self.costs.expert_ffn(layer.block, width, hot, devices)
         of = np.repeat(devices, [len(order) for order in orders])
         counts = rows[of, np.array([e for order in orders for e in order], int)]
-        alone = self.costs.expert_ffn(layer.block, width, counts[:, None], of) + self._visits(layer, counts, of)
-        single = np.split(alone, np.cumsum([len(order) for order in orders])[:-1])
+        visits = self._visits(layer, counts, of)
+        alone = self.costs.expert_ffn(layer.block, width, counts[:, None], of) + visits
+        hosted = self._hosted(layer, counts, of) + visits
+        parts = np.cumsum([len(order) for order in orders])[:-1]
+        own = [np.split(values, parts) for values in (counts, alone, hosted)]
         return [
-            Cold(float(seconds), own.tolist(), [bool(rows[g, expert]) for expert in early[g]])
-            for g, (seconds, own) in enumerate(zip(together, single, strict=True))
+            Needed(
+                hot=float(together[g]),
+                rows=own[0][g],
+                alone=own[1][g],
+                hosted=own[2][g],
+                early=len(set(order).intersection(early[g])),
+                ahead=[bool(rows[g, expert]) for expert in early[g]],
+            )
+            for g, order in enumerate(orders)
         ]
+
+    def _hosted(self, layer: Layer, counts: np.ndarray, of: np.ndarray) -> np.ndarray:
+        """[N] seconds of an expert's rows on the host of a device, with their way there and back; of: [N] devices."""
+        can = np.isfinite(least_host_seconds(self.costs, [layer.block]))[of]
+        rows = np.zeros((len(counts), layer.layout.devices))
+        rows[np.flatnonzero(can), of[can]] = counts[can]
+        if not can.any():
+            return np.full(len(counts), np.inf)
+        seconds = self.costs.operator("offload_host", expert_shape(layer.block), tokens=rows).sum(1)
+        return np.where(can, seconds, np.inf)
 
     def _visits(self, layer: Layer, counts: np.ndarray, of: np.ndarray) -> np.ndarray:
         """[N] seconds of selecting an expert's rows and adding its outputs up; of: [N] devices."""
@@ -211,3 +183,14 @@ def read_seconds(costs: Costs, size: int) -> np.ndarray:
         curve = costs.cluster.kind_of(device).slow_tier
         found.append(np.inf if curve is None else curve.at(bytes=size).seconds)
     return np.array(found)[costs.kinds]
+
+
+def least_host_seconds(costs: Costs, blocks: Sequence[Block]) -> np.ndarray:
+    """[G] seconds that a device's host takes at least for an expert of these blocks that rests in its memory; infinite
+    where none computes there: on a disk, or where it was not measured."""
+    least = np.full(len(costs.cluster.kinds), np.inf)
+    for k, kind in enumerate(costs.cluster.kinds):
+        for block in blocks if kind.type == "cuda" else ():
+            curve = kind.find("offload_host", expert_shape(block), costs.dtype) if block.moe else None
+            least[k] = least[k] if curve is None else min(least[k], *curve.median)
+    return least[costs.kinds]

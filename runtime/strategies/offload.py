@@ -6,7 +6,8 @@ Tokens travel as under ``ep``. With how many rows come, every device is told whi
 reading begins before the rows are there; beside a backbone (``spec.shortcut``), long before. Where the plan foresees
 what the next layer needs (``spec.foresight``), it is told what all tokens chose. The experts that stay in
 memory are computed first, meanwhile the others are read, and each is computed as it comes (``spec.offload`` says in
-which order). Only rows of an expert go through it.
+which order). Only rows of an expert go through it. Where experts rest in the memory of a GPU's host, those with few
+rows are computed there by its processor, beside what the GPU computes.
 """
 
 from typing import NamedTuple
@@ -15,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...spec.offload import Cold
 from ...spec.plan import LayerPlan
 from ..kernels import expert_ffn
 from ..layout import Layout
+from ..tiers import HOST
 from .ep import ExpertParallel, Flight, served, unpack
 from .layer import Lap, LayerContext, Stored
 from .serving import Serving
 
-__all__ = ["Offload", "add", "by_expert", "select", "wanted"]
+__all__ = ["Offload", "add", "by_expert", "on_host", "select", "wanted"]
 
 
 class Offload(ExpertParallel):
@@ -36,7 +39,7 @@ class Offload(ExpertParallel):
         self._resting, self._ordinal = context.resting, context.ordinal
         self._slots, stays = plan.slots[rank], plan.resident[rank]
         self._most, self._num_experts = max(map(len, plan.slots)), context.moe.num_experts
-        self._cold: list[int] = []  # places in the slots of what the tokens under way need from the disk, in order
+        self._cold = Cold([], [])  # what the tokens under way need from outside memory
         resting = tuple(expert for expert in self._slots if expert not in set(stays))
         self.stored = Stored(experts=stays, columns=(0, context.moe.ffn_size), resting=resting)
         number = {expert: i for i, expert in enumerate(stays)}
@@ -69,15 +72,27 @@ class Offload(ExpertParallel):
     def _computed(self, x: Tensor, ids: Tensor, weights: Tensor, lap: Lap) -> Tensor:
         """x [M, D], ids [M, K] int32 places in the slots or -1, weights [M, K] f32 -> partial outputs [M, D]."""
         choices, counts = by_expert(ids, len(self._slots))
+        first = np.cumsum(counts) - counts + ids.numel() - counts.sum()
+
+        def rows(i: int) -> Rows:
+            return select(x, weights, choices[first[i] : first[i] + counts[i]])
+
+        # A GPU hands these over before it has work that copies would wait for; its memory keeps only where they were.
+        handed = [(self._slots[i], rows(i).to(HOST)) for i in self._cold.host]
         y = self._experts(x, self._in_memory[ids.long()], weights)
         lap("expert")
-        if not self._cold:
+        if not self._cold.read and not handed:
             return y
-        total, first = y.float(), np.cumsum(counts) - counts + ids.numel() - counts.sum()
-        for i in self._cold:
+        total = y.float()
+        for expert, there in handed:
+            part = on_host(there, *self._resting.rests(self._ordinal, expert), self._activation)
+            add(total, part.to(x.device), there)
+        if handed:
+            lap("expert")
+        for i in self._cold.read:
             gate_up, down = self._resting.take(self._ordinal, self._slots[i])
             lap("gather")
-            mine = select(x, weights, choices[first[i] : first[i] + counts[i]])
+            mine = rows(i)
             part = expert_ffn(mine.x, gate_up, down, mine.ids, mine.weights, activation=self._activation)
             add(total, part, mine)
             self._resting.give_back(self._ordinal, self._slots[i])
@@ -92,6 +107,10 @@ class Rows(NamedTuple):
     ids: Tensor
     weights: Tensor
     rows: Tensor
+
+    def to(self, device: torch.device) -> "Rows":
+        """The same there, but for ``rows``, which are needed where the sum is."""
+        return Rows(self.x.to(device), self.ids.to(device), self.weights.to(device), self.rows)
 
 
 def wanted(ids: Tensor, table: Serving, phase: Tensor, most: int) -> Tensor:
@@ -115,6 +134,11 @@ def select(x: Tensor, weights: Tensor, choices: Tensor) -> Rows:
     rows = choices // weights.shape[1]
     ids = torch.zeros((len(rows), 1), dtype=torch.int32, device=x.device)
     return Rows(x.index_select(0, rows), ids, weights.flatten().index_select(0, choices).unsqueeze(1), rows)
+
+
+def on_host(mine: Rows, gate_up: Tensor, down: Tensor, activation: str) -> Tensor:
+    """Outputs [n, D] of rows in the host's memory, by its processor; gate_up [1, M, H, D] and down [1, D, H] there."""
+    return expert_ffn(mine.x, gate_up, down, mine.ids, mine.weights, activation=activation)
 
 
 def add(total: Tensor, part: Tensor, mine: Rows) -> None:

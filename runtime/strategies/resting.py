@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...spec import Plan
 from ...spec.foresight import Foreseen, foreseen
-from ...spec.offload import reading_order
+from ...spec.offload import Cold, cold_experts
 from ..reader import Reader
 from ..tiers import ExpertFile, HostMemory, Tier, places_for
 
@@ -27,6 +27,7 @@ class Needs(NamedTuple):
     listed: int
     ahead: int
     vain: int
+    host: int
 
 
 class Resting:
@@ -54,12 +55,12 @@ class Resting:
         places = plan.offload.places[rank] if self._entries else 0
         buffer = places_for(places, max(sizes), device)
         tier: Tier
-        if device.type == "cuda":
+        if device.type == "cuda" or not plan.offload.folder:
             tier = HostMemory(len(self._entries), buffer.shape[1], device)
         else:
             tier = ExpertFile(plan.offload.folder, len(self._entries), buffer.shape[1])
-        self._reader = Reader(tier, buffer)
-        self._needed = self._listed = self._hits = 0
+        self._tier, self._reader = tier, Reader(tier, buffer)
+        self._needed = self._listed = self._hits = self._hosted = 0
 
     def put(self, ordinal: int, expert: int, gate_up: Tensor, down: Tensor) -> None:
         """gate_up [M, H, D], down [D, H]."""
@@ -75,18 +76,20 @@ class Resting:
         """Whether ``need`` must be told what was chosen."""
         return self._foreseen is not None
 
-    def need(self, ordinal: int, rows: np.ndarray, chosen: np.ndarray) -> list[int]:
+    def need(self, ordinal: int, rows: np.ndarray, chosen: np.ndarray) -> Cold:
         """A layer's tokens are known: rows [slots] of each expert of the device; with foresight, chosen [E] tokens of
         each expert anywhere. Reads what they need, then what the next layer is expected to; gives the places in the
-        slots of what is to be taken, in order."""
+        slots of what is to be taken, in order, and of what the host is to compute."""
         plan = self._layers[ordinal]
         slots, stays = plan.slots[self._rank], (plan.resident or ())[self._rank]
-        cold = reading_order(rows, slots, stays, self._early)
-        wanted = [self._entries[ordinal, slots[i]] for i in cold]
+        few = plan.host_rows[self._rank] if plan.host_rows is not None else 0
+        cold = cold_experts(rows, slots, stays, self._early, few)
+        wanted = [self._entries[ordinal, slots[i]] for i in cold.read]
         early = [self._entries[ordinal, expert] for expert in self._early]
         self._reader.drop(sorted(set(early).difference(wanted)))
         self._reader.ask([entry for entry in wanted if entry not in early])
         self._needed += len(wanted)
+        self._hosted += len(cold.host)
         self._listed += len(early)
         self._hits += len(set(early).intersection(wanted))
         self._read_ahead(ordinal + 1, chosen)
@@ -105,7 +108,14 @@ class Resting:
 
     def take(self, ordinal: int, expert: int) -> tuple[Tensor, Tensor]:
         """gate_up [1, M, H, D] and down [1, D, H] of an expert that was needed; valid until it is given back."""
-        values = self._reader.take(self._entries[ordinal, expert]).view(self._dtype)
+        return self._parts(ordinal, self._reader.take(self._entries[ordinal, expert]))
+
+    def rests(self, ordinal: int, expert: int) -> tuple[Tensor, Tensor]:
+        """The same in memory of the host, where it rests."""
+        return self._parts(ordinal, self._tier.rests(self._entries[ordinal, expert]))
+
+    def _parts(self, ordinal: int, stored: Tensor) -> tuple[Tensor, Tensor]:
+        values = stored.view(self._dtype)
         wide, tall = self._shapes[ordinal]
         first, both = prod(wide), prod(wide) + prod(tall)
         return values[:first].view(1, *wide), values[first:both].view(1, *tall)
@@ -114,7 +124,7 @@ class Resting:
         self._reader.give_back(self._entries[ordinal, expert])
 
     def needs(self) -> Needs:
-        return Needs(self._needed, self._listed, self._hits, self._reader.vain)
+        return Needs(self._needed, self._listed, self._hits, self._reader.vain, self._hosted)
 
 
 def _foreseen(plan: Plan, rank: int) -> list[Foreseen] | None:

@@ -124,6 +124,10 @@ class DeviceKind(Part):
     def _curves(self) -> dict[tuple, Curve]:
         return {entry.key: entry.curve for entry in self.operators}
 
+    def find(self, operator: str, shape: Shape, dtype: str) -> Curve | None:
+        """The curve of an operator, where it was measured."""
+        return self._curves.get(curve_key(operator, shape, dtype))
+
     def operator(
         self, operator: str, shape: Shape, dtype: str, model: str, remedy: str = "", device: int | None = None
     ) -> Curve:
@@ -132,7 +136,7 @@ class DeviceKind(Part):
         Without one MissingCurveError names ``device`` (else the kind) and what to measure for ``model``, or another
         ``remedy``.
         """
-        found = self._curves.get(curve_key(operator, shape, dtype))
+        found = self.find(operator, shape, dtype)
         if found is not None:
             return found
         wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
