@@ -7,12 +7,9 @@ from typer.cli import get_docs_for_click
 
 import moeplan
 
-from ..runtime.embedding import apply_plan, idle
+from ..runtime import embedding
 from ..service.app import app
 from ..spec.catalogue import catalogue_rows
-
-EMBEDDING = (apply_plan, idle)
-"""What ``moeplan.transformers`` names."""
 
 
 def cli_page() -> str:
@@ -28,11 +25,8 @@ def python_page() -> str:
     others = [name for name in moeplan.__all__ if not name.islower()]
     parts = ["# Python", "Everything here is imported as `from moeplan import NAME`."]
     parts += map(_filled_in, (getattr(moeplan, name) for name in (*functions, *others)))
-    parts += [
-        "# moeplan.transformers",
-        "[A user's own model under a plan](../transformers.md).",
-        *map(_filled_in, EMBEDDING),
-    ]
+    parts += ["# moeplan.transformers", "[Your own model under a plan](../transformers.md)."]
+    parts += (_filled_in(getattr(embedding, name)) for name in embedding.__all__)
     return "\n\n".join(parts) + "\n"
 
 

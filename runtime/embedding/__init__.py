@@ -3,6 +3,4 @@
 from .apply import apply_plan, idle
 from .parallel import register
 
-__all__ = ["apply_plan", "idle"]
-
-register()
+__all__ = ["apply_plan", "idle", "register"]

@@ -142,7 +142,8 @@ def _install(asked: Asked, hosts: Sequence[int], group: Group, region: Region, l
     adds_bias = plan.split is None or rank == next(g for g, count in enumerate(plan.split) if count)
     kept = own_part(tensors, form, layer.stored.experts, layer.stored.columns, adds_bias)
     for key, whole, tensor in zip(form.names, tensors, kept, strict=True):
-        setattr(module, key, nn.Parameter(tensor, requires_grad=whole.requires_grad))
+        learns = whole.requires_grad and (adds_bias or key != "down_proj_bias")  # zeros that another device has
+        setattr(module, key, nn.Parameter(tensor, requires_grad=learns))
     layer.hold(module)
     setattr(module, ATTRIBUTE, layer)
     # Of its own: models made from one configuration share it, and Transformers changes it for all of them.

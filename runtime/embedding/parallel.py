@@ -1,6 +1,6 @@
 """Transformers' own expert parallelism with moeplan's exchange and kernels.
 
-A user names it: ``DistributedConfig(ep_size=N, ep_implementation="moeplan")``.
+A user calls ``register`` once and names it: ``DistributedConfig(ep_size=N, ep_implementation="moeplan")``.
 
 Transformers loads every rank its even and contiguous share of the experts, and says neither a plan nor a layer: copies,
 uneven numbers and other placements are ``apply_plan``'s. A token crosses once to every rank that has experts of it.
@@ -23,14 +23,18 @@ from .package import transformers_package
 
 
 def register() -> None:
-    """Under the name ``moeplan``, where this Transformers has such implementations (5.22 on)."""
+    """Make ``ep_implementation="moeplan"`` known to Transformers. Raises MoeplanError where its version has no such
+    implementations."""
+    package = transformers_package()
     try:
-        transformers_package()
         from transformers.distributed import expert_parallel as theirs
-    except (ImportError, MoeplanError):  # apply_plan says what is missing
-        return
+    except ImportError:
+        theirs = None
     if not hasattr(theirs, "EPImplementationInterface"):
-        return
+        raise MoeplanError(
+            f"Transformers {package.__version__} takes no implementations of expert parallelism: install 5.23, or use "
+            "apply_plan"
+        )
 
     class MoeplanExpertParallel(theirs.EPImplementation):
         """See the module; one for each layer."""
