@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from moeplan import profile, solve
+from moeplan import MoeplanError, profile, solve
 from moeplan.transformers import apply_plan
 
 PROMPTS = ["Mixture", "of experts", "on unequal", "hardware"]
@@ -38,7 +38,8 @@ def main() -> None:
         parser.error("give --model and --plan, and start it by torchrun")
     with tempfile.TemporaryDirectory() as folder:
         plan = make(Path(folder))
-        ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--master-addr", "127.0.0.1"]
+        ranks = ["-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+        ranks += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
         script = [str(Path(__file__).resolve()), "--model", folder, "--plan", str(plan)]
         sys.exit(subprocess.run([sys.executable, *ranks, *script], check=False).returncode)
 
@@ -91,4 +92,7 @@ def on_rank(folder: Path, plan: Path, prompts: list[str], tokens: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MoeplanError as error:
+        sys.exit(str(error))

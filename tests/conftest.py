@@ -14,6 +14,7 @@ ALONE = {"test_lab", "test_profiler", "test_run"}
 LONG = (
     "test_gpu_dry",
     "test_docs_commands",
+    "test_apply_plan_families",
     "test_kills",
     "test_wheel",
     "test_kills_strategies",

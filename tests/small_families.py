@@ -67,20 +67,20 @@ def families() -> list[str]:
     return sorted(family for family in set(found) if f"{family}_text" not in found)
 
 
-def small_config(family: str) -> Any:
+def small_config(family: str, **changes: Any) -> Any:
     """Sizes of the configuration that it has, made small."""
     kind = transformers.CONFIG_MAPPING[family]
     known = set(kind().to_dict())
-    fields = {key: value for key, value in SMALL.items() if key in known} | OWN.get(family, {})
+    fields = {key: value for key, value in SMALL.items() if key in known} | OWN.get(family, {}) | changes
     return kind(**fields)
 
 
-def build(family: str, seed: int = 0) -> torch.nn.Module:
+def build(family: str, seed: int = 0, **changes: Any) -> torch.nn.Module:
     """With random weights, also where Transformers begins with zeros, as in some routers; in evaluation mode."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        net = transformers.AutoModelForCausalLM.from_config(small_config(family)).eval()
+        net = transformers.AutoModelForCausalLM.from_config(small_config(family, **changes)).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() > 1 and not parameter.any():

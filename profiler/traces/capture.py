@@ -1,9 +1,10 @@
 """Record how a Transformers mixture-of-experts model routes a text.
 
-Every experts module of Transformers is called with ``(hidden states [T, D], expert ids [T, K], gate weights [T, K])``,
-whatever made the choice: softmax or sigmoid scores, groups, a correction bias, a table of token ids. Hooks take these
-arguments, so nothing of the choice is computed again here. Router logits would not do: a correction bias is no part of
-them, JetMoe's attention has routers too, and LongCat-Flash has columns for identity experts.
+Every experts module of Transformers (``runtime.embedding.form``) is called with ``(hidden states [T, D], expert ids
+[T, K], gate weights [T, K])``, whatever made the choice: softmax or sigmoid scores, groups, a correction bias, a table
+of token ids. Hooks take these arguments, so nothing of the choice is computed again here. Router logits would not do: a
+correction bias is no part of them, JetMoe's attention has routers too, and LongCat-Flash has columns for identity
+experts.
 """
 
 import inspect
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...runtime.embedding.form import is_experts
 from ...spec import MoeplanError, Trace
 from .hugging_face import import_transformers, load_model, locate, read_config, read_sequences
 
@@ -147,7 +149,9 @@ def _experts_modules(net: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def _takes_ids(module: torch.nn.Module) -> bool:
-    names = list(inspect.signature(module.forward).parameters)
+    if is_experts(module):
+        return True
+    names = list(inspect.signature(module.forward).parameters)  # LongCat's are called so too
     return type(module).__name__.endswith("Experts") and len(names) == 3 and names[1] in IDS
 
 
