@@ -1,6 +1,7 @@
 """``apply_plan``: what it keeps, what it refuses, idle ranks, groups, fine-tuning."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -14,7 +15,7 @@ from moeplan.runtime.embedding.form import experts_modules  # noqa: E402
 from moeplan.runtime.embedding.package import check_version  # noqa: E402
 from moeplan.runtime.launch import LocalLauncher  # noqa: E402
 from moeplan.spec import MoeplanError  # noqa: E402
-from moeplan.spec.plan import LayerPlan  # noqa: E402
+from moeplan.spec.plan import Degrees, LayerPlan  # noqa: E402
 from moeplan.tests.small_families import EXPERTS, build, plan_for, small_config  # noqa: E402
 
 UNEVEN = ((5, 0, 3), (1, 2, 4, 6, 7))
@@ -57,7 +58,32 @@ def on_rank(rank, job) -> dict[str, object]:
             for batch, sequences in BATCHES.items():
                 found[f"{family}, {name}, {batch}"] = error(net, whole, prompts(rank.rank, sequences[rank.rank]))
             rank.emit({"done": name})
-    return found | refusals(rank.rank)
+    return found | in_groups(rank.rank) | refusals(rank.rank)
+
+
+def in_groups(rank: int) -> dict[str, object]:
+    """Of both ranks, and of each alone."""
+    dist, found = torch.distributed, {}
+    groups = {"pair": dist.new_group([0, 1]), "alone": [dist.new_group([r]) for r in (0, 1)][rank]}
+    for (where, group), name in itertools.product(groups.items(), ("ep", "ep, by batch", "sharded", "gathered")):
+        whole, plan = build("mixtral"), PLANS[name]
+        if where == "alone":
+            everything = tuple(range(EXPERTS))
+            plan = LayerPlan(strategy=plan.strategy, slots=(everything,), split=(48,) if plan.split else None)
+        document = plan_for(whole, lambda form, plan=plan: plan, ranks=len(plan.slots))
+        net = moeplan.transformers.apply_plan(copy.deepcopy(whole), document, group)
+        found[f"{where}: {name}"] = error(net, whole, prompts(rank, 2 + rank))
+    divided = planned("mixtral", "ep").model_copy(update={"degrees": Degrees(tensor=2, data=1, expert=2)})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        net = moeplan.transformers.apply_plan(copy.deepcopy(whole), divided)
+    found["pair: attention divided"] = error(net, whole, prompts(rank, 1))
+    found["told"] = " ".join(str(warning.message) for warning in told)
+    try:
+        moeplan.transformers.apply_plan(build("mixtral"), planned("mixtral", "ep"), groups["alone"])
+    except MoeplanError as problem:
+        found["a group of another size"] = str(problem)
+    return found
 
 
 @torch.no_grad()
@@ -77,11 +103,14 @@ def refusals(rank: int) -> dict[str, object]:
     plans = {
         "another plan": planned("mixtral", "ep" if rank else "sharded"),
         "one is wrong": planned("mixtral", "ep") if rank else plan_for(net, lambda form: PLANS["ep"], ffn_size=40),
+        "other dtypes": planned("mixtral", "ep"),
+        "a placement": {"slots": []},
         "three devices": plan_for(net, lambda form: LayerPlan(strategy="ep", slots=(*UNEVEN, ())), ranks=3),
     }
+    half = copy.deepcopy(net).bfloat16()
     for name, plan in plans.items():
         try:
-            moeplan.transformers.apply_plan(net, plan)
+            moeplan.transformers.apply_plan(half if rank and name == "other dtypes" else net, plan)
             said[name] = "nothing"
         except MoeplanError as problem:
             said[name] = str(problem)
@@ -101,6 +130,15 @@ def test_logits_are_those_of_the_whole_model(found, family: str, name: str, batc
     assert max(rank[f"{family}, {name}, {batch}"] for rank in found) < 1e-4
 
 
+def test_logits_in_groups(found) -> None:
+    for rank in found:
+        errors = {case: rank[case] for case in rank if case.startswith(("pair:", "alone:"))}
+        assert len(errors) == 9
+        assert "attention over 2 devices, here it stays whole" in rank["told"]
+        assert max(errors.values()) < 1e-4
+        assert rank["a group of another size"].startswith("the plan is for 2 devices, the group has 1 ranks")
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_a_rank_keeps_its_part_only(found, name: str) -> None:
     kept = [rank[f"mixtral, {name}: kept"] for rank in found]
@@ -118,6 +156,8 @@ def test_all_ranks_refuse_together_and_nothing_is_changed(found) -> None:
     )
     assert "rank 0 refused the plan" in second["one is wrong"]
     assert "the plan is for 3 devices, the group has 2 ranks" in first["three devices"]
+    assert "ranks 0 and 1 were given another plan or model" in first["other dtypes"]
+    assert "expected a Plan or its path, got dict" in first["a placement"]
     assert first["unchanged"]
     assert second["unchanged"]
 

@@ -71,13 +71,16 @@ def by_parts(module, x, ids, weights, parts: list[tuple[list[int], tuple[int, in
     return total
 
 
-@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("case", ["f32", "bf16", "no tokens"])
 @pytest.mark.parametrize("family", [*FORMS, *OTHERS])
-def test_parts_add_up_to_the_class_of_its_own(family: str, empty: bool) -> None:
-    module = module_of(family)
+def test_parts_add_up_to_the_class_of_its_own(family: str, case: str) -> None:
+    module, dtype = module_of(family), torch.bfloat16 if case == "bf16" else torch.float32
     form = form_of("experts", module)
-    x, ids, weights = routed(form, empty)
-    wanted = eager(module, x, ids, weights)
+    x, ids, weights = routed(form, empty=case == "no tokens")
+    module, x = module.to(dtype), x.to(dtype)
+    # In bf16 the same weights in float32 are right; the class of its own rounds more often.
+    wanted = eager(module.float(), x.float(), ids, weights)
+    module = module.to(dtype)
     scale = wanted.abs().max().item() if len(x) else 1.0
     everyone, all_columns = list(range(form.experts)), (0, form.ffn)
     divisions = [
@@ -87,8 +90,8 @@ def test_parts_add_up_to_the_class_of_its_own(family: str, empty: bool) -> None:
     if not form.post_norm:
         divisions.append([(everyone, (0, 7)), (everyone, (7, 8)), (everyone, (8, form.ffn))])
     for parts in divisions:
-        error = (by_parts(module, x, ids, weights, parts) - wanted).abs()
-        assert not len(x) or error.max().item() < 1e-5 * scale
+        error = (by_parts(module, x, ids, weights, parts).float() - wanted).abs()
+        assert not len(x) or error.max().item() < (1e-5 if dtype == torch.float32 else 3e-2) * scale
 
 
 def test_the_forms_of_transformers_are_all_here() -> None:

@@ -1,6 +1,7 @@
 """``apply_plan``: a loaded Transformers model that runs under a plan."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,16 +52,22 @@ def apply_plan(model: Any, plan: Plan | str | Path, group: Group = None) -> Any:
     found: list[Asked] = []
     problem, subject, hosts = None, "", []
     try:
-        document = plan if isinstance(plan, Plan) else Plan.read(plan)
+        document = document_of(plan)
         found = check(model, document, dist.get_world_size(group), everyone(group))
         hosts = hosts_of(document)
-        subject = repr([(a.form, a.plan) for a in found])
+        subject = repr((hosts, [(a.form, a.plan, a.moe.top_k, dtype_of(a)) for a in found]))
     except MoeplanError as error:
         problem = error
     agree(subject, problem, _device(model), own)
+    if document.degrees.tensor > 1:
+        warnings.warn(
+            f"the plan divides attention over {document.degrees.tensor} devices, here it stays whole on every rank: "
+            "the predicted time and memory do not hold",
+            stacklevel=2,
+        )
     levels = open_levels(hosts) if any(a.plan.strategy == "hierarchical" for a in found) else None
     transformers.integrations.moe.ALL_EXPERTS_FUNCTIONS.register(NAME, planned_forward)
-    region = Region(next(tensors_of(found[0].module, found[0].form)).dtype, _device(model))
+    region = Region(dtype_of(found[0]), _device(model))
     for asked in found:
         _install(asked, hosts, own, region, levels)
     model.save_pretrained = _refuse_saving
@@ -74,11 +81,6 @@ def check(model: Any, plan: Plan, ranks: int, everyone: bool) -> list[Asked]:
     if len(plan.devices) != ranks:
         raise MoeplanError(
             f"the plan is for {len(plan.devices)} devices, the group has {ranks} ranks: start one process for each"
-        )
-    if plan.degrees.tensor > 1:
-        raise MoeplanError(
-            f"the plan divides attention over {plan.degrees.tensor} devices, which a user's model does not: "
-            "solve with --tensor 1"
         )
     modules = experts_modules(model)
     if len(modules) != len(plan.layers):
@@ -111,7 +113,7 @@ def _check_layer(name: str, module: nn.Module, plan: Plan, ordinal: int, everyon
     if layer.strategy not in APPLIED:
         raise MoeplanError(
             f"layer {plan.model.moe_layers[ordinal]}: {layer.strategy} runs in `moeplan run` only; apply_plan takes "
-            f"{', '.join(APPLIED)}"
+            f"{', '.join(APPLIED)}: solve with --strategy ep"
         )
     if layer.strategy == "sharded" and form.post_norm:
         raise MoeplanError(
@@ -120,6 +122,19 @@ def _check_layer(name: str, module: nn.Module, plan: Plan, ordinal: int, everyon
     if layer.strategy == "hierarchical" and not everyone:
         raise MoeplanError(f"{name}: hierarchical needs a group of all ranks, in their order")
     return Asked(name, module, form, layer, moe)
+
+
+def document_of(plan: object) -> Plan:
+    """A plan, or what is read from its path."""
+    if isinstance(plan, str | Path):
+        return Plan.read(plan)
+    if not isinstance(plan, Plan):
+        raise MoeplanError(f"apply_plan: expected a Plan or its path, got {type(plan).__name__}")
+    return plan
+
+
+def dtype_of(asked: Asked) -> torch.dtype:
+    return next(tensors_of(asked.module, asked.form)).dtype
 
 
 def hosts_of(plan: Plan) -> list[int]:

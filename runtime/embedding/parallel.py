@@ -6,6 +6,7 @@ Transformers loads every rank its even and contiguous share of the experts, and 
 uneven numbers and other placements are ``apply_plan``'s. A token crosses once to every rank that has experts of it.
 """
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def register() -> None:
     implementations."""
     package = transformers_package()
     try:
-        from transformers.distributed import expert_parallel as theirs
+        theirs: Any = import_module("transformers.distributed.expert_parallel")
     except ImportError:
         theirs = None
     if not hasattr(theirs, "EPImplementationInterface"):
