@@ -22,7 +22,16 @@ from ..spec.errors import DocumentError, MoeplanError
 from ..spec.model import MAX_EXPERTS, MAX_LAYERS, Activation, Block, Counted, DType, Gate, Moe
 
 STACK = re.compile(r"^(.*?layers)\.(\d+)\.")
-TOP_K = ("top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "experts_per_token", "moe_k")
+TOP_K = (
+    "top_k",
+    "topk",
+    "top_k_experts",
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "experts_per_token",
+    "moe_k",
+)
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu": "gelu", "relu": "relu"}
 # What builds the text part of a model, in turn.
 AUTO = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModel")

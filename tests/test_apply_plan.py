@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import warnings
 
 import pytest
@@ -10,13 +11,15 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import moeplan.transformers  # noqa: E402
+from moeplan.profiler.families import read_family  # noqa: E402
 from moeplan.runtime.embedding.apply import check  # noqa: E402
 from moeplan.runtime.embedding.form import experts_modules  # noqa: E402
 from moeplan.runtime.embedding.package import check_version  # noqa: E402
 from moeplan.runtime.launch import LocalLauncher  # noqa: E402
 from moeplan.spec import MoeplanError  # noqa: E402
 from moeplan.spec.plan import Degrees, LayerPlan  # noqa: E402
-from moeplan.tests.small_families import EXPERTS, build, plan_for, small_config  # noqa: E402
+from moeplan.tests.plans import hand_made_plan  # noqa: E402
+from moeplan.tests.small_families import EXPERTS, build, experts_per_token, plan_for, small_config  # noqa: E402
 
 UNEVEN = ((5, 0, 3), (1, 2, 4, 6, 7))
 PLANS = {
@@ -219,3 +222,13 @@ def test_what_is_not_loaded_plainly_is_refused() -> None:
         check(net, planned("mixtral", "ep"), 2, everyone=True)
     with pytest.raises(MoeplanError, match="expected a loaded Transformers model, got str"):
         check("mixtral", planned("mixtral", "ep"), 2, everyone=True)
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "glm4_moe", "gpt_oss", "jamba", "qwen3_next", "zaya"])
+def test_plans_of_models_as_they_are_read_fit(family: str) -> None:
+    """What the planner reads of a configuration is what the model's experts are called with."""
+    body = json.loads(small_config(family).to_json_string(use_diff=False))
+    model = read_family(body, family, family, "")
+    layer = LayerPlan(strategy="ep", slots=UNEVEN)
+    found = check(build(family), hand_made_plan(model, "prefill:2@1", [layer], tokens=(1, 1)), 2, everyone=True)
+    assert {asked.moe.top_k for asked in found} == {experts_per_token(build(family))}
