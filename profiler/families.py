@@ -2,7 +2,8 @@
 
 Of the experts everything is read: how many, their widths, matrices and biases, top-k, which layers have them. The rest
 of a layer (attention or another mixer, norms, router, shared experts) is counted whole (``spec.model.Counted``):
-enough to place, explain, compare and export, and nothing that moeplan's own runtime would execute.
+enough to place, explain, compare and export, and nothing that moeplan's own runtime would execute. What a quantisation
+scheme does to both is in ``family_storage``.
 
 Letters: E experts, D model, F FFN.
 """
@@ -17,9 +18,11 @@ from torch import nn
 from ..spec import Model
 from ..spec.catalogue.huggingface import DTYPES
 from ..spec.catalogue.shared import merge_runs
+from ..spec.catalogue.stored import Scheme, read_scheme
 from ..spec.document import show
 from ..spec.errors import DocumentError, MoeplanError
 from ..spec.model import MAX_EXPERTS, MAX_LAYERS, Activation, Block, Counted, DType, Gate, Moe
+from .family_storage import experts_storage, rest_storage
 
 STACK = re.compile(r"^(.*?layers)\.(\d+)\.")
 TOP_K = (
@@ -51,13 +54,15 @@ class Experts(NamedTuple):
 def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Model:
     """The Model of a ``config.json`` of a family that moeplan has no reader for; ``where`` names it in errors.
 
-    Sizes are those of Transformers' modules; parameters count values, not bytes. Raises MoeplanError without
+    Sizes are those of Transformers' modules; parameters count values, and bytes are as the weights are stored. Raises MoeplanError without
     Transformers, and DocumentError, naming the family or field, for what it does not build or keeps elsewhere.
     """
     transformers = _transformers(body, where)
     family = body["model_type"]
+    scheme = read_scheme(body, where)
     config = _config(transformers, body, where)
     text = config.get_text_config()
+    text.tie_word_embeddings = tied = _tied(body, config)
     net = _text_part(_built(transformers, config, where))
     found = list(_experts(net, text, where))
     if not found:
@@ -76,8 +81,9 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
             )
         by_layer[i] = experts
     blocks = [_block(layer, by_layer.get(i), text, hidden, where) for i, layer in enumerate(stack)]
+    if scheme is not None:
+        blocks = [_stored(scheme, *each, by_layer) for each in zip(blocks, enumerate(stack), strict=True)]
     vocab = _integer(text, ("vocab_size",), where)
-    tied = bool(getattr(text, "tie_word_embeddings", False))
     model = Model(
         name=name,
         family=family,
@@ -87,6 +93,7 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
         rope_theta=None,
         tie_embeddings=tied,
         dtype=_dtype(text, where),
+        head_storage=None if tied or scheme is None else scheme.head(),
     )
     rest = _parameters(net) - _parameters(stack) + _missing_head(net, text) - model.embedding_parameters()
     if rest < 0:
@@ -121,16 +128,16 @@ def _config(transformers: Any, body: dict[str, Any], where: str) -> Any:
     """Sizes are looked at first: Transformers makes a module of every layer."""
     for part in (body, *(value for value in body.values() if isinstance(value, dict))):
         for field, value in part.items():
-            most = MAX_LAYERS if "layer" in field else MAX_EXPERTS if "expert" in field else 2**31
+            layers = "layer" in field and "size" not in field and "dim" not in field
+            most = MAX_LAYERS if layers else MAX_EXPERTS if "expert" in field else 2**31
             if isinstance(value, int) and not isinstance(value, bool) and value > most and not field.endswith("_id"):
                 raise DocumentError(f"{where}: {field}: at most {most} (got {value})")
-    if body.get("quantization_config") or body.get("compression_config"):
-        raise DocumentError(
-            f"{where}: quantization_config: how {show(body['model_type'])} stores its weights is not known to moeplan; "
-            "without this field it is read as if they were in its dtype"
-        )
     try:
-        fields = {key: value for key, value in body.items() if key not in ("model_type", "auto_map")}
+        # How its weights are stored is counted here, by the modules as they are without it.
+        dropped = ("model_type", "auto_map", "quantization_config", "compression_config")
+        fields = {key: value for key, value in body.items() if key not in dropped}
+        if isinstance(inner := fields.get("text_config"), dict):
+            fields["text_config"] = {key: value for key, value in inner.items() if key not in dropped[2:]}
         return transformers.AutoConfig.for_model(body["model_type"], **fields)
     except Exception as error:
         raise DocumentError(f"{where}: Transformers refuses it ({_first_line(error)})") from None
@@ -207,6 +214,20 @@ def _block(layer: nn.Module, experts: Experts | None, config: Any, hidden: int, 
     return Block(hidden_size=hidden, counted=counted, moe=moe)
 
 
+def _stored(scheme: Scheme, block: Block, numbered: tuple[int, nn.Module], found: Mapping[int, Experts]) -> Block:
+    """The block with how its linear layers and its experts are stored."""
+    index, layer = numbered
+    experts, counted, moe = found.get(index), block.counted, block.moe
+    assert counted is not None
+    update: dict[str, Any] = {"storage": rest_storage(scheme, layer, index, experts.module if experts else None)}
+    parts: dict[str, Any] = {"counted": counted.model_copy(update=update)}
+    if experts is not None and moe is not None:
+        inside = experts.name.split(f"layers.{index}.", 1)[1]
+        storage = experts_storage(scheme, index, inside, experts.number, experts.gated)
+        parts["moe"] = moe.model_copy(update={"storage": storage})
+    return block.model_copy(update=parts)
+
+
 def _top_k(layer: nn.Module, experts: Experts, config: Any, where: str) -> int:
     """As the layer's modules have it, else the configuration."""
     for module in (*layer.modules(), config):
@@ -226,6 +247,15 @@ def _cache_values(layer: nn.Module) -> int:
         if isinstance(module, nn.Linear)
     }
     return widths.get("kv_a_proj_with_mqa") or widths.get("k_proj", 0) + widths.get("v_proj", 0)
+
+
+def _tied(body: Mapping[str, Any], config: Any) -> bool:
+    """Whether the head is the embedding: as the whole model says, else its text part, else by default."""
+    inner = body.get("text_config")
+    for part in (body, inner if isinstance(inner, dict) else {}):
+        if isinstance(said := part.get("tie_word_embeddings"), bool):
+            return said
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def _missing_head(net: nn.Module, config: Any) -> int:

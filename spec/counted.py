@@ -1,8 +1,16 @@
 """Counted: what is known of a layer only by its size."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .document import Part
+
+
+class Stored(Part):
+    """Matrices that are stored in a format of their own, by their size."""
+
+    name: str = Field(description="such as fp8, int4, mxfp4; several, separated by commas")
+    values: int = Field(ge=1, le=2**50, description="weights in these matrices")
+    bytes: int = Field(ge=1, le=2**52, description="that they take, scales included")
 
 
 class Counted(Part):
@@ -13,3 +21,15 @@ class Counted(Part):
     cache_values: int = Field(
         0, ge=0, lt=2**31, description="elements that attention caches per token, by its projections' names"
     )
+    storage: Stored | None = Field(None, description="of these parameters, those not stored in the model's dtype")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Counted":
+        if self.storage and self.storage.values > self.parameters:
+            raise ValueError(f"storage.values ({self.storage.values}) exceeds parameters ({self.parameters})")
+        return self
+
+    def stored_bytes(self, element_bytes: int) -> int:
+        """Bytes of all of it as stored."""
+        values, size = (self.storage.values, self.storage.bytes) if self.storage else (0, 0)
+        return (self.parameters - values) * element_bytes + size

@@ -20,8 +20,7 @@ from .storage import Extent, Shape, Storage, stored_bytes
 
 DType = Literal["f32", "bf16", "f16"]
 DTYPE_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "f16": 2}
-Activation = Literal["silu", "gelu", "relu", "swiglu_clamped", "own"]
-"""own: the family's, which only Transformers computes."""
+Activation = Literal["silu", "gelu", "relu", "swiglu_clamped", "own"]  # own: only Transformers computes it
 MAX_LAYERS = 512
 """Of a model, placement or trace: four times the deepest published one; each takes time and memory everywhere."""
 MAX_EXPERTS = 65536
@@ -68,8 +67,7 @@ class Attention(Part):
     def matrices(self, hidden: int) -> dict[str, Shape]:
         """[outputs, inputs] of the projections."""
         if self.kind == "mla":
-            # _consistent has seen them all
-            assert self.kv_lora_rank is not None
+            assert self.kv_lora_rank is not None  # _consistent has seen them all
             assert self.rope_head_dim is not None
             assert self.v_head_dim is not None
             q_size = self.heads * (self.head_dim + self.rope_head_dim)
@@ -253,7 +251,7 @@ class Block(Part):
     def always_on_bytes(self, element_bytes: int) -> int:
         """Bytes of the same as stored; what no part stores otherwise has ``element_bytes`` a value."""
         if self.counted:
-            return self.counted.parameters * element_bytes
+            return self.counted.stored_bytes(element_bytes)
         hidden = self.hidden_size
         count = self._norms() * element_bytes
         count += self.attention.stored_bytes(hidden, element_bytes) if self.attention else 0
@@ -266,6 +264,7 @@ class Block(Part):
             "attention": self.attention and self.attention.model_copy(update={"storage": None}),
             "dense": self.dense and self.dense.model_copy(update={"storage": None}),
             "moe": self.moe and self.moe.model_copy(update={"storage": None, "shared_storage": None}),
+            "counted": self.counted and self.counted.model_copy(update={"storage": None}),
         }
         return self.model_copy(update=parts)
 
@@ -391,6 +390,7 @@ class Model(Document):
                 ("attention", block.attention and block.attention.storage),
                 ("rest", block.dense and block.dense.storage),
                 ("rest", block.moe and block.moe.shared_storage),
+                ("rest", block.counted and block.counted.storage),
             )
             for part, storage in parts:
                 if storage:

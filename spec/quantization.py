@@ -18,6 +18,7 @@ from .errors import DocumentError
 Strategy = Literal["tensor", "channel", "block", "group"]
 Pair = tuple[int, int]
 HF_QUANT_CONFIG = "hf_quant_config.json"
+_EXPERTS = "re:.*\\.experts(\\.|$)"  # experts' modules, by their usual name
 MAX_PATTERN, MAX_REPEATS = 500, 4  # of a pattern of modules: a file from anywhere must not make matching take hours
 
 
@@ -121,6 +122,8 @@ def read_quantization(
         for key in ("quantization_config", "compression_config"):
             if body.get(key) is not None:
                 fields = _Fields(body[key], f"{where}: {key}")
+                if "expert_dtype" in body:  # DeepSeek-V4 names it beside the scheme
+                    fields.body = {"expert_dtype": body["expert_dtype"], **fields.body}
                 return _read(fields, hf_quant_config)
     if hf_quant_config is not None:
         return _modelopt(_Fields(hf_quant_config, where.replace("config.json", HF_QUANT_CONFIG)))
@@ -226,18 +229,24 @@ def _by_name(f: _Fields) -> Quantization:
 
 
 def _fp8(f: _Fields) -> Quantization:
-    """Transformers' default block is 128 x 128; null means one scale per tensor."""
-    known = {"fmt": ("", "e4m3"), "scale_fmt": ("", "float", "ue8m0"), "expert_dtype": ("", "fp8")}
+    """Transformers' default block is 128 x 128; null means one scale per tensor. Experts in fp4 have a scale for 32
+    inputs (DeepSeek-V4)."""
+    known = {"fmt": ("", "e4m3", "float8_e4m3fn"), "scale_fmt": ("", "float", "ue8m0")}
+    known |= {"expert_dtype": ("", "fp8", "fp4")}
     detail = ", ".join(f"{name} {f.text(name)}" for name, values in known.items() if f.text(name) not in values)
     block = f.pair("weight_block_size", (128, 128))
     layout = WeightFormat("float", 8, "block" if block else "tensor", block)
     if f.text("scale_fmt") == "ue8m0":
         layout = replace(layout, scale_bytes=1)
-    return Quantization("fp8", detail, () if detail else (layout,), _skipped(f))
+    formats = (layout,)
+    if f.text("expert_dtype") == "fp4":
+        experts = replace(layout, bits=4, strategy="group", block=(1, 32), targets=(_EXPERTS,))
+        formats = (experts, layout)
+    return Quantization("fp8", detail, () if detail else formats, _skipped(f))
 
 
 def _mxfp4(f: _Fields) -> Quantization:
-    layout = WeightFormat("float", 4, "group", (1, 32), scale_bytes=1, targets=("re:.*\\.experts(\\.|$)",))
+    layout = WeightFormat("float", 4, "group", (1, 32), scale_bytes=1, targets=(_EXPERTS,))
     return Quantization("mxfp4", formats=(layout,), ignored=_skipped(f))
 
 

@@ -24,7 +24,7 @@ KNOWN = "fp8, fbgemm_fp8, compressed-tensors, gptq, awq, mxfp4, modelopt (FP8, N
 _PER_BYTE = ("float-quantized", "int-quantized", "naive-quantized")
 _PACKED = ("pack-quantized", "nvfp4-pack-quantized", "mxfp4-pack-quantized")
 _HEAD_TOO = ("compressed-tensors", "modelopt")  # schemes that store the output projection unless it is listed
-_LAYER = re.compile(r"(?:model\.)?layers\.(\d+)(?:\.[\w.\-]*)?")
+_LAYER = re.compile(r"(?:[\w.\-]+\.)?layers\.(\d+)(?:\.[\w.\-]*)?")
 
 
 def read_storage(
@@ -34,10 +34,9 @@ def read_storage(
 
     Raises DocumentError, naming the scheme, where its bytes are not known.
     """
-    found = read_quantization(body, hf_quant_config, where)
-    if found is None or not found.weights:
+    scheme = read_scheme(body, where, hf_quant_config)
+    if scheme is None:
         return layers, None
-    scheme = _Scheme(found, _raw(body, hf_quant_config), where)
     encoder = body.get("num_layers") if family == "switch_transformers" else 0
     stored = []
     for i, block in enumerate(layers):
@@ -46,9 +45,25 @@ def read_storage(
     return stored, scheme.head()
 
 
+def read_scheme(
+    body: dict[str, Any], where: str, hf_quant_config: Mapping[str, Any] | None = None
+) -> "Scheme | None":
+    """The scheme of a ``config.json``, and of modelopt's file beside it; None where weights are in a plain dtype.
+
+    Raises DocumentError, naming the scheme, where its bytes are not known.
+    """
+    found = read_quantization(body, hf_quant_config, where)
+    if found is None or not found.weights:
+        return None
+    return Scheme(found, _raw(body, hf_quant_config), where)
+
+
 def _raw(body: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None) -> dict[str, Any]:
     """The object that describes the scheme, for what ``Quantization`` leaves out."""
-    given = body.get("quantization_config") or body.get("compression_config") or hf_quant_config or {}
+    text = body.get("text_config")
+    parts = (body, text if isinstance(text, dict) else {})
+    named = (part.get(key) for part in parts for key in ("quantization_config", "compression_config"))
+    given = next((each for each in named if each), hf_quant_config or {})
     inner = given.get("quantization")
     return {**given, **inner} if isinstance(inner, dict) else dict(given)
 
@@ -76,7 +91,7 @@ def _store(block: Block, modules: LayerModules, part: Callable[[str, Names], Sto
     return block.model_copy(update={"attention": attention, "dense": dense, "moe": moe})
 
 
-class _Scheme:
+class Scheme:
     """One ``Quantization`` with the storage of each of its formats."""
 
     def __init__(self, quantization: Quantization, raw: dict[str, Any], where: str) -> None:
@@ -89,19 +104,32 @@ class _Scheme:
         own = [(pattern, _LAYER.fullmatch(pattern)) for pattern in quantization.ignored]
         self._common = tuple(pattern for pattern, layer in own if layer is None)
         self._of_layer: dict[int, list[str]] = {}
+        self._last: tuple[int, Quantization] | None = None
         for pattern, layer in own:
             if layer is not None:
                 self._of_layer.setdefault(int(layer[1]), []).append(pattern)
 
     def for_layer(self, index: int) -> Callable[[str, Names], Storage | None]:
         """Gives the storage of a part of this layer. Lists name thousands of modules: others' are left out first."""
-        mine = replace(self.quantization, ignored=(*self._common, *self._of_layer.get(index, ())))
+        mine = self._of(index)
         return lambda part, names: self._part(mine, f"layer {index}: {part}", names)
+
+    def matrix(self, index: int, names: tuple[str, ...]) -> Storage | None:
+        """Storage of one linear layer of this layer, which has these names; None where it keeps the dtype."""
+        layout = self._layout(self._of(index), names)
+        return self.storage[layout] if layout else None
 
     def head(self) -> Storage | None:
         covers = self.quantization.scheme in _HEAD_TOO or self.raw.get("lm_head") is True
-        layout = self.quantization.format_of("lm_head", "Linear") if covers else None
+        layout = self._layout(self.quantization, ("lm_head", "language_model.lm_head")) if covers else None
         return self.storage[layout] if layout else None
+
+    def _of(self, index: int) -> Quantization:
+        """The scheme with what it leaves alone in this layer; kept, as its patterns are compiled once."""
+        if self._last is None or self._last[0] != index:
+            mine = replace(self.quantization, ignored=(*self._common, *self._of_layer.get(index, ())))
+            self._last = index, mine
+        return self._last[1]
 
     def _part(self, quantization: Quantization, part: str, names: Names) -> Storage | None:
         """One storage for the matrices of a part, naming those that are left alone."""
@@ -109,7 +137,7 @@ class _Scheme:
         found = {layout for layout in layouts.values() if layout}
         if len(found) > 1:
             formats = ", ".join(sorted(self.storage[layout].name for layout in found))
-            raise self._error(f"{part}: matrices in several formats ({formats}) are not supported")
+            raise self.error(f"{part}: matrices in several formats ({formats}) are not supported")
         if not found:
             return None
         plain = tuple(matrix for matrix, layout in layouts.items() if layout is None)
@@ -140,12 +168,12 @@ class _Scheme:
                 raise self._unknown(f"{quantization.name} with {field}")
 
     def _unknown(self, name: str) -> DocumentError:
-        return self._error(
+        return self.error(
             f"how many bytes weights in {name} take is not known (known: {KNOWN}); without the field, the model is "
             "planned as if its weights were in its dtype"
         )
 
-    def _error(self, rule: str) -> DocumentError:
+    def error(self, rule: str) -> DocumentError:
         return DocumentError(f"{self.where}: quantization_config: {rule}")
 
     def _details(self) -> list[dict[str, Any]]:
