@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moeplan.runtime.kernels import expert_ffn, implementations
+from moeplan.runtime.kernels import expert_ffn, implementations, weights_of
 from moeplan.runtime.kernels.registry import obstacle
 
 GATED = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 FFNS = ((2, "silu"), (1, "relu"), (2, "gelu"), (2, "swiglu_clamped"))
+MORE_FFNS = ((1, "relu2"), (2, "gelu_tanh"), (1, "gelu_tanh"), (2, "relu2"), (2, "swiglu_clamped(1.25, 0.75, 0.5)"))
+# Of weights_of: transposed, interleaved.
+LAYOUTS = ((False, True), (True, False), (True, True))
 
 
 class Problem(NamedTuple):
@@ -34,6 +37,23 @@ class Problem(NamedTuple):
 
     def floats(self) -> dict[str, Tensor]:
         return {n: t for n, t in self._asdict().items() if t is not None and t.is_floating_point()}
+
+    def lying(self, transposed: bool, interleaved: bool) -> "Problem":
+        """The same with weights and bias that lie as ``weights_of`` takes them: views, no more contiguous."""
+        interleaved = interleaved and self.gate_up.shape[1] == 2
+
+        def stored(t: Tensor) -> Tensor:
+            return (t.transpose(1, 2) if interleaved else t).flatten(1, 2)
+
+        up, down = stored(self.gate_up), self.down
+        if transposed:
+            up, down = up.transpose(1, 2), down.transpose(1, 2)
+        bias = None if self.gate_up_bias is None else stored(self.gate_up_bias).contiguous()
+        gated = self.gate_up.shape[1] == 2
+        views = weights_of(
+            up.contiguous(), down.contiguous(), bias, gated=gated, transposed=transposed, interleaved=interleaved
+        )
+        return self._replace(gate_up=views.gate_up, down=views.down, gate_up_bias=views.gate_up_bias)
 
     def run(self, activation: str, implementation: str) -> Tensor:
         return expert_ffn(

@@ -14,6 +14,7 @@ from .activation import activate, activate_backward
 from .interface import Gradients
 from .product import multiply, multiply_back, multiply_rows
 from .reindex import by_expert
+from .stored import Layout, layout, like_weights, lying
 
 
 class GroupedKernels:
@@ -71,13 +72,16 @@ class GroupedKernels:
         save: bool,
     ) -> tuple[Tensor, Tensor]:
         order, counts = by_expert(ids, len(gate_up), "expert_ffn")
-        matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
+        matrices, (projections, lies) = gate_up.shape[1], _projections(gate_up, down)
         y = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
         saved, first = memory.empty((ids.numel() if save else 0, projections.shape[1]), x.dtype, x.device), 0
         for e, mine in _active(order, counts):
             token = mine // ids.shape[1]
             bias = None if gate_up_bias is None else gate_up_bias[e].flatten()
-            projected = multiply(projections[e], x.index_select(0, token).t(), bias)
+            projected = multiply(projections[e], x.index_select(0, token).t(), None if lies.interleaved else bias)
+            if lies.interleaved:
+                projected = projected.unflatten(0, (-1, matrices)).transpose(0, 1).flatten(0, 1)
+                projected = projected if bias is None else projected + bias.unsqueeze(1)
             if save:
                 saved[first : first + len(mine)] = projected.t()
                 first += len(mine)
@@ -101,10 +105,12 @@ class GroupedKernels:
         activation: str,
     ) -> Gradients:
         order, counts = by_expert(ids, len(gate_up), "expert_ffn")
-        matrices, projections = gate_up.shape[1], gate_up.flatten(1, 2)
+        matrices, (projections, lies) = gate_up.shape[1], _projections(gate_up, down)
         dx = torch.zeros(x.shape, dtype=_wide(x), device=x.device)
         busy = _busy(counts)
-        dgate_up, ddown = (memory.gradient(w.shape, x.dtype, x.device, busy).tensor for w in (projections, down))
+        # As the weights lie, whose views they become below.
+        shapes = lying(gate_up, lies).shape, (down.transpose(1, 2) if lies.down_transposed else down).shape
+        dgate_up, ddown = (memory.gradient(shape, x.dtype, x.device, busy).tensor for shape in shapes)
         dgate_up_bias, ddown_bias = (None if b is None else torch.zeros_like(b) for b in (gate_up_bias, down_bias))
         dweights = torch.zeros(ids.numel(), dtype=dx.dtype, device=x.device)
         first = 0
@@ -119,22 +125,37 @@ class GroupedKernels:
             if down_bias is not None:
                 dweights[mine] += (back * down_bias[e].to(dx.dtype)).sum(1)
             weighted = (back * gate).to(x.dtype)
-            multiply_rows(weighted, hidden, ddown[e])
+            _outer(weighted, hidden, ddown[e], lies.down_transposed)
             dprojected = activate_backward((dhidden * gate).to(x.dtype), projected, matrices, activation)
-            multiply_rows(dprojected, x.index_select(0, token), dgate_up[e])
+            if dgate_up_bias is not None:
+                dgate_up_bias[e] = _sum(dprojected).view(dgate_up_bias[e].shape)
+            if lies.interleaved:
+                dprojected = dprojected.unflatten(1, (matrices, -1)).transpose(1, 2).flatten(1)
+            _outer(dprojected, x.index_select(0, token), dgate_up[e], lies.transposed)
             dx.index_add_(0, token, multiply_back(dprojected, projections[e]))
             if ddown_bias is not None:
                 ddown_bias[e] = _sum(weighted)
-            if dgate_up_bias is not None:
-                dgate_up_bias[e] = _sum(dprojected).view_as(dgate_up_bias[e])
+        up, _, back = like_weights(dgate_up, None, ddown, matrices, lies)
         return Gradients(
             dx.to(x.dtype),
-            dgate_up.view_as(gate_up),
+            up,
             dgate_up_bias,
-            ddown,
+            back,
             ddown_bias,
             dweights.view_as(weights).to(weights.dtype),
         )
+
+
+def _projections(gate_up: Tensor, down: Tensor) -> tuple[Tensor, Layout]:
+    """gate_up [E, M, H, D] as rows [E, M H, D] in the order in which they lie, a view; and the layout."""
+    lies = layout(gate_up, down)
+    flat = lying(gate_up, lies)
+    return flat.transpose(1, 2) if lies.transposed else flat, lies
+
+
+def _outer(left: Tensor, right: Tensor, out: Tensor, transposed: bool) -> None:
+    """left [n, O]^T times right [n, I] into out [O, I], or [I, O] where it lies transposed."""
+    multiply_rows(*((right, left) if transposed else (left, right)), out)
 
 
 def _busy(counts: list[int]) -> list[int]:

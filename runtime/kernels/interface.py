@@ -20,7 +20,8 @@ from torch import Tensor
 
 
 class Gradients(NamedTuple):
-    """Of one ``forward``, each of the shape and type of what it belongs to; None for a bias that is not there."""
+    """Of one ``forward``, each of the shape and type of what it belongs to; None for a bias that is not there. Those of
+    weights lie as these do, or contiguous (``reference``)."""
 
     x: Tensor
     gate_up: Tensor
@@ -76,7 +77,8 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """y[t] = sum over k of weights[t, k] (down[e] act(gate_up[e] x[t] + gate_up_bias[e]) + down_bias[e]).
 
-        x: [T, D]; gate_up: [E, M, H, D]; gate_up_bias: [E, M, H] or None; down: [E, D, H]; down_bias: [E, D] or None;
+        x: [T, D]; gate_up: [E, M, H, D]; gate_up_bias: [E, M, H] or None; down: [E, D, H]; down_bias: [E, D] or None, the
+        weights in a layout of ``stored``; activation: see ``activation``;
         weights: [T, K] float32 -> y [T, D], and what ``backward`` needs: the projections before the activation,
         [P, M H], in an order of rows that is the implementation's own (rows of no choice are undefined); [0, M H]
         unless ``save``.

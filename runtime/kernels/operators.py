@@ -109,7 +109,18 @@ def _expert_ffn_backward(
         saved.contiguous(),
         activation,
     )
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in found)
+    given = x, gate_up, gate_up_bias, down, down_bias, weights
+    return tuple(
+        x.new_empty(0) if gradient is None or like is None else _lying_as(like, gradient)
+        for like, gradient in zip(given, found, strict=True)
+    )
+
+
+def _lying_as(like: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of what it belongs to, which a compiled graph counts on; of weights they are."""
+    strides = torch.empty_like(like, device="meta").stride()
+    lies = all(n < 2 or a == b for n, a, b in zip(like.shape, strides, gradient.stride(), strict=True))
+    return gradient if lies or not gradient.numel() else torch.empty_like(like).copy_(gradient)
 
 
 @torch.library.register_fake("moeplan::expert_ffn_backward", lib=LIBRARY)
@@ -129,7 +140,7 @@ def _fake_expert_ffn_backward(
     check_expert_ffn(x, gate_up, gate_up_bias, down, down_bias, ids, weights, activation)
     check_backward(dy, x, gate_up, ids, saved)
     given = x, gate_up, gate_up_bias, down, down_bias, weights
-    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in given)
+    return tuple(x.new_empty(0) if t is None else torch.empty_like(t) for t in given)
 
 
 @torch.library.impl(LIBRARY, "esmm", "CompositeExplicitAutograd")

@@ -102,8 +102,8 @@ class ReferenceKernels:
         dprojected = activate_backward(dhidden, projected, matrices, activation)
         flat = gate_up.flatten(1, 2)
         dx, dgate_up, dbias = self.esfk(x, flat, dprojected, ids, gate_up_bias is not None)
-        dbias = None if gate_up_bias is None or dbias is None else dbias.view_as(gate_up_bias)
-        return Gradients(dx, dgate_up.view_as(gate_up), dbias, ddown, ddown_bias, dweights)
+        dbias = None if gate_up_bias is None or dbias is None else dbias.view(gate_up_bias.shape)
+        return Gradients(dx, dgate_up.view(gate_up.shape), dbias, ddown, ddown_bias, dweights)
 
 
 def _rows(x: Tensor, ids: Tensor) -> Tensor:

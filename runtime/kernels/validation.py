@@ -2,7 +2,8 @@
 
 Letters as in ``interface``. Shapes, types, devices and layouts only, so that fake tensors pass through here too, and
 one value where it costs no wait for a device: a gate weight that is NaN. ``ids`` is looked at by the implementations,
-which read it anyway. Weights must be contiguous: a copy of a layer's experts at every call would go unseen.
+which read it anyway. Weights lie in one of the layouts of ``stored``: a copy of a layer's experts at every call would go
+unseen.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...spec import MoeplanError
 from .activation import check_activation
+from .stored import layout_of
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -37,8 +39,7 @@ def check_expert_ffn(
         _like(function, "gate_up_bias", gate_up_bias, x, (experts, matrices, ffn))
     if down_bias is not None:
         _like(function, "down_bias", down_bias, x, (experts, model))
-    _weight(function, "gate_up", gate_up, x)
-    _weight(function, "down", down, x)
+    _lies(gate_up, down, x)
     _ids(function, ids, x)
     _like(function, "weights", weights, x, tuple(ids.shape), weights_type(x.dtype, weights.dtype))
     check_activation(activation, matrices)
@@ -105,6 +106,19 @@ def _ids(function: str, ids: Tensor, x: Tensor) -> None:
         raise _wrong(function, "ids", f"int32 or int64 [{x.shape[0]}, top_k]", ids)
     if ids.device != x.device:
         raise _elsewhere(function, "ids", ids, x)
+
+
+def _lies(gate_up: Tensor, down: Tensor, x: Tensor) -> None:
+    """The layouts of ``stored``, which the kernels read in place."""
+    if layout_of(gate_up, down) is None:
+        name, weight = ("gate_up", gate_up) if layout_of(gate_up, down.new_empty(down.shape)) is None else ("down", down)
+        raise MoeplanError(
+            f"expert_ffn: {name}: expected contiguous {list(weight.shape)}, or a view that weights_of gives, got strides "
+            f"{list(weight.stride())}: lay it out once, when it is loaded"
+        )
+    for name, weight in (("gate_up", gate_up), ("down", down)):
+        if weight.device != x.device:
+            raise _elsewhere("expert_ffn", name, weight, x)
 
 
 def _weight(function: str, name: str, weight: Tensor, x: Tensor) -> None:

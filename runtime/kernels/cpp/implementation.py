@@ -4,6 +4,7 @@ Letters and meaning as in ``interface``. Results do not depend on the number of 
 MKL multiplies (``vendor_from``).
 """
 
+import ctypes
 import os
 from typing import Any
 
@@ -12,14 +13,16 @@ from torch import Tensor
 
 from ....spec import MoeplanError
 from .. import memory
+from ..activation import parse_activation
 from ..interface import Gradients
 from ..reindex import active_experts
+from ..stored import layout, like_weights, lying
 from .library import BAD_ID, level, load
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 VENDOR_FROM = 4096
 """Columns of the wider matrix at which MKL's larger blocks begin to pay: Mixtral's model has so many."""
-_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "swiglu_clamped": 3}
+_ACTIVATIONS = {"silu": 0, "gelu": 1, "relu": 2, "swiglu_clamped": 3, "gelu_tanh": 4, "relu2": 5}
 
 
 class CppKernels:
@@ -91,7 +94,7 @@ class CppKernels:
         save: bool,
     ) -> tuple[Tensor, Tensor]:
         x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
-        _check_weights("expert_ffn", gate_up=gate_up, down=down)
+        lies, kind, numbers = layout(gate_up, down), *_activation(activation)
         gate_up_bias, down_bias = _contiguous(gate_up_bias), _contiguous(down_bias)
         experts, matrices, ffn, model = gate_up.shape
         y = torch.empty_like(x)
@@ -106,12 +109,14 @@ class CppKernels:
             weights.data_ptr(),
             y.data_ptr(),
             saved.data_ptr() if save else None,
+            numbers,
             ids.element_size(),
             _type("expert_ffn", x),
             self._level,
             torch.get_num_threads(),
             self._vendor_from,
-            _ACTIVATIONS[activation],
+            kind,
+            *lies,
             len(x),
             model,
             experts,
@@ -138,14 +143,16 @@ class CppKernels:
     ) -> Gradients:
         dy, x, ids, weights = dy.contiguous(), x.contiguous(), ids.contiguous(), weights.contiguous()
         saved, down_bias = saved.contiguous(), _contiguous(down_bias)
-        _check_weights("expert_ffn", gate_up=gate_up, down=down)
+        lies, kind, numbers = layout(gate_up, down), *_activation(activation)
         experts, matrices, ffn, model = gate_up.shape
         active = active_experts(ids, experts, "expert_ffn")
-        dgate_up, ddown = (memory.gradient(w.shape, w.dtype, w.device, active) for w in (gate_up, down))
+        shapes = lying(gate_up, lies).shape, (down.transpose(1, 2) if lies.down_transposed else down).shape
+        dgate_up, ddown = (memory.gradient(shape, x.dtype, x.device, active) for shape in shapes)
+        # As the weights lie, whose views they become below.
         gradients = Gradients(
             torch.empty_like(x),
             dgate_up.tensor,
-            None if gate_up_bias is None else gate_up.new_empty(experts, matrices, ffn),
+            None if gate_up_bias is None else gate_up.new_empty(experts, matrices * ffn),
             ddown.tensor,
             None if down_bias is None else down.new_empty(experts, model),
             torch.empty_like(weights),
@@ -160,12 +167,14 @@ class CppKernels:
             ids.data_ptr(),
             weights.data_ptr(),
             *map(_pointer, gradients),
+            numbers,
             ids.element_size(),
             _type("expert_ffn", x),
             self._level,
             torch.get_num_threads(),
             self._vendor_from,
-            _ACTIVATIONS[activation],
+            kind,
+            *lies,
             len(x),
             model,
             experts,
@@ -176,7 +185,8 @@ class CppKernels:
         )
         if status:
             self._fail("expert_ffn", status, experts)
-        return gradients
+        up, bias, back = like_weights(gradients.gate_up, gradients.gate_up_bias, gradients.down, matrices, lies)
+        return gradients._replace(gate_up=up, gate_up_bias=bias, down=back)
 
     def _gradients(
         self,
@@ -230,6 +240,12 @@ class CppKernels:
             got = self._library.moeplan_bad_id()
             raise MoeplanError(f"{function}: ids: expected -1..{experts - 1}, got {got}")
         raise MoeplanError(f"{function}: out of memory for the kernel's scratch")
+
+
+def _activation(activation: str) -> tuple[int, Any]:
+    """Its number and a pointer to what it is given: slope, limit, shift."""
+    kind, *numbers = parse_activation(activation)
+    return _ACTIVATIONS[kind], ctypes.cast((ctypes.c_float * 3)(*numbers), ctypes.c_void_p)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -18,8 +18,8 @@ _FUNCTIONS = {
     "moeplan_bad_id": (0, 0),
     "moeplan_scratch_bytes": (0, 0),
     "moeplan_multiply_adds": (0, 0),
-    "moeplan_forward": (9, 12),
-    "moeplan_backward": (14, 13),
+    "moeplan_forward": (10, 15),
+    "moeplan_backward": (15, 16),
     "moeplan_project": (5, 10),
     "moeplan_project_backward": (7, 11),
 }

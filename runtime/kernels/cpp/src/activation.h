@@ -37,49 +37,68 @@ inline vf normal_below(vf x, vf& bell) {
     return splat(0.5f) + splat(0.5f) * copy_sign(erf, x);
 }
 
-constexpr float LIMIT = 7.0f, SLOPE = 1.702f;
+// The same by its approximation: the sigmoid of 2 sqrt(2 / pi) (x + 0.044715 x^3), and the derivative of what it is of.
+inline vf normal_below_tanh(vf x, vf& inner_slope) {
+    const vf one = splat(1.0f), twice = splat(1.5957691216057308f), cube = splat(0.044715f);
+    x = upper(splat(30.0f), lower(splat(-30.0f), x));  // beyond, nothing changes any more
+    vf square = x * x;
+    inner_slope = twice * fma(splat(3.0f) * cube, square, one);
+    return sigmoid(twice * x * fma(cube, square, one));
+}
 
 // act(g) u, or act(g) where the FFN is not gated.
-inline vf activate(int64_t act, bool gated, vf g, vf u) {
-    vf bell, a;
-    switch (act) {
+inline vf activate(const Activation& act, bool gated, vf g, vf u) {
+    vf extra, a;
+    switch (act.kind) {
         case SILU: a = g * sigmoid(g); break;
-        case GELU: a = g * normal_below(g, bell); break;
+        case GELU: a = g * normal_below(g, extra); break;
+        case GELU_TANH: a = g * normal_below_tanh(g, extra); break;
         case RELU: a = lower(zero(), g); break;
+        case RELU2: a = lower(zero(), g); a = a * a; break;
         default:
-            g = upper(splat(LIMIT), g);
-            u = upper(splat(LIMIT), lower(splat(-LIMIT), u));
-            return (u + splat(1.0f)) * g * sigmoid(splat(SLOPE) * g);
+            g = upper(splat(act.limit), g);
+            u = upper(splat(act.limit), lower(splat(-act.limit), u));
+            return (u + splat(act.shift)) * g * sigmoid(splat(act.slope) * g);
     }
     return gated ? a * u : a;
 }
 
 // With d the gradient of the result: the result, and gradients of g and u.
-inline void activate_backward(int64_t act, bool gated, vf g, vf u, vf d, vf& result, vf& dg, vf& du) {
+inline void activate_backward(const Activation& act, bool gated, vf g, vf u, vf d, vf& result, vf& dg, vf& du) {
     const vf one = splat(1.0f);
-    vf a, slope, s, bell;
-    switch (act) {
+    vf a, slope, s, extra;
+    switch (act.kind) {
         case SILU:
             s = sigmoid(g);
             a = g * s;
             slope = s * (one + g * (one - s));
             break;
         case GELU:
-            s = normal_below(g, bell);
+            s = normal_below(g, extra);
             a = g * s;
-            slope = fma(g * splat(0.39894228040143268f), bell, s);
+            slope = fma(g * splat(0.39894228040143268f), extra, s);
+            break;
+        case GELU_TANH:
+            s = normal_below_tanh(g, extra);
+            a = g * s;
+            slope = s + a * (one - s) * extra;
             break;
         case RELU:
             a = lower(zero(), g);
             slope = if_less(zero(), g, one);
             break;
+        case RELU2:
+            a = lower(zero(), g);
+            slope = a + a;
+            a = a * a;
+            break;
         default: {
-            vf h = upper(splat(LIMIT), g), v = upper(splat(LIMIT), lower(splat(-LIMIT), u)) + one;
-            s = sigmoid(splat(SLOPE) * h);
+            vf h = upper(splat(act.limit), g), v = upper(splat(act.limit), lower(splat(-act.limit), u)) + splat(act.shift);
+            s = sigmoid(splat(act.slope) * h);
             a = h * s;
             result = v * a;
-            dg = if_not_above(g, splat(LIMIT), d * v * s * (one + splat(SLOPE) * h * (one - s)));
-            du = if_not_above(magnitude(u), splat(LIMIT), d * a);
+            dg = if_not_above(g, splat(act.limit), d * v * s * (one + splat(act.slope) * h * (one - s)));
+            du = if_not_above(magnitude(u), splat(act.limit), d * a);
             return;
         }
     }

@@ -1,4 +1,5 @@
-// What Python calls: plain functions, pointers and sizes. Statuses as in common.h.
+// What Python calls: plain functions, pointers and sizes. Statuses as in common.h; `numbers`: slope, limit and shift of
+// the activation.
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -38,8 +39,11 @@ bool has_amx() {
     return granted;
 }
 
-// Whether the vendor's library multiplies: it is here, and the FFN, or the model, at least `from` wide (0: never).
-bool vendor(int64_t from, int64_t D, int64_t H) { return from && most(D, H) >= from && D && H && vendor_here(); }
+// Whether the vendor's library multiplies: it is here, the FFN, or the model, at least `from` wide (0: never), and the
+// weights lie in the usual way.
+bool vendor(int64_t from, int64_t D, int64_t H, const Layout& layout) {
+    return from && most(D, H) >= from && D && H && layout.plain() && vendor_here();
+}
 
 // Best that the processor has, up to `level`.
 const Variant& choose(int64_t type, int64_t level) {
@@ -85,21 +89,27 @@ EXPORT int64_t moeplan_multiply_adds() { return multiply_adds; }
 
 EXPORT int64_t moeplan_forward(const void* x, const void* gate_up, const void* gate_up_bias, const void* down,
                                const void* down_bias, const void* ids, const float* weights, void* y, void* saved,
-                               int64_t id_bytes, int64_t type, int64_t level, int64_t threads, int64_t vendor_from,
-                               int64_t act, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M) {
+                               const float* numbers, int64_t id_bytes, int64_t type, int64_t level, int64_t threads,
+                               int64_t vendor_from, int64_t act, int64_t turned, int64_t mixed, int64_t down_turned,
+                               int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M) {
+    Layout layout{turned, mixed, down_turned};
     Forward call{x, gate_up, gate_up_bias, down, down_bias, weights, y, saved,
-                 T, D, E, K, H, M, act, threads, vendor(vendor_from, D, H), {}};
+                 T, D, E, K, H, M, threads, vendor(vendor_from, D, H, layout),
+                 {act, numbers[0], numbers[1], numbers[2]}, layout, {}};
     return run(call, &Variant::forward, ids, id_bytes, type, level);
 }
 
 EXPORT int64_t moeplan_backward(const void* dy, const void* x, const void* gate_up, const void* down,
                                 const void* down_bias, const void* saved, const void* ids, const float* weights,
                                 void* dx, void* dgate_up, void* dgate_up_bias, void* ddown, void* ddown_bias,
-                                float* dweights, int64_t id_bytes, int64_t type, int64_t level, int64_t threads,
-                                int64_t vendor_from, int64_t act, int64_t T, int64_t D, int64_t E, int64_t K,
-                                int64_t H, int64_t M, int64_t past_caches) {
+                                float* dweights, const float* numbers, int64_t id_bytes, int64_t type, int64_t level,
+                                int64_t threads, int64_t vendor_from, int64_t act, int64_t turned, int64_t mixed,
+                                int64_t down_turned, int64_t T, int64_t D, int64_t E, int64_t K, int64_t H, int64_t M,
+                                int64_t past_caches) {
+    Layout layout{turned, mixed, down_turned};
     Backward call{dy, x, gate_up, down, down_bias, saved, weights, dx, dgate_up, dgate_up_bias, ddown, ddown_bias,
-                  dweights, T, D, E, K, H, M, act, threads, vendor(vendor_from, D, H), past_caches, {}};
+                  dweights, T, D, E, K, H, M, threads, vendor(vendor_from, D, H, layout), past_caches,
+                  {act, numbers[0], numbers[1], numbers[2]}, layout, {}};
     return run(call, &Variant::backward, ids, id_bytes, type, level);
 }
 

@@ -15,7 +15,8 @@ constexpr int64_t HIDDEN_COLUMNS = 256;  // columns of dhidden in a block
 
 class BackwardCall {
 public:
-    explicit BackwardCall(const Backward& b) : b(b), width(b.M * b.H), blocks(ceil_div(b.H, HIDDEN_COLUMNS)) {}
+    explicit BackwardCall(const Backward& b)
+        : b(b), mixed(b.layout.mixed && b.M == 2), width(b.M * b.H), blocks(ceil_div(b.H, HIDDEN_COLUMNS)) {}
 
     Status run() {
         int64_t row_units = (row_length(b.D) + b.D + row_length(width) + b.H) / PAIR + 1;
@@ -67,6 +68,7 @@ public:
 private:
     static constexpr int64_t PHASES = 9;
     const Backward& b;
+    const bool mixed;
     const int64_t width, blocks;  // M H; blocks of H
     int64_t together = 0, columns = 0;  // in a task: blocks of H; columns of dx
     Owners owners;
@@ -130,13 +132,17 @@ private:
 
     // Columns h to h + n, of which the first starts a block of H, and all are in one block of sums.
     void activations_of(const Owner& own, int64_t h, int64_t n, Scratch& scratch) {
-        const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H + h;
+        const Real* down = static_cast<const Real*>(b.down) + own.expert * b.D * b.H;
         Panels panels = owner_panels(own, hidden, b.H);
         int64_t line = block_line(own.n);
         for (int64_t r = 0; r < own.n; r += BLOCK_ROWS) {
             int64_t m = least(BLOCK_ROWS, own.n - r);
             const Op* rows = dy + (own.padded_row + r) * row_length(b.D);
-            rows_times_weight(rows, row_length(b.D), m, down, b.H, b.D, n, scratch, scratch.sums, line);
+            if (b.layout.down_turned) {
+                rows_times_turned(rows, row_length(b.D), m, down + h * b.D, b.D, b.D, n, scratch, scratch.sums, line);
+            } else {
+                rows_times_weight(rows, row_length(b.D), m, down + h, b.H, b.D, n, scratch, scratch.sums, line);
+            }
             for (int64_t j = 0; j < m; j += PAIR) {
                 for (int64_t c = 0; c < n; c += LANES) {
                     int64_t block = (h + c) / HIDDEN_COLUMNS;
@@ -162,18 +168,33 @@ private:
         }
     }
 
-    // Of one row, from column h + c: sets dprojected, adds to `shares`, returns weights act(gate, up).
+    // Of one row, from column h + c: sets dprojected, in the weight's order, adds to `shares`, returns weights act(gate, up).
     vf element(const Owner& own, int64_t r, const float* dhidden, int64_t block, int64_t h, int64_t c, int64_t n) {
         int64_t row = own.row + r, count = least(LANES, n - c);
         const Real* gate = static_cast<const Real*>(b.saved) + row * width + h + c;
-        Op* out = dprojected + (own.padded_row + r) * row_length(width) + h + c;
+        Op* out = dprojected + (own.padded_row + r) * row_length(width) + (mixed ? b.M : 1) * (h + c);
         vf w = splat(weight(row)), d = load(dhidden + c, count), result, dgate, dup;
         vf up = b.M == 2 ? load(gate + b.H, count) : zero();
         activate_backward(b.act, b.M == 2, load(gate, count), up, d * w, result, dgate, dup);
-        store(out, dgate, count);
-        if (b.M == 2) store(out + b.H, dup, count);
+        if (mixed) {
+            Op gates[LANES], ups[LANES];
+            store(gates, dgate);
+            store(ups, dup);
+            for (int64_t j = 0; j < count; j++) {
+                out[2 * j] = gates[j];
+                out[2 * j + 1] = ups[j];
+            }
+        } else {
+            store(out, dgate, count);
+            if (b.M == 2) store(out + b.H, dup, count);
+        }
         shares[row * blocks + block] += sum(d * result);
         return w * result;
+    }
+
+    // Where row `row` of an expert's [rows, columns] begins, or, turned, its column.
+    static Real* place(void* of, int64_t expert, int64_t row, int64_t rows, int64_t columns, bool turned) {
+        return static_cast<Real*>(of) + expert * rows * columns + row * (turned ? 1 : columns);
     }
 
     void weights_gradients(int64_t pass, Phase* phase, Op* staged, Scratch& scratch) {
@@ -183,16 +204,18 @@ private:
             int64_t o = task % tall * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dprojected, row_length(width), nullptr}, own.padded_row, o,
                             least(GRADIENT_ROWS, width - o), owner_panels(own, inputs, b.D), b.D, staged,
-                            scratch, static_cast<Real*>(b.dgate_up) + (own.expert * width + o) * b.D,
-                            b.past_caches && whole_lines(b.dgate_up, b.D));
+                            scratch, place(b.dgate_up, own.expert, o, width, b.D, b.layout.turned),
+                            b.layout.turned ? width : 0,
+                            !b.layout.turned && b.past_caches && whole_lines(b.dgate_up, b.D));
         });
         phase[1].run(owners.experts(pass) * wide, [&](int64_t task) {
             const Owner& own = owner(pass, task / wide);
             int64_t d = task % wide * GRADIENT_ROWS;
             weight_gradient(own, Rows<Op>{dy, row_length(b.D), nullptr}, own.padded_row, d,
                             least(GRADIENT_ROWS, b.D - d), owner_panels(own, hidden, b.H), b.H, staged,
-                            scratch, static_cast<Real*>(b.ddown) + (own.expert * b.D + d) * b.H,
-                            b.past_caches && whole_lines(b.ddown, b.H));
+                            scratch, place(b.ddown, own.expert, d, b.D, b.H, b.layout.down_turned),
+                            b.layout.down_turned ? b.D : 0,
+                            !b.layout.down_turned && b.past_caches && whole_lines(b.ddown, b.H));
         });
     }
 
@@ -224,7 +247,7 @@ private:
         for (int64_t i = 0; i < owners.experts(pass); i++) {
             const Owner& own = owner(pass, from_both_ends(i, owners.experts(pass)));
             const Real* gate_up = static_cast<const Real*>(b.gate_up) + own.expert * width * b.D;
-            input_gradient(own, b.plan.token, dprojected, gate_up, width, d, least(columns, b.D - d), scratch, dx);
+            input_gradient(own, b.plan.token, dprojected, gate_up, b.layout.turned, width, d, least(columns, b.D - d), scratch, dx);
         }
     }
 

@@ -10,7 +10,7 @@
 
 namespace moeplan {
 
-enum Act : int64_t { SILU = 0, GELU = 1, RELU = 2, SWIGLU_CLAMPED = 3 };
+enum Act : int64_t { SILU = 0, GELU = 1, RELU = 2, SWIGLU_CLAMPED = 3, GELU_TANH = 4, RELU2 = 5 };
 enum Status : int64_t { OK = 0, BAD_ID = 1, NO_MEMORY = 2 };
 
 // Columns of a panel: the operand that is packed lies as panels [k][16] of 32-bit units, one cache line for each k.
@@ -32,6 +32,20 @@ static inline void clear(void* p, int64_t bytes) {
     if (bytes > 0) memset(p, 0, bytes);
 }
 
+// An activation; its numbers count for SWIGLU_CLAMPED: gate at most `limit`, up within it, (up + shift) gate
+// sigmoid(slope gate).
+struct Activation {
+    int64_t kind;
+    float slope, limit, shift;
+};
+
+// How the weights of an FFN lie. `turned`: gate and up as [D, M H], else [M H, D]; `mixed`: of these M H, gate 0, up 0,
+// gate 1, ..., else all of gate first; `down_turned`: down as [H, D], else [D, H].
+struct Layout {
+    int64_t turned, mixed, down_turned;
+    bool plain() const { return !turned && !mixed && !down_turned; }
+};
+
 // Choices sorted by expert, stably; those that are not here (-1) are left out.
 struct Plan {
     int64_t rows = 0;               // choices that are here
@@ -47,19 +61,24 @@ struct Plan {
 struct Forward {
     const void *x, *gate_up, *gate_up_bias, *down, *down_bias;
     const float* weights;  // [P]
-    void *y, *saved;       // [T, D]; [P, M H] in the plan's order, or null
-    int64_t T, D, E, K, H, M, act, threads, vendor;
+    void *y, *saved;       // [T, D]; [P, M H] in the plan's order, all of gate first, or null
+    int64_t T, D, E, K, H, M, threads, vendor;
+    Activation act;
+    Layout layout;
     Plan plan;
 };
 
-// Its gradients; `dy` and `dx` are [T, D], the others have the shapes of what they belong to. Biases may be null.
+// Its gradients; `dy` and `dx` are [T, D], the others have the shapes of what they belong to, and the weights' and
+// `dgate_up_bias` lie as the weights do. Biases may be null.
 // `past_caches`: gradients of weights are written past the caches.
 struct Backward {
     const void *dy, *x, *gate_up, *down, *down_bias, *saved;
     const float* weights;
     void *dx, *dgate_up, *dgate_up_bias, *ddown, *ddown_bias;
     float* dweights;
-    int64_t T, D, E, K, H, M, act, threads, vendor, past_caches;
+    int64_t T, D, E, K, H, M, threads, vendor, past_caches;
+    Activation act;
+    Layout layout;
     Plan plan;
 };
 

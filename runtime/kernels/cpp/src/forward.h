@@ -2,7 +2,7 @@
 //
 // A pass packs the tokens of its experts, multiplies gate and up and applies the activation while the sums are in the
 // cache, which leaves the hidden rows packed for the second product, and adds its result, weighted, into y. Weights
-// are read where they lie. Tasks of the last step own columns of y and take the experts in order: no two threads add
+// are read where they lie, in any layout. Tasks of the last step own columns of y and take the experts in order: no two threads add
 // to one place, and results do not depend on the number of threads, but for the last digits of what the vendor's library
 // multiplies.
 #pragma once
@@ -15,7 +15,7 @@ constexpr int64_t FFN_ROWS = BLOCK_ROWS / 2;  // rows of gate, and of up, in a b
 
 class ForwardCall {
 public:
-    explicit ForwardCall(const Forward& f) : f(f) {}
+    explicit ForwardCall(const Forward& f) : f(f), mixed(f.layout.mixed && f.M == 2) {}
 
     Status run() {
         int64_t many_block = f.vendor && vendor_multiplies ? MANY_COLUMNS : 0;
@@ -53,6 +53,7 @@ public:
 
 private:
     const Forward& f;
+    const bool mixed;
     Passes passes;
     Sums y;
     float *inputs = nullptr, *hidden = nullptr;
@@ -66,10 +67,10 @@ private:
         if (piece.many) return project_many(piece, h, m, scratch);
         for (int64_t t = 0; t < piece.n; t += COLUMNS) {
             int64_t n = least(COLUMNS, piece.n - t);
+            if (mixed) weight_times_piece(gate_up(piece, 0, h), f.M * m, piece, inputs + piece.input, t, n, f.D, scratch, scratch.sums);
             for (int64_t i = 0; i < f.M; i++) {
-                const Real* w = static_cast<const Real*>(f.gate_up) + ((piece.expert * f.M + i) * f.H + h) * f.D;
-                float* sums = scratch.sums + i * FFN_ROWS * LINE;
-                weight_times_piece(w, m, piece, inputs + piece.input, t, n, f.D, scratch, sums);
+                float* sums = scratch.sums + row_of(i, 0) * LINE;
+                if (!mixed) weight_times_piece(gate_up(piece, i, h), m, piece, inputs + piece.input, t, n, f.D, scratch, sums);
                 finish(sums, piece, i, h, m, t, n);
             }
             int64_t columns = least(n, piece.panels * PANEL - t);
@@ -78,26 +79,38 @@ private:
         }
     }
 
+    // Rows h and after of matrix i, or of both where they are mixed.
+    Lying gate_up(const Piece& piece, int64_t i, int64_t h) const {
+        const Real* base = static_cast<const Real*>(f.gate_up) + piece.expert * f.M * f.H * f.D;
+        int64_t row = mixed ? h * f.M : i * f.H + h;
+        return f.layout.turned ? Lying{base + row, f.M * f.H, true} : Lying{base + row * f.D, f.D, false};
+    }
+
+    // Row of a block of sums that has row r of matrix i, and what is between two of one matrix.
+    int64_t row_of(int64_t i, int64_t r) const { return mixed ? r * f.M + i : i * FFN_ROWS + r; }
+    int64_t line() const { return mixed ? f.M * LINE : LINE; }
+
     // Adds the bias of matrix i and keeps the projections for the backward where they are asked for.
     void finish(float* sums, const Piece& piece, int64_t i, int64_t h, int64_t m, int64_t t, int64_t n) {
         if (f.gate_up_bias) {
             const Real* bias = static_cast<const Real*>(f.gate_up_bias) + (piece.expert * f.M + i) * f.H + h;
             for (int64_t r = 0; r < m; r++) {
                 vf b = splat(scalar(bias[r]));
-                for (int64_t c = 0; c < n; c += LANES) store(sums + r * LINE + c, load(sums + r * LINE + c) + b);
+                float* row = sums + r * line();
+                for (int64_t c = 0; c < n; c += LANES) store(row + c, load(row + c) + b);
             }
         }
         if (f.saved) {
             Real* saved = static_cast<Real*>(f.saved) + (piece.row + t) * f.M * f.H + i * f.H + h;
             by_column(sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
                 store(saved + c * f.M * f.H + r, x, rows);
-            });
+            }, line());
         }
     }
 
     vf activated(const float* sums, int64_t r, int64_t c) const {
-        const float* gate = sums + r * LINE + c;
-        return activate(f.act, f.M == 2, load(gate), f.M == 2 ? load(gate + FFN_ROWS * LINE) : zero());
+        const float *gate = sums + row_of(0, r) * LINE + c, *up = sums + row_of(1, r) * LINE + c;
+        return activate(f.act, f.M == 2, load(gate), f.M == 2 ? load(up) : zero());
     }
 
     void activate_panels(const float* sums, const Piece& piece, int64_t h, int64_t m, int64_t t, int64_t n) {
@@ -184,7 +197,8 @@ private:
     }
 
     void add_columns(const Piece& piece, int64_t d, int64_t m, Scratch& scratch) {
-        const Real* w = static_cast<const Real*>(f.down) + (piece.expert * f.D + d) * f.H;
+        const Real* of_expert = static_cast<const Real*>(f.down) + piece.expert * f.D * f.H;
+        Lying w = f.layout.down_turned ? Lying{of_expert + d, f.D, true} : Lying{of_expert + d * f.H, f.H, false};
         const Real* bias = down_bias(piece, d);
         for (int64_t t = 0; t < piece.n; t += COLUMNS) {
             int64_t n = least(COLUMNS, piece.n - t), row = piece.row + t;

@@ -10,6 +10,7 @@ constexpr int64_t STAGE_EACH = 16;       // rows staged in a task
 // Rows of an expert up to which panels of its gradient are summed in registers and written at once, without blocks: with
 // AVX2 as many as a chunk has, since there it was faster, or as fast, for any number.
 constexpr int64_t FEW_GRADIENT = MOEPLAN_AMX ? 6 : LANES == 16 ? 8 : CHUNK_UNITS;
+constexpr int64_t TURNED_GROUP = 32;  // rows of sums that are turned together: whole vectors, and a line or more
 static_assert(FEW_GRADIENT <= CHUNK, "a panel of them is read as one piece");
 
 // An expert and its rows, none where it is idle. In its pass its staged rows start at `padded_row`, a multiple of 16,
@@ -97,9 +98,10 @@ inline void pack_owner(const Owners& owners, int64_t pass, int64_t task, const R
                  column / PANEL);
 }
 
-// Columns i to i + n of an expert's rows: staged rows times the weight, added to the rows of `to`.
-inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, int64_t k,
-                           int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
+// Columns i to i + n of an expert's rows: staged rows times the weight [k, width], or what lies there turned, added to
+// the rows of `to`.
+inline void input_gradient(const Owner& owner, const int32_t* index, const Op* staged, const Real* weight, bool turned,
+                           int64_t k, int64_t i, int64_t n, Scratch& scratch, const Sums& to) {
     int64_t tall = owner.many ? MANY_ROWS : BLOCK_ROWS;
     int64_t wide = owner.many ? MANY_COLUMNS : block_columns(owner.n);
     for (int64_t r = 0; r < owner.n; r += tall) {
@@ -111,6 +113,8 @@ inline void input_gradient(const Owner& owner, const int32_t* index, const Op* s
             if (owner.many) {
                 multiply_many(Matrix<Op>{rows, row_length(k)}, Matrix<Real>{weight + c, to.width}, m, columns, k, scratch,
                               scratch.sums, line);
+            } else if (turned) {
+                rows_times_turned(rows, row_length(k), m, weight + c * k, k, k, columns, scratch, scratch.sums, line);
             } else {
                 rows_times_weight(rows, row_length(k), m, weight + c, to.width, k, columns, scratch, scratch.sums, line);
             }
@@ -199,15 +203,17 @@ inline void write_row(Real* to, const float* sums, int64_t n) {
 // where rows half a page apart took up to three times as long.
 inline bool rows_meet(int64_t inputs) { return LANES == 8 && inputs * sizeof(Real) % 2048 == 0; }
 
-// Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows.
+// Rows o to o + m of an expert's dweight [O, I] = dy^T x: dy's rows through an index, x in panels along its rows. They
+// are written to `out`, or, where `turned` is not 0, as columns of a matrix whose rows are so far apart.
 // Idle experts' are left as they are: zeros, in memory that nobody had to write.
 template <class X>
 inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first_row, int64_t o, int64_t m,
-                            const Panels& x, int64_t inputs, Op* staged, Scratch& scratch, Real* out, bool far) {
+                            const Panels& x, int64_t inputs, Op* staged, Scratch& scratch, Real* out, int64_t turned,
+                            bool far) {
     if (owner.n == 0) return;  // zeros, which the memory came with
     int64_t ld = row_length(owner.n);
     stage_columns(dy, first_row, owner.n, o, m, staged);
-    if (owner.n <= FEW_GRADIENT && !(far && rows_meet(inputs))) {
+    if (owner.n <= FEW_GRADIENT && !turned && !(far && rows_meet(inputs))) {
         int64_t units = ceil_div(owner.n, PAIR), r = 0;
         scratch.multiply_adds += m * inputs * units * PAIR;
         for (; r + 4 <= m; r += 4) few_gradient<4>(staged + r * ld, ld, units, x, inputs, out + r * inputs, far);
@@ -216,9 +222,16 @@ inline void weight_gradient(const Owner& owner, const Rows<X>& dy, int64_t first
         for (int64_t i = 0; i < inputs; i += COLUMNS) {
             int64_t n = least(COLUMNS, inputs - i);
             // So few rows at a time that their sums stay in the first-level cache.
-            for (int64_t r0 = 0; r0 < m; r0 += GROUP) {
-                int64_t rows = least(GROUP, m - r0);
+            int64_t group = turned ? TURNED_GROUP : GROUP;
+            for (int64_t r0 = 0; r0 < m; r0 += group) {
+                int64_t rows = least(group, m - r0);
                 rows_times_panels(staged + r0 * ld, ld, rows, x, i / PANEL, n, scratch);
+                if (turned) {
+                    by_column(scratch.sums, rows, n, [&](int64_t c, int64_t r, int64_t count, vf values) {
+                        store(out + (i + c) * turned + r0 + r, values, count);
+                    });
+                    continue;
+                }
                 for (int64_t r = 0; r < rows; r++) {
                     Real* to = out + (r0 + r) * inputs + i;
                     const float* from = scratch.sums + r * LINE;

@@ -3,6 +3,7 @@
 #include "arena.h"
 #include "many.h"
 #include "tasks.h"
+#include "turned.h"
 
 namespace moeplan::VARIANT {
 
@@ -148,11 +149,13 @@ struct Passes {
 };
 
 // sums [m, n] = w [m, k] times the operand of a piece's tokens t to t + n.
-inline void weight_times_piece(const Real* w, int64_t m, const Piece& piece, float* units, int64_t t, int64_t n,
+inline void weight_times_piece(const Lying& w, int64_t m, const Piece& piece, float* units, int64_t t, int64_t n,
                                int64_t k, Scratch& scratch, float* sums) {
     int64_t columns = least(round_up(n, PANEL), piece.panels * PANEL - t);
     const Op* rows = reinterpret_cast<const Op*>(units + piece.tail_start(k));
-    weight_times_tokens(w, m, {units, piece.panels, k}, t / PANEL, columns, rows, piece.tail, scratch, sums);
+    Panels tokens{units, piece.panels, k};
+    if (w.turned) return turned_times_tokens(w, m, tokens, t / PANEL, columns, rows, piece.tail, scratch, sums);
+    weight_times_tokens(w.base, m, tokens, t / PANEL, columns, rows, piece.tail, scratch, sums);
 }
 
 }  // namespace moeplan::VARIANT

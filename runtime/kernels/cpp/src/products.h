@@ -28,7 +28,7 @@ constexpr int64_t block_line(int64_t rows) { return block_columns(rows) + PANEL;
 // Scratch of one thread, and what it has multiplied.
 struct Scratch {
     float* sums;    // [BLOCK_ROWS][LINE], or a block of block_columns
-    Op* staged;     // [BLOCK_ROWS][CHUNK]
+    Op* staged;     // [BLOCK_ROWS][CHUNK], a line more where columns are staged as rows
     float* packed;  // panels of WIDE_COLUMNS columns, CHUNK deep
     int64_t multiply_adds = 0;
 
@@ -36,7 +36,7 @@ struct Scratch {
 };
 constexpr int64_t SUMS = most(most(BLOCK_ROWS * LINE, SPREAD * block_line(SPREAD)),
                               most(WIDE_ROWS * block_line(WIDE_ROWS), BLOCK_ROWS * block_line(BLOCK_ROWS)));
-constexpr int64_t STAGED = BLOCK_ROWS * CHUNK, PACKED = WIDE_COLUMNS * CHUNK / PAIR;
+constexpr int64_t STAGED = BLOCK_ROWS * (CHUNK + BLOCK), PACKED = WIDE_COLUMNS * CHUNK / PAIR;
 
 // Whether a row's start is enough for the processor to bring the rest in time: so measured on Intel's. On AMD's it was
 // faster to ask for whole rows in order than for each row as it is read; starts alone were not tried there.
@@ -134,9 +134,9 @@ inline void rows_times_panels(const Op* a, int64_t lda, int64_t m, const Panels&
 }
 
 // For each block of up to LANES columns of sums and LANES of its rows, transposed: visit(column, row, count, vector)
-// with the sums of one column for `count` rows from `row` on. m rows, n columns.
+// with the sums of one column for `count` rows from `row` on. m rows, `line` apart, n columns.
 template <class Visit>
-inline void by_column(const float* sums, int64_t m, int64_t n, Visit visit) {
+inline void by_column(const float* sums, int64_t m, int64_t n, Visit visit, int64_t line = LINE) {
     for (int64_t c = 0; c < n; c += LANES) {
         int64_t columns = least(LANES, n - c);
         for (int64_t r = 0; r < m; r += LANES) {
@@ -144,7 +144,7 @@ inline void by_column(const float* sums, int64_t m, int64_t n, Visit visit) {
             vf t[LANES];
             // Rows past the last one are within the block of sums; what they give is left out by `count`.
 #pragma GCC unroll 16
-            for (int64_t j = 0; j < LANES; j++) t[j] = load(sums + (r + j) * LINE + c);
+            for (int64_t j = 0; j < LANES; j++) t[j] = load(sums + (r + j) * line + c);
             transpose(t);
             if (columns == LANES) {
 #pragma GCC unroll 16

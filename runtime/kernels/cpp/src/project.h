@@ -47,7 +47,7 @@ private:
         const Real* bias = p.bias ? static_cast<const Real*>(p.bias) + piece.expert * p.O + o : nullptr;
         for (int64_t t = 0; t < piece.n; t += COLUMNS) {
             int64_t n = least(COLUMNS, piece.n - t);
-            weight_times_piece(w, m, piece, inputs + piece.input, t, n, p.I, scratch, scratch.sums);
+            weight_times_piece({w, p.I, false}, m, piece, inputs + piece.input, t, n, p.I, scratch, scratch.sums);
             by_column(scratch.sums, m, n, [&](int64_t c, int64_t r, int64_t rows, vf x) {
                 if (bias) x = x + load(bias + r, rows);
                 store(static_cast<Real*>(p.y) + p.plan.choice[piece.row + t + c] * p.O + o + r, x, rows);
@@ -118,7 +118,7 @@ private:
                 int64_t o = task % blocks * GRADIENT_ROWS;
                 weight_gradient(owner, dy, owner.row, o, least(GRADIENT_ROWS, p.O - o),
                                 owner_panels(owner, inputs, p.I), p.I, columns, scratch,
-                                static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I,
+                                static_cast<Real*>(p.dweight) + (owner.expert * p.O + o) * p.I, 0,
                                 p.past_caches && whole_lines(p.dweight, p.I));
             });
         }
@@ -138,7 +138,7 @@ private:
                 for (int64_t e = 0; e < owners.experts(pass); e++) {
                     const Owner& owner = owners.all[owners.begin(pass) + from_both_ends(e, owners.experts(pass))];
                     input_gradient(owner, p.per_choice ? p.plan.choice : p.plan.token, staged,
-                                   static_cast<const Real*>(p.weight) + owner.expert * p.O * p.I, p.O, i,
+                                   static_cast<const Real*>(p.weight) + owner.expert * p.O * p.I, false, p.O, i,
                                    least(width, p.I - i), scratch, dx);
                 }
             });
