@@ -16,7 +16,7 @@ from moeplan.runtime.kernels.gpu.index import reindex
 from moeplan.runtime.kernels.gpu.reports import report
 from moeplan.runtime.kernels.reference import ReferenceKernels
 from moeplan.spec import MoeplanError
-from moeplan.tests.kernel_cases import Problem, error, problem
+from moeplan.tests.kernel_cases import LAYOUTS, MORE_FFNS, Problem, error, problem
 from moeplan.tests.yardsticks.reindex import reindex_vector
 
 torch.set_num_threads(1)
@@ -79,6 +79,31 @@ def test_activations(matrices, activation):
     p = problem(9, 3, 2, 16, 16, matrices, biases=True)
     # Large enough for both clamps.
     agree(p._replace(x=p.x * 5), activation)
+
+
+@pytest.mark.parametrize(("matrices", "activation"), MORE_FFNS)
+def test_more_activations(matrices, activation):
+    agree(problem(9, 3, 2, 16, 16, matrices, biases=True), activation)
+
+
+@pytest.mark.parametrize(("transposed", "interleaved"), LAYOUTS)
+@pytest.mark.parametrize("matrices", [1, 2])
+def test_layouts(blocks, transposed, interleaved, matrices):
+    """Two blocks and more of each size; what does not fill them."""
+    p = problem(21, 3, 2, 35, 20, matrices, biases=True).lying(transposed, interleaved)
+    agree(p, "swiglu_clamped" if matrices == 2 else "relu2")
+
+
+@pytest.mark.parametrize(("transposed", "interleaved"), LAYOUTS)
+def test_split_sums_of_layouts(monkeypatch, transposed, interleaved):
+    p = problem(3, 2, 2, 129, 130, biases=True)
+    want = reference.forward(*p, "silu", True)
+    monkeypatch.setattr(call, "candidates", lambda *_, **__: [BLOCKS])
+    monkeypatch.setattr(call, "processors", lambda device: 400)
+    got = triton_kernels.forward(*p.lying(transposed, interleaved), "silu", True)
+    there = (p.ids >= 0).flatten()
+    assert error(got[0], want[0]) < 1e-5
+    assert error(got[1][there], want[1][there]) < 1e-5
 
 
 @pytest.mark.parametrize(

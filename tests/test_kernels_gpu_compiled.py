@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from moeplan.runtime.kernels.gpu.activation import constants
 from moeplan.runtime.kernels.gpu.compiled import SHARED, compile_case
 from moeplan.runtime.kernels.gpu.specialisations import Case, cases
 
@@ -60,9 +61,54 @@ def test_what_is_not_given(case):
 
 
 @pytest.mark.parametrize("kernel", ["project_kernel", "activate_kernel", "activate_backward_kernel"])
-@pytest.mark.parametrize(("matrices", "activation"), [(1, "silu"), (2, "gelu"), (2, "relu"), (2, "swiglu_clamped")])
+@pytest.mark.parametrize(
+    ("matrices", "activation"),
+    [
+        (1, "silu"),
+        (2, "gelu"),
+        (2, "relu"),
+        (2, "swiglu_clamped"),
+        (1, "relu2"),
+        (2, "gelu_tanh"),
+        (2, "swiglu_clamped(1.0, 10.0, 0.0)"),
+    ],
+)
 def test_activations(kernel, matrices, activation):
-    assert compile_case(with_constants(kernel, MATRICES=matrices, ACTIVATION=activation), 80).spilled == 0
+    assert compile_case(with_constants(kernel, MATRICES=matrices, **constants(activation)), 80).spilled == 0
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_layouts(arch, mixed, transposed):
+    """The first projection of any layout: no spills, matrix instructions, at the lowest and highest tiles."""
+    for case in cases(arch):
+        if (
+            case.kernel.__name__ == "project_kernel"
+            and str(case.dtype) == "torch.bfloat16"
+            and "ragged" not in case.label
+        ):
+            ways = {"TRANSPOSED": transposed, "MIXED": mixed}
+            built = compile_case(replace(case, constants=case.constants | ways), arch)
+            assert built.spilled == 0, str(built)
+            assert built.shared <= SHARED[arch], str(built)
+            assert built.mma + built.wgmma > 0, str(built)
+
+
+@pytest.mark.parametrize("arch", SHARED)
+@pytest.mark.parametrize("kernel", ["esmm_kernel", "esfk_kernel"])
+def test_transposed_weights(arch, kernel):
+    for case in cases(arch):
+        if case.kernel.__name__ == kernel and str(case.dtype) == "torch.bfloat16" and "ragged" not in case.label:
+            built = compile_case(replace(case, constants=case.constants | {"TRANSPOSED": True}), arch)
+            assert built.spilled == 0, str(built)
+            assert built.shared <= SHARED[arch], str(built)
+            assert built.mma + built.wgmma > 0, str(built)
+
+
+@pytest.mark.parametrize("kernel", ["activate_kernel", "activate_backward_kernel"])
+def test_mixed_columns(kernel):
+    assert compile_case(with_constants(kernel, MIXED=True), 80).spilled == 0
 
 
 @pytest.mark.parametrize("kernel", SMALLEST)

@@ -202,7 +202,11 @@ def test_shapes_that_do_not_go_together_are_named():
         (r"gate_up_proj: expected \[E, 2 H, D\], got \[3, 11, 8\]", (up[:, :11], down, None), {}),
         (r"down_proj: expected \[3, 8, 6\], got \[3, 6, 8\]", (up, down.mT, None), {}),
         (r"gate_up_proj_bias: expected \[3, 12\], got \[3, 6\]", (up, down, torch.zeros(3, 6)), {}),
-        (r"gate_up_proj: expected \[E, D, 2 H\], got \[3, 8, 11\]", (up.mT[..., :11], down.mT, None), {"transposed": 1}),
+        (
+            r"gate_up_proj: expected \[E, D, 2 H\], got \[3, 8, 11\]",
+            (up.mT[..., :11], down.mT, None),
+            {"transposed": 1},
+        ),
         (r"down_proj: expected \[3, 8, 12\], got \[3, 8, 6\]", (up, down, None), {"gated": False}),
     ]
     for message, arguments, ways in cases:

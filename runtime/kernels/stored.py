@@ -89,6 +89,7 @@ def layout_of(gate_up: Tensor, down: Tensor) -> Layout | None:
         (True, True): (both * model, 1, matrices, both),
     }
     first = next((way for way, strides in ways.items() if _lies(gate_up, strides)), None)
+    model, ffn = down.shape[1:]
     turns = {False: (model * ffn, ffn, 1), True: (model * ffn, 1, model)}
     second = next((turn for turn, strides in turns.items() if _lies(down, strides)), None)
     return None if first is None or second is None else Layout(*first, second)

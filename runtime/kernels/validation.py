@@ -111,7 +111,9 @@ def _ids(function: str, ids: Tensor, x: Tensor) -> None:
 def _lies(gate_up: Tensor, down: Tensor, x: Tensor) -> None:
     """The layouts of ``stored``, which the kernels read in place."""
     if layout_of(gate_up, down) is None:
-        name, weight = ("gate_up", gate_up) if layout_of(gate_up, down.new_empty(down.shape)) is None else ("down", down)
+        name, weight = (
+            ("gate_up", gate_up) if layout_of(gate_up, down.new_empty(down.shape)) is None else ("down", down)
+        )
         raise MoeplanError(
             f"expert_ffn: {name}: expected contiguous {list(weight.shape)}, or a view that weights_of gives, got strides "
             f"{list(weight.stride())}: lay it out once, when it is loaded"

@@ -45,9 +45,7 @@ def read_storage(
     return stored, scheme.head()
 
 
-def read_scheme(
-    body: dict[str, Any], where: str, hf_quant_config: Mapping[str, Any] | None = None
-) -> "Scheme | None":
+def read_scheme(body: dict[str, Any], where: str, hf_quant_config: Mapping[str, Any] | None = None) -> "Scheme | None":
     """The scheme of a ``config.json``, and of modelopt's file beside it; None where weights are in a plain dtype.
 
     Raises DocumentError, naming the scheme, where its bytes are not known.

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ..stored import Layout, lying
 from .config import Config, candidates, height, key, precision, with_split
 from .device import architecture, on, processors
 from .elementwise import activate, activate_backward
@@ -36,41 +37,55 @@ class Call:
             raise_reported(ids.device, function)
 
     def products(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, gates: Tensor | None, per_row: int, zeroed: bool
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gates: Tensor | None,
+        per_row: int,
+        zeroed: bool,
+        transposed: bool = False,
     ) -> Tensor:
         """gate (weight[e] x + bias[e]) of every choice: [S, P, O], parts to be summed; in x.dtype with one part.
 
-        See ``esmm``. Rows of choices that are not here are undefined, or zeros if ``zeroed`` and S is 1.
+        weight: [E, O, I], or [E, I, O] transposed. See ``esmm``. Rows of choices that are not here are undefined, or zeros if ``zeroed`` and S is 1.
         """
 
+        outputs = weight.shape[2 if transposed else 1]
+
         def launch(config: Config) -> Tensor:
-            config = self._split(config, weight)
-            shape = (config.split, self.choices, weight.shape[1])
+            config = self._split(config, weight, transposed)
+            shape = (config.split, self.choices, outputs)
             make = x.new_zeros if zeroed and config.split == 1 else x.new_empty
             out = make(shape, dtype=x.dtype if config.split == 1 else torch.float32)
-            esmm(x, weight, bias, gates, self.index, per_row, out, config)
+            esmm(x, weight, bias, gates, self.index, per_row, out, config, transposed)
             return out
 
         return self._tuned("esmm", x.dtype, weight, launch)
 
     def hidden(
-        self, x: Tensor, gate_up: Tensor, bias: Tensor | None, activation: str, save: bool
+        self, x: Tensor, gate_up: Tensor, bias: Tensor | None, activation: str, save: bool, lies: Layout
     ) -> tuple[Tensor, Tensor | None]:
-        """[P, H], the activation of every choice's first projection, and the projections [P, M H] if ``save``."""
+        """[P, H], the activation of every choice's first projection, and the projections [P, M H] if ``save``.
+
+        gate_up: [E, M, H, D], which lies as ``lies`` says.
+        """
         _, matrices, width, _ = gate_up.shape
-        flat = gate_up.flatten(1, 2)
+        flat = lying(gate_up, lies)
         hidden = x.new_empty((self.choices, width))
         saved = x.new_empty((self.choices, matrices * width)) if save else None
 
         def launch(config: Config) -> None:
-            config = self._split(config, flat)
+            config = self._split(config, flat, lies.transposed)
             if config.split == 1:
-                project(x, gate_up, bias, self.index, self.top_k, hidden, saved, activation, config)
+                project(x, gate_up, bias, self.index, self.top_k, hidden, saved, activation, lies, config)
                 return
             parts = x.new_empty((config.split, self.choices, matrices * width), dtype=torch.float32)
-            flat_bias = None if bias is None else bias.flatten(1)
-            esmm(x, flat, flat_bias, None, self.index, self.top_k, parts, config)
-            activate(parts, None, self.ids, self.experts, hidden, saved, activation)
+            # In the order in which the columns lie.
+            turned = bias if bias is None or not lies.interleaved else bias.transpose(1, 2)
+            flat_bias = None if turned is None else turned.flatten(1).contiguous()
+            esmm(x, flat, flat_bias, None, self.index, self.top_k, parts, config, lies.transposed)
+            activate(parts, None, self.ids, self.experts, hidden, saved, activation, lies.interleaved)
 
         self._tuned("project", x.dtype, flat, launch)
         return hidden, saved
@@ -82,11 +97,19 @@ class Call:
         return hidden
 
     def activation_gradients(
-        self, dhidden: Tensor, saved: Tensor, gates: Tensor, dy: Tensor, down_bias: Tensor | None, activation: str
+        self,
+        dhidden: Tensor,
+        saved: Tensor,
+        gates: Tensor,
+        dy: Tensor,
+        down_bias: Tensor | None,
+        activation: str,
+        mixed: bool,
     ) -> tuple[Tensor, Tensor]:
         """Gradients of the projections [P, M H] and of the gates [P]: see ``activate_backward``."""
         dprojected, dgates = torch.empty_like(saved), torch.empty_like(gates)
-        activate_backward(dhidden, saved, gates, dy, down_bias, self.ids, self.experts, dprojected, dgates, activation)
+        given = (dhidden, saved, gates, dy, down_bias, self.ids, self.experts)
+        activate_backward(*given, dprojected, dgates, activation, mixed)
         return dprojected, dgates
 
     def row_gradients(self, x: Tensor, per_row: int) -> Tensor:
@@ -109,14 +132,15 @@ class Call:
         dx: Tensor | None,
         dweight: Tensor,
         dbias: Tensor | None,
+        transposed: bool = False,
     ) -> None:
         """``esfk`` into dx, dweight and dbias; per_row: how many choices share a row of x, and of dy.
 
-        weight: [E, O, I]; without dx only its shape counts.
+        weight: [E, O, I], or [E, I, O] transposed; without dx only its shape counts.
         """
 
         def launch(config: Config) -> None:
-            esfk(x, weight, dy, gates, self.index, *per_row, dx, dweight, dbias, config)
+            esfk(x, weight, dy, gates, self.index, *per_row, dx, dweight, dbias, config, transposed)
 
         self._tuned("esfk", dy.dtype, weight, launch)
 
@@ -126,8 +150,8 @@ class Call:
             return parts[0]
         return reduce(parts, self.ids.reshape(-1, top_k), self.experts, dtype)
 
-    def _split(self, config: Config, weight: Tensor) -> Config:
-        _, width, depth = weight.shape
+    def _split(self, config: Config, weight: Tensor, transposed: bool) -> Config:
+        width, depth = weight.shape[:0:-1] if transposed else weight.shape[1:]
         return with_split(config, self.index.tiles, width, depth, processors(weight.device))
 
     def _tuned(self, kind: str, dtype: torch.dtype, weight: Tensor, launch: Callable[[Config], Result]) -> Result:

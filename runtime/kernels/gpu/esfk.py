@@ -30,12 +30,13 @@ def esfk(
     dweight: Tensor | None,
     dbias: Tensor | None,
     config: Config,
+    transposed: bool = False,
 ) -> None:
     """Gradients of y = weight[e] x + bias[e] over the choices; each is computed if given, and not if it is None.
 
     x: rows of I, of which ``x_per_row`` choices share one; dy: rows of O, ``dy_per_row`` likewise; weight: [E, O, I];
     gates: [P] float32 or None; dx: [P, I], weight[e]^T dy; dweight: [E, O, I], the sum of dy^T x over the expert's
-    choices; dbias: [E, O], the sum of gate dy. The gates do not enter dx and dweight: put them in x for the latter.
+    choices, both [E, I, O] where ``transposed``; dbias: [E, O], the sum of gate dy. The gates do not enter dx and dweight: put them in x for the latter.
     """
     experts, outputs, inputs = index.experts, dy.shape[-1], 0 if x is None else x.shape[-1]
     if dx is not None:
@@ -50,7 +51,7 @@ def esfk(
         esfk_kernel[(weights + rows + biases,)](
             x, weight, dy, gates, dx, dweight, dbias, index.order, index.tile_expert, index.start, index.count,
             index.tiles, inputs, outputs, weights, rows,
-            X_PER_ROW=x_per_row, DY_PER_ROW=dy_per_row, HEIGHT=index.height, ROWS=config.rows, COLUMNS=config.columns,
+            TRANSPOSED=transposed, X_PER_ROW=x_per_row, DY_PER_ROW=dy_per_row, HEIGHT=index.height, ROWS=config.rows, COLUMNS=config.columns,
             DEPTH=config.depth, BIAS_ROWS=BIAS_ROWS, BIAS_COLUMNS=BIAS_COLUMNS,
             EVEN_DEPTH=outputs % config.depth == 0, EVEN_ROWS=outputs % config.rows == 0,
             EVEN_COLUMNS=inputs % config.columns == 0, PRECISION=precision(dy.dtype),
@@ -61,7 +62,7 @@ def esfk(
 @triton.jit(do_not_specialize=VARYING)
 def esfk_kernel(
     x, weight, dy, gates, dx, dweight, dbias, order, tile_expert, start, count, tiles, inputs, outputs,
-    weight_programs, row_programs,
+    weight_programs, row_programs, TRANSPOSED: tl.constexpr,
     X_PER_ROW: tl.constexpr, DY_PER_ROW: tl.constexpr, HEIGHT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, BIAS_ROWS: tl.constexpr, BIAS_COLUMNS: tl.constexpr, EVEN_DEPTH: tl.constexpr,
     EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
@@ -71,13 +72,13 @@ def esfk_kernel(
         if dweight is not None:
             _weight_tile(
                 program, x, dy, dweight, order, start, count, inputs, outputs,
-                X_PER_ROW, DY_PER_ROW, ROWS, COLUMNS, DEPTH, EVEN_ROWS, EVEN_COLUMNS, PRECISION,
+                TRANSPOSED, X_PER_ROW, DY_PER_ROW, ROWS, COLUMNS, DEPTH, EVEN_ROWS, EVEN_COLUMNS, PRECISION,
             )  # fmt: skip
     elif program < weight_programs + row_programs:
         if dx is not None:
             _row_tile(
                 program - weight_programs, weight, dy, dx, order, tile_expert, tiles, inputs, outputs,
-                DY_PER_ROW, HEIGHT, COLUMNS, DEPTH, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
+                TRANSPOSED, DY_PER_ROW, HEIGHT, COLUMNS, DEPTH, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
             )  # fmt: skip
     else:
         if dbias is not None:
@@ -89,7 +90,7 @@ def esfk_kernel(
 
 @triton.jit
 def _weight_tile(
-    program, x, dy, dweight, order, start, count, inputs, outputs,
+    program, x, dy, dweight, order, start, count, inputs, outputs, TRANSPOSED: tl.constexpr,
     X_PER_ROW: tl.constexpr, DY_PER_ROW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     EVEN_ROWS: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -116,18 +117,22 @@ def _weight_tile(
         a = tl.load(dy + (choice // DY_PER_ROW)[None, :] * outputs + output[:, None], mask=left_mask, other=0.0)
         b = tl.load(x + (choice // X_PER_ROW)[:, None] * inputs + input[None, :], mask=right_mask, other=0.0)
         total = dot(a, b, total, PRECISION)
-    to = dweight + expert.to(tl.int64) * outputs * inputs + output[:, None].to(tl.int64) * inputs + input[None, :]
+    to = dweight + expert.to(tl.int64) * outputs * inputs
+    if TRANSPOSED:
+        to += input[None, :].to(tl.int64) * outputs + output[:, None]
+    else:
+        to += output[:, None].to(tl.int64) * inputs + input[None, :]
     mask = (output < outputs)[:, None] & (input < inputs)[None, :]
     tl.store(to, total.to(dweight.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _row_tile(
-    program, weight, dy, dx, order, tile_expert, tiles, inputs, outputs,
+    program, weight, dy, dx, order, tile_expert, tiles, inputs, outputs, TRANSPOSED: tl.constexpr,
     DY_PER_ROW: tl.constexpr, HEIGHT: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     EVEN_DEPTH: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx of a tile of choices: ESMM with the weight as it lies, [O, I], summed over O."""
+    """dx of a tile of choices: ESMM with the weight as it lies, [O, I] or [I, O], summed over O."""
     tile, block = place(program, tiles, tl.cdiv(inputs, COLUMNS))
     expert = tl.load(tile_expert + tile).to(tl.int64)
     if expert >= 0:
@@ -135,7 +140,7 @@ def _row_tile(
         column = block * COLUMNS + tl.arange(0, COLUMNS)
         total = product(
             dy, weight + expert * outputs * inputs, choice // DY_PER_ROW, column, outputs, inputs, 0, outputs,
-            HEIGHT, COLUMNS, DEPTH, True, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
+            HEIGHT, COLUMNS, DEPTH, not TRANSPOSED, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
         )  # fmt: skip
         mask = there[:, None] & (column < inputs)[None, :]
         tl.store(dx + choice[:, None] * inputs + column[None, :], total.to(dx.dtype.element_ty), mask=mask)

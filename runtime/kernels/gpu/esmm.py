@@ -22,13 +22,14 @@ def esmm(
     per_row: int,
     out: Tensor,
     config: Config,
+    transposed: bool = False,
 ) -> None:
     """out[s, choice] = gate[choice] (weight[e] x[choice // per_row] + bias[e]), with S parts s that add up to it.
 
-    x: rows of I, of which ``per_row`` choices share one; weight: [E, O, I]; bias: [E, O] or None; gates: [P] float32 or
-    None; out: [S, P, O], S = config.split. Rows of choices that are not here are left as they are.
+    x: rows of I, of which ``per_row`` choices share one; weight: [E, O, I], or [E, I, O] transposed; bias: [E, O] or
+    None; gates: [P] float32 or None; out: [S, P, O], S = config.split. Rows of choices that are not here are left as they are.
     """
-    width, depth = weight.shape[1:]
+    width, depth = weight.shape[:0:-1] if transposed else weight.shape[1:]
     blocks = triton.cdiv(width, config.columns)
     if not index.tiles * blocks:
         return
@@ -36,7 +37,7 @@ def esmm(
     with on(x.device):
         esmm_kernel[(index.tiles * blocks, config.split)](
             x, weight, bias, gates, out, index.order, index.tile_expert, index.tiles, out.shape[1], depth, width, part,
-            PER_ROW=per_row, ROWS=index.height, COLUMNS=config.columns, DEPTH=config.depth,
+            TRANSPOSED=transposed, PER_ROW=per_row, ROWS=index.height, COLUMNS=config.columns, DEPTH=config.depth,
             EVEN_DEPTH=depth % config.depth == 0, EVEN_COLUMNS=width % config.columns == 0,
             PRECISION=precision(x.dtype), num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -45,7 +46,7 @@ def esmm(
 @triton.jit(do_not_specialize=VARYING)
 def esmm_kernel(
     x, weight, bias, gates, out, order, tile_expert, tiles, choices, depth, width, part,
-    PER_ROW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PER_ROW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     EVEN_DEPTH: tl.constexpr, EVEN_COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     tile, block = place(tl.program_id(0), tiles, tl.cdiv(width, COLUMNS))
@@ -58,7 +59,7 @@ def esmm_kernel(
     end = tl.minimum(begin + part, depth)
     total = product(
         x, weight + expert * depth * width, choice // PER_ROW, column, depth, width, begin, end,
-        ROWS, COLUMNS, DEPTH, False, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
+        ROWS, COLUMNS, DEPTH, TRANSPOSED, EVEN_DEPTH, EVEN_COLUMNS, PRECISION,
     )  # fmt: skip
     inside = column < width
     # The first part alone adds the bias; gates scale every part, as the sum is linear.

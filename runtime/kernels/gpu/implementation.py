@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....spec import MoeplanError
 from ..interface import Gradients
+from ..stored import Layout, layout, lying
 from .device import interpreting, require_triton
 
 if TYPE_CHECKING:
@@ -93,8 +94,11 @@ class TritonKernels:
         call = self._call("expert_ffn", ids, experts, x, gate_up, down)
         if call is None:
             return x.new_zeros(x.shape), x.new_zeros((ids.numel() if save else 0, matrices * ffn))
-        hidden, saved = call.hidden(x.contiguous(), gate_up, _packed(gate_up_bias), activation, save)
-        parts = call.products(hidden, down, _packed(down_bias), _flat(weights), 1, zeroed=call.top_k == 1)
+        lies = layout(gate_up, down)
+        hidden, saved = call.hidden(x.contiguous(), gate_up, _packed(gate_up_bias), activation, save, lies)
+        stored, turned = _lying(down, lies), lies.down_transposed
+        zeroed = call.top_k == 1
+        parts = call.products(hidden, stored, _packed(down_bias), _flat(weights), 1, zeroed, turned)
         y = call.summed(parts, call.top_k, x.dtype)
         return y, x.new_empty((0, matrices * ffn)) if saved is None else saved
 
@@ -112,25 +116,33 @@ class TritonKernels:
         activation: str,
     ) -> Gradients:
         """See ``interface.Kernels.backward``; ``saved`` as ``forward`` gave it."""
-        experts = len(gate_up)
+        experts, matrices, ffn, _ = gate_up.shape
         call = self._call("expert_ffn", ids, experts, dy, x, gate_up, down)
         x, dy, gates, down_bias = x.contiguous(), dy.contiguous(), _flat(weights), _packed(down_bias)
         make = torch.zeros_like if call is None else torch.empty_like
+        lies = layout(gate_up, down)
         ddown, dgate_up = make(down), make(gate_up)
-        dgate_up_bias = None if gate_up_bias is None else make(gate_up_bias, memory_format=torch.contiguous_format)
+        # As the weight's columns lie.
+        dflat_bias = None if gate_up_bias is None else make(gate_up.new_empty((experts, matrices * ffn)))
+        dgate_up_bias = None
+        if dflat_bias is not None and lies.interleaved:
+            dgate_up_bias = dflat_bias.unflatten(1, (ffn, matrices)).transpose(1, 2)
+        elif dflat_bias is not None:
+            dgate_up_bias = dflat_bias.unflatten(1, (matrices, ffn))
         ddown_bias = None if down_bias is None else make(down_bias)
         if call is None:
             zeros = torch.zeros_like(gates).view(weights.shape)
             return Gradients(torch.zeros_like(x), dgate_up, dgate_up_bias, ddown, ddown_bias, zeros)
         hidden = call.activated(saved, gates, down.shape[2], activation)
-        dhidden = torch.empty_like(hidden)
-        call.gradients(hidden, down, dy, gates, (1, call.top_k), dhidden, ddown, ddown_bias)
-        dprojected, dgates = call.activation_gradients(dhidden, saved, gates, dy, down_bias, activation)
-        del hidden, dhidden
+        dhidden, stored, dstored = torch.empty_like(hidden), _lying(down, lies), _lying(ddown, lies)
+        per_row = 1, call.top_k
+        call.gradients(hidden, stored, dy, gates, per_row, dhidden, dstored, ddown_bias, lies.down_transposed)
+        given = (dhidden, saved, gates, dy, down_bias, activation, lies.interleaved)
+        dprojected, dgates = call.activation_gradients(*given)
+        del hidden, dhidden, given
         dx = call.row_gradients(x, call.top_k)
-        flat, dflat = gate_up.flatten(1, 2), dgate_up.flatten(1, 2)
-        dflat_bias = None if dgate_up_bias is None else dgate_up_bias.flatten(1)
-        call.gradients(x, flat, dprojected, None, (call.top_k, 1), dx, dflat, dflat_bias)
+        flat, dflat = lying(gate_up, lies), lying(dgate_up, lies)
+        call.gradients(x, flat, dprojected, None, (call.top_k, 1), dx, dflat, dflat_bias, lies.transposed)
         dx = call.summed(dx[None], call.top_k, x.dtype)
         return Gradients(dx, dgate_up, dgate_up_bias, ddown, ddown_bias, dgates.view(weights.shape))
 
@@ -150,6 +162,11 @@ class TritonKernels:
 def _rows(x: Tensor, top_k: int) -> tuple[Tensor, int]:
     """[T, I], of which top_k choices share a row, or [T, K, I] -> rows of I, and how many choices share one."""
     return (x.contiguous(), top_k) if x.ndim == 2 else (x.reshape(-1, x.shape[-1]).contiguous(), 1)
+
+
+def _lying(down: Tensor, lies: Layout) -> Tensor:
+    """down [E, D, H] as it lies: [E, D, H] or [E, H, D]."""
+    return down.transpose(1, 2) if lies.down_transposed else down
 
 
 def _packed(bias: Tensor | None) -> Tensor | None:

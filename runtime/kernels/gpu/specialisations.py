@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .activation import constants as activation
 from .config import HEIGHTS, Config, candidates
 from .elementwise import activate_backward_kernel, activate_kernel
 from .esfk import BIAS_COLUMNS, BIAS_ROWS, esfk_kernel
@@ -67,19 +68,27 @@ def _label(name: str, even: bool, dtype: torch.dtype, precision: str) -> str:
 
 def _esmm(dtype: torch.dtype, height: int, config: Config, even: bool, precision: str) -> Case:
     given = dict.fromkeys(("x", "weight", "bias", "out"), element(dtype)) | INDEX | {"gates": "fp32"}
-    constants = {"PER_ROW": 1, "ROWS": height} | _blocks(config, even, precision)
+    constants = {"TRANSPOSED": False, "PER_ROW": 1, "ROWS": height} | _blocks(config, even, precision)
     return Case(esmm_kernel, _label("esmm", even, dtype, precision), dtype, given, constants, height, config)
 
 
 def _project(dtype: torch.dtype, height: int, config: Config, even: bool, precision: str) -> Case:
     given = dict.fromkeys(("x", "gate_up", "bias", "hidden", "saved"), element(dtype)) | INDEX
-    constants = {"ACTIVATION": "silu", "MATRICES": 2, "PER_ROW": 4, "ROWS": height} | _blocks(config, even, precision)
+    constants = activation("silu") | {"MATRICES": 2, "TRANSPOSED": False, "MIXED": False, "PER_ROW": 4, "ROWS": height}
+    constants |= _blocks(config, even, precision)
     return Case(project_kernel, _label("project", even, dtype, precision), dtype, given, constants, height, config)
 
 
 def _esfk(dtype: torch.dtype, height: int, config: Config, even: bool, precision: str) -> Case:
     given = dict.fromkeys(("x", "weight", "dy", "dx", "dweight", "dbias"), element(dtype)) | INDEX | {"gates": "fp32"}
-    constants = {"X_PER_ROW": 1, "DY_PER_ROW": 4, "HEIGHT": height, "ROWS": config.rows, "EVEN_ROWS": even}
+    constants = {
+        "TRANSPOSED": False,
+        "X_PER_ROW": 1,
+        "DY_PER_ROW": 4,
+        "HEIGHT": height,
+        "ROWS": config.rows,
+        "EVEN_ROWS": even,
+    }
     constants |= {"BIAS_ROWS": BIAS_ROWS, "BIAS_COLUMNS": BIAS_COLUMNS} | _blocks(config, even, precision)
     return Case(esfk_kernel, _label("esfk", even, dtype, precision), dtype, given, constants, height, config)
 
@@ -94,7 +103,7 @@ def _small(dtype: torch.dtype) -> Iterator[Case]:
     """The kernels without products, in the one configuration that each has."""
     t = element(dtype)
     ids, block = {"ids": "i64"}, {"BLOCK": BLOCK}
-    act = {"ACTIVATION": "silu", "MATRICES": 2} | block
+    act = activation("silu") | {"MATRICES": 2, "MIXED": False} | block
     activated: Pointers = ids | {"projected": t, "gates": "fp32", "hidden": t} | {"saved": None}
     behind = ids | dict.fromkeys(("dhidden", "saved", "dy", "down_bias", "dprojected"), t)
     yield Case(count_kernel, "index: count", dtype, ids | {"count": "i32", "report": "i64"}, block)

@@ -33,12 +33,12 @@ def gathered_rows(order, tile, ROWS: tl.constexpr):
 
 
 @triton.jit
-def weight_block(w, column, k, depth, width, TRANSPOSED: tl.constexpr):
-    """Pointers [DEPTH, COLUMNS] into w [width, depth], or into w [depth, width] if TRANSPOSED."""
+def weight_block(w, column, k, depth, width, TRANSPOSED: tl.constexpr, STEP: tl.constexpr = 1):
+    """Pointers [DEPTH, COLUMNS] into w [width, depth], or into w [depth, width] if TRANSPOSED; STEP: of ``column``."""
     if TRANSPOSED:
-        pointers = w + k[:, None].to(tl.int64) * width + column[None, :]
+        pointers = w + k[:, None].to(tl.int64) * width + column[None, :] * STEP
     else:
-        pointers = w + column[None, :].to(tl.int64) * depth + k[:, None]
+        pointers = w + column[None, :].to(tl.int64) * STEP * depth + k[:, None]
     return pointers
 
 
