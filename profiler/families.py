@@ -54,8 +54,9 @@ class Experts(NamedTuple):
 def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Model:
     """The Model of a ``config.json`` of a family that moeplan has no reader for; ``where`` names it in errors.
 
-    Sizes are those of Transformers' modules; parameters count values, and bytes are as the weights are stored. Raises MoeplanError without
-    Transformers, and DocumentError, naming the family or field, for what it does not build or keeps elsewhere.
+    Sizes are those of Transformers' modules; parameters count values, and bytes are as the weights are stored. Raises
+    MoeplanError without Transformers, and DocumentError, naming the family, field or quantisation scheme, for what it
+    does not build or count, or keeps elsewhere.
     """
     transformers = _transformers(body, where)
     family = body["model_type"]

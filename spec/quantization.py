@@ -238,7 +238,7 @@ def _fp8(f: _Fields) -> Quantization:
     layout = WeightFormat("float", 8, "block" if block else "tensor", block)
     if f.text("scale_fmt") == "ue8m0":
         layout = replace(layout, scale_bytes=1)
-    formats = (layout,)
+    formats: tuple[WeightFormat, ...] = (layout,)
     if f.text("expert_dtype") == "fp4":
         experts = replace(layout, bits=4, strategy="group", block=(1, 32), targets=(_EXPERTS,))
         formats = (experts, layout)

@@ -197,9 +197,9 @@ def test_wrong_arguments_are_named():
         ("x", r"floating .* got torch.int64 \[13, 16\]", p._replace(x=x.long())),
         ("gate_up", r"\[experts, 1 or 2, ffn, 16\]", p._replace(gate_up=gate_up[..., :5])),
         ("gate_up", "got torch.bfloat16", p._replace(gate_up=gate_up.bfloat16())),
-        ("gate_up", r"contiguous \[5, 2, 23, 16\], got strides \[768, 384, 16, 1\]", _narrow(p, 23)),
+        ("gate_up", r"contiguous \[5, 2, 23, 16\], .*got strides \[768, 384, 16, 1\]", _narrow(p, 23)),
         ("down", r"expected torch.float32 \[5, 16, 24\], got", p._replace(down=down[:4])),
-        ("down", "expected contiguous", p._replace(down=down.transpose(1, 2).contiguous().transpose(1, 2))),
+        ("down", "expected contiguous", p._replace(down=torch.cat([down, down], 2)[..., :24])),
         (
             "gate_up_bias",
             r"\[5, 2, 24\], got torch.float32 \[5, 48\]",

@@ -77,10 +77,10 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """y[t] = sum over k of weights[t, k] (down[e] act(gate_up[e] x[t] + gate_up_bias[e]) + down_bias[e]).
 
-        x: [T, D]; gate_up: [E, M, H, D]; gate_up_bias: [E, M, H] or None; down: [E, D, H]; down_bias: [E, D] or None, the
-        weights in a layout of ``stored``; activation: see ``activation``;
-        weights: [T, K] float32 -> y [T, D], and what ``backward`` needs: the projections before the activation,
-        [P, M H], in an order of rows that is the implementation's own (rows of no choice are undefined); [0, M H]
+        x: [T, D]; gate_up: [E, M, H, D]; gate_up_bias: [E, M, H] or None; down: [E, D, H]; down_bias: [E, D] or None;
+        gate_up and down lie in a layout of ``stored``; activation: a text of ``activation``; weights: [T, K] float32 ->
+        y [T, D], and what ``backward`` needs: the projections before the activation, [P, M H], all of gate first, in an
+        order of rows that is the implementation's own (rows of no choice are undefined); [0, M H]
         unless ``save``.
         """
         ...

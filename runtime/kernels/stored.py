@@ -50,8 +50,8 @@ def weights_of(
     name = "gate_up_proj" if gated else "up_proj"
     matrices = 2 if gated else 1
     if gate_up_proj.ndim != 3 or gate_up_proj.shape[2 if transposed else 1] % matrices:
-        shape = ("[E, D, {} H]" if transposed else "[E, {} H, D]").format(matrices)
-        raise MoeplanError(f"weights_of: {name}: expected {shape}, got {list(gate_up_proj.shape)}")
+        wanted = f"[E, D, {matrices} H]" if transposed else f"[E, {matrices} H, D]"
+        raise MoeplanError(f"weights_of: {name}: expected {wanted}, got {list(gate_up_proj.shape)}")
     rows = gate_up_proj.transpose(1, 2) if transposed else gate_up_proj
     experts, both, model = rows.shape
     ffn = both // matrices

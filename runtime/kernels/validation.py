@@ -2,8 +2,8 @@
 
 Letters as in ``interface``. Shapes, types, devices and layouts only, so that fake tensors pass through here too, and
 one value where it costs no wait for a device: a gate weight that is NaN. ``ids`` is looked at by the implementations,
-which read it anyway. Weights lie in one of the layouts of ``stored``: a copy of a layer's experts at every call would go
-unseen.
+which read it anyway. Weights lie in one of the layouts of ``stored``: a copy of a layer's experts at every call would
+go unseen.
 """
 
 import torch
@@ -115,8 +115,8 @@ def _lies(gate_up: Tensor, down: Tensor, x: Tensor) -> None:
             ("gate_up", gate_up) if layout_of(gate_up, down.new_empty(down.shape)) is None else ("down", down)
         )
         raise MoeplanError(
-            f"expert_ffn: {name}: expected contiguous {list(weight.shape)}, or a view that weights_of gives, got strides "
-            f"{list(weight.stride())}: lay it out once, when it is loaded"
+            f"expert_ffn: {name}: expected contiguous {list(weight.shape)}, or a view that weights_of gives, got "
+            f"strides {list(weight.stride())}: lay it out once, when it is loaded"
         )
     for name, weight in (("gate_up", gate_up), ("down", down)):
         if weight.device != x.device:

@@ -26,8 +26,8 @@ EXPLAINED: dict[str, str] = {
     "blocks.hidden_size": "width of what goes from layer to layer",
     "blocks.counted": "everything of one layer but its routed experts, by its size",
     "blocks.counted.made_of": "name of the layer's class, for messages",
-    "blocks.counted.parameters": "values of one layer: attention or another mixer, norms, router, shared experts, dense "
-    "FFN (a matrix of r outputs and c inputs has r * c)",
+    "blocks.counted.parameters": "values of one layer: attention or another mixer, norms, router, shared experts, "
+    "dense FFN (a matrix of r outputs and c inputs has r * c)",
     "blocks.counted.cache_values": "values that one layer caches for a token: 2 * key/value heads * head size; with "
     "latent attention its rank and rotary part; 0 where it keeps a state of fixed size",
     "blocks.moe": "the routed experts of one layer; leave it out of layers that have none",

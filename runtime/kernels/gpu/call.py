@@ -48,7 +48,8 @@ class Call:
     ) -> Tensor:
         """gate (weight[e] x + bias[e]) of every choice: [S, P, O], parts to be summed; in x.dtype with one part.
 
-        weight: [E, O, I], or [E, I, O] transposed. See ``esmm``. Rows of choices that are not here are undefined, or zeros if ``zeroed`` and S is 1.
+        weight: [E, O, I], or [E, I, O] transposed. See ``esmm``. Rows of choices that are not here are undefined, or
+        zeros if ``zeroed`` and S is 1.
         """
 
         outputs = weight.shape[2 if transposed else 1]

@@ -35,7 +35,8 @@ def activate(
         with on(hidden.device):
             activate_kernel[(choices, triton.cdiv(width, BLOCK))](
                 projected, gates, ids, hidden, saved, choices, experts, width,
-                **constants(activation), MATRICES=both // width, MIXED=mixed and both > width, SPLITS=splits, BLOCK=BLOCK,
+                **constants(activation), MATRICES=both // width, MIXED=mixed and both > width, SPLITS=splits,
+                BLOCK=BLOCK,
             )  # fmt: skip
 
 

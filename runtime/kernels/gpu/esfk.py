@@ -36,7 +36,8 @@ def esfk(
 
     x: rows of I, of which ``x_per_row`` choices share one; dy: rows of O, ``dy_per_row`` likewise; weight: [E, O, I];
     gates: [P] float32 or None; dx: [P, I], weight[e]^T dy; dweight: [E, O, I], the sum of dy^T x over the expert's
-    choices, both [E, I, O] where ``transposed``; dbias: [E, O], the sum of gate dy. The gates do not enter dx and dweight: put them in x for the latter.
+    choices; dbias: [E, O], the sum of gate dy. weight and dweight are [E, I, O] where ``transposed``. The gates do not
+    enter dx and dweight: put them in x for the latter.
     """
     experts, outputs, inputs = index.experts, dy.shape[-1], 0 if x is None else x.shape[-1]
     if dx is not None:
@@ -51,8 +52,8 @@ def esfk(
         esfk_kernel[(weights + rows + biases,)](
             x, weight, dy, gates, dx, dweight, dbias, index.order, index.tile_expert, index.start, index.count,
             index.tiles, inputs, outputs, weights, rows,
-            TRANSPOSED=transposed, X_PER_ROW=x_per_row, DY_PER_ROW=dy_per_row, HEIGHT=index.height, ROWS=config.rows, COLUMNS=config.columns,
-            DEPTH=config.depth, BIAS_ROWS=BIAS_ROWS, BIAS_COLUMNS=BIAS_COLUMNS,
+            TRANSPOSED=transposed, X_PER_ROW=x_per_row, DY_PER_ROW=dy_per_row, HEIGHT=index.height, ROWS=config.rows,
+            COLUMNS=config.columns, DEPTH=config.depth, BIAS_ROWS=BIAS_ROWS, BIAS_COLUMNS=BIAS_COLUMNS,
             EVEN_DEPTH=outputs % config.depth == 0, EVEN_ROWS=outputs % config.rows == 0,
             EVEN_COLUMNS=inputs % config.columns == 0, PRECISION=precision(dy.dtype),
             num_warps=config.warps, num_stages=config.stages,

@@ -27,7 +27,8 @@ def esmm(
     """out[s, choice] = gate[choice] (weight[e] x[choice // per_row] + bias[e]), with S parts s that add up to it.
 
     x: rows of I, of which ``per_row`` choices share one; weight: [E, O, I], or [E, I, O] transposed; bias: [E, O] or
-    None; gates: [P] float32 or None; out: [S, P, O], S = config.split. Rows of choices that are not here are left as they are.
+    None; gates: [P] float32 or None; out: [S, P, O], S = config.split. Rows of choices that are not here are left as
+    they are.
     """
     width, depth = weight.shape[:0:-1] if transposed else weight.shape[1:]
     blocks = triton.cdiv(width, config.columns)

@@ -29,8 +29,8 @@ def project(
 ) -> None:
     """hidden[choice] = act(gate_up[e] x[choice // per_row] + bias[e]); saved[choice] = what the activation was given.
 
-    x: rows of D; gate_up: [E, M, H, D], which lies as ``lies`` says; bias: [E, M, H] or None; hidden: [P, H]; saved: [P, M H] or None. Rows of
-    choices that are not here are left as they are.
+    x: rows of D; gate_up: [E, M, H, D], which lies as ``lies`` says; bias: [E, M, H] or None; hidden: [P, H]; saved:
+    [P, M H] or None. Rows of choices that are not here are left as they are.
     """
     _, matrices, width, depth = gate_up.shape
     blocks = triton.cdiv(width, config.columns)
