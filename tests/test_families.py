@@ -148,7 +148,7 @@ def test_a_model_of_another_family_is_placed_and_not_solved(tmp_path: Path, monk
         ({"model_type": "glm4_moe", "n_routed_experts": 10**9}, "n_routed_experts: at most 65536"),
         ({"model_type": "glm4_moe", "hidden_size": "wide"}, "Transformers"),
         ({"model_type": "glm4_moe", "torch_dtype": "float64"}, "dtype: expected one of bfloat16"),
-        ({"model_type": "glm4_moe", "quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"model_type": "glm4_moe", "quantization_config": {"quant_method": "vptq"}}, "weights in vptq"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch, capfd, fields: dict, reason: str):
@@ -162,7 +162,15 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path, monkeypatch, ca
 def test_modelopts_file_beside_a_configuration_is_not_overlooked(tmp_path: Path, monkeypatch, capfd):
     folder = config(tmp_path, model_type="glm4_moe", num_hidden_layers=3)
     assert moeplan(monkeypatch, capfd, "models", folder)[0] == 0
+    plain = load_model(folder)
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
+    model = load_model(folder)
+    assert model.stored_in() == {"experts": "fp8", "rest": "fp8"}
+    assert model.total_parameters() == plain.total_parameters()
+    assert model.expert_bytes() == plain.expert_bytes(dtype="f32") // 4 + 3 * (4 + 4)  # a scale, and one of inputs
+    assert [block.dequantised() for block in model.blocks] == list(plain.blocks)
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
     code, err = moeplan(monkeypatch, capfd, "models", folder)
     assert code == 2
     assert "quantization_config" in err
+    assert "W4A8_AWQ" in err

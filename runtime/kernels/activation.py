@@ -70,7 +70,7 @@ def parse_activation(activation: str) -> Activation:
             # Infinite limits are none; the kernels hold the numbers in float32.
             if all(abs(n) < 1e30 for n in (slope, shift)) and 0 < limit <= math.inf:
                 return Activation(CLAMPED, slope, min(limit, 1e30), shift)
-    names = ", ".join((*sorted(ACTIVATIONS), CLAMPED, f"{CLAMPED}(slope, limit, shift)"))
+    names = [*sorted(ACTIVATIONS), CLAMPED, f"{CLAMPED}(slope, limit, shift)"]
     raise MoeplanError(f"activation: expected one of {names}, got {activation!r}")
 
 
