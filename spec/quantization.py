@@ -238,11 +238,10 @@ def _fp8(f: _Fields) -> Quantization:
     layout = WeightFormat("float", 8, "block" if block else "tensor", block)
     if f.text("scale_fmt") == "ue8m0":
         layout = replace(layout, scale_bytes=1)
-    formats: tuple[WeightFormat, ...] = (layout,)
     if f.text("expert_dtype") == "fp4":
         experts = replace(layout, bits=4, strategy="group", block=(1, 32), targets=(_EXPERTS,))
-        formats = (experts, layout)
-    return Quantization("fp8", detail, () if detail else formats, _skipped(f))
+        return Quantization("fp8", detail or "expert_dtype fp4", () if detail else (experts, layout), _skipped(f))
+    return Quantization("fp8", detail, () if detail else (layout,), _skipped(f))
 
 
 def _mxfp4(f: _Fields) -> Quantization:

@@ -10,7 +10,7 @@ from moeplan.runtime.kernels.cpp.implementation import CppKernels
 from moeplan.runtime.kernels.cpp.library import ISAS, load
 from moeplan.runtime.kernels.interface import Kernels
 from moeplan.runtime.kernels.reference import ReferenceKernels
-from moeplan.tests.kernel_cases import FFNS, Problem, problem
+from moeplan.tests.kernel_cases import FFNS, LAYOUTS, MORE_FFNS, Problem, problem
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of the largest value: the float32 sums, and a few roundings to the type between them.
@@ -32,8 +32,8 @@ def everything(kernels: Kernels, p: Problem, activation: str, dtype: torch.dtype
     dy = normal(y.shape, 1)
     gradients = kernels.backward(dy, *p, saved, activation)
     results = {"y": y} | {f"d{name}": g for name, g in gradients._asdict().items() if g is not None}
-    weight = p.gate_up.flatten(1, 2)
-    bias = None if p.gate_up_bias is None else p.gate_up_bias.flatten(1)
+    weight = p.gate_up.flatten(1, 2).contiguous()
+    bias = None if p.gate_up_bias is None else p.gate_up_bias.flatten(1).contiguous()
     experts, outputs, inputs = weight.shape
     dout = normal((*p.ids.shape, outputs), 2)
     for x in (p.x, normal((*p.ids.shape, inputs), 3)):
@@ -83,17 +83,20 @@ def fuzz(seed: int) -> None:
     rng = random.Random(seed)
     tokens, model = rng.choice([0, 1, 3, 8, 9, 40, 150, 300]), rng.choice([0, 1, 7, 16, 31, 32, 64, 100, 272])
     ffn, experts, top_k = rng.choice([0, 1, 15, 16, 32, 64, 130, 272]), rng.choice([0, 1, 3, 8]), rng.choice([1, 2, 4])
-    matrices, activation = rng.choice(FFNS)
+    matrices, activation = rng.choice((*FFNS, *MORE_FFNS))
+    lies = rng.choice((None, *LAYOUTS))
     torch.set_num_threads(rng.choice([1, 2]))
     p = problem(tokens, experts, top_k, model, ffn, matrices, biases=rng.random() < 0.5, seed=seed)
     if rng.random() < 0.3:
         p = p._replace(ids=p.ids.clamp(max=0).int())  # all on one expert
+    if lies:
+        p = p.lying(*lies)
     for dtype in TYPES:
         for isa in isas():
             vendor_from = rng.choice([0, 1])
             far = too_far(p.to(dtype), activation, isa, vendor_from)
             sizes = {"T": tokens, "D": model, "E": experts, "K": top_k, "H": ffn, "M": matrices}
-            assert not far, f"seed {seed} {dtype} {isa} {vendor_from=} {activation} {sizes}: {far}"
+            assert not far, f"seed {seed} {dtype} {isa} {vendor_from=} {activation} {lies} {sizes}: {far}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from moeplan.runtime.kernels import counting, memory
 from moeplan.runtime.kernels.cpp import obstacle
 from moeplan.runtime.kernels.cpp.implementation import VENDOR_FROM, CppKernels
 from moeplan.spec import MoeplanError
-from moeplan.tests.kernel_cases import FFNS, error, problem, torch_path
+from moeplan.tests.kernel_cases import FFNS, LAYOUTS, MORE_FFNS, error, problem, torch_path
 
 if reason := obstacle():
     pytest.skip(reason, allow_module_level=True)
@@ -39,6 +39,37 @@ def test_equals_the_reference(isa, dtype, matrices, activation):
         p = p._replace(x=3 * p.x)  # reaches the clamps; rounding before them moves values across
     p = p.to(dtype)
     assert too_far(p, activation, isa) == {}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("matrices", "activation"), MORE_FFNS)
+def test_more_activations(isa, dtype, matrices, activation):
+    p = problem(40, 5, 3, 96, 160, matrices, biases=True, dtype=dtype)
+    assert too_far(p, activation, isa) == {}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("transposed", "interleaved"), LAYOUTS)
+@pytest.mark.parametrize("tokens", [1, 9, 33, 300])
+def test_layouts(isa, dtype, transposed, interleaved, tokens):
+    """Few rows, panels with rows after them, several blocks of columns, rows and depth."""
+    p = problem(tokens, 3, 1, 550, 330, biases=True, dtype=dtype).lying(transposed, interleaved)
+    p = p._replace(ids=(torch.arange(tokens) % 7 // 6 * 2)[:, None])  # most on one expert, one idle
+    assert too_far(p, "swiglu_clamped", isa) == {}
+
+
+@pytest.mark.parametrize(("transposed", "interleaved"), LAYOUTS)
+def test_layouts_need_no_copy_of_the_weights(transposed, interleaved):
+    """A call's scratch, and what it shares with the usual layout, is a fraction of them."""
+    p = problem(8, 16, 2, 512, 512).lying(transposed, interleaved)
+    kernels = CppKernels()
+    y, saved = kernels.forward(*p, "silu", True)
+    assert kernels.scratch_bytes() < (p.gate_up.nbytes + p.down.nbytes) / 4
+    found = kernels.backward(torch.ones_like(y), *p, saved, "silu")
+    assert kernels.scratch_bytes() < (p.gate_up.nbytes + p.down.nbytes) / 2
+    assert found.gate_up.stride() == p.gate_up.stride()
 
 
 @settings(max_examples=15)

@@ -82,6 +82,7 @@ def groups(size: int) -> int:
 SCHEMES: dict[str, tuple[Body, float]] = {
     "fp8 blocks": (FP8, 3 * SIZES + 4 * (2 * 2 * 1 + 1 * 2)),
     "fp8 blocks, exponents": (FP8 | {"scale_fmt": "ue8m0"}, 3 * SIZES + (2 * 2 * 1 + 1 * 2)),
+    "fp8, experts in fp4": (FP8 | {"expert_dtype": "fp4", "scale_fmt": "ue8m0"}, 3 * SIZES / 2 + groups(32)),
     "fp8 blocks by default": ({"quant_method": "fp8"}, 3 * SIZES + 4 * 6),
     "fp8 per tensor, static inputs": (
         {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static"},
@@ -231,7 +232,8 @@ def test_long_lists_of_modules_are_read_at_once() -> None:
         ({"quant_method": "hqq", "bits": 4}, ["hqq"]),
         ({"quant_method": "quark"}, ["quark"]),
         ({"quant_method": "torchao"}, ["torchao"]),
-        (FP8 | {"expert_dtype": "fp4"}, ["expert_dtype fp4"]),
+        (FP8 | {"expert_dtype": "fp6"}, ["expert_dtype fp6"]),
+        (FP8 | {"expert_dtype": "fp4", "fmt": "e5m2"}, ["fmt e5m2"]),
         (modelopt("W4A16_AWQ"), ["modelopt", "W4A16_AWQ"]),
         (modelopt("MIXED_PRECISION", quantized_layers={}), ["MIXED_PRECISION"]),
         (compressed("int", "marlin-24", strategy="channel"), ["marlin-24"]),

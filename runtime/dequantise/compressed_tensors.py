@@ -19,7 +19,7 @@ def unpacked(quantization: Quantization) -> bool:
     if not quantization.formats:
         return False
     if quantization.scheme != "compressed-tensors":
-        return True
+        return all(f.bits == 8 for f in quantization.formats)  # not fp4 of experts
     kinds = {(f.type, f.bits) for f in quantization.formats}
     known = all(kind == ("float", 8) or (kind[0] == "int" and kind[1] <= 8) for kind in kinds)
     return known and all(f.storage in UNPACKED for f in quantization.formats)

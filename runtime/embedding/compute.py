@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import expert_ffn
+from ..kernels import expert_ffn, weights_of
 from ..strategies.layer import Experts
+from .activation import activation_of
 from .form import Form, tensors_of
 
 
@@ -33,39 +34,30 @@ def experts_from(module: nn.Module, form: Form, tensors: Sequence[Tensor]) -> Ex
 
 
 def kernel_activation(module: nn.Module, form: Form) -> str | None:
-    """The kernels' name of the activation, where they take experts of this form; None where they do not.
-
-    The one place that says so: forms that the kernels learn are added here, and in ``_by_kernel``.
-    """
-    if form.transposed or form.post_norm or (form.gated and not form.concatenated):
-        return None
-    if form.gated and not _plain_gate(module):
-        return None
-    act = getattr(module, "act_fn", None)
-    return {"SiLUActivation": "silu", "SiLU": "silu", "ReLU": "relu"}.get(type(act).__name__)
-
-
-def _plain_gate(module: nn.Module) -> bool:
-    """Whether its gate is act(gate) * up, as Transformers gives a class that has none of its own."""
-    from transformers.integrations import moe
-
-    return getattr(type(module), "_apply_gate", None) is moe._default_apply_gate
+    """The kernels' text of the activation, where they take experts of this form; None where they do not."""
+    return None if form.post_norm else activation_of(module, form)
 
 
 def _by_kernel(
     form: Form, activation: str, tensors: Sequence[Tensor], x: Tensor, ids: Tensor, weights: Tensor
 ) -> Tensor:
     wide, down, *biases = tensors
-    experts, matrices, columns = len(down), form.matrices, down.shape[2]
-    gate_up = wide.view(experts, matrices, columns, form.hidden)
+    views = weights_of(
+        wide,
+        down,
+        biases[0] if biases else None,
+        gated=form.gated,
+        transposed=form.transposed,
+        interleaved=not form.concatenated,
+    )
     y = expert_ffn(
         x.to(wide.dtype),
-        gate_up,
-        down,
+        views.gate_up,
+        views.down,
         ids,
         weights,
         activation=activation,
-        gate_up_bias=biases[0].view(experts, matrices, columns) if biases else None,
+        gate_up_bias=views.gate_up_bias,
         down_bias=biases[1] if biases else None,
     )
     return y.to(x.dtype)
