@@ -28,8 +28,10 @@ def expert_ffn(
 
     x: [T, D]; gate_up: [E, M, H, D]; down: [E, D, H]; ids: [T, K] int32 or int64, local expert numbers, -1 for an
     expert that is not here; weights: [T, K] float32; gate_up_bias: [E, M, H]; down_bias: [E, D] -> [T, D] in x.dtype,
-    accumulated in float32 (float64 stays). activation: silu, gelu or relu, of the gate where there is one, or gpt-oss's
-    swiglu_clamped. Dropless: every id counts. Differentiable once in all but ids.
+    accumulated in float32 (float64 stays). gate_up and down are contiguous, or views that ``weights_of`` gives.
+    activation: silu, gelu, gelu_tanh, relu or relu2, of the gate where there is one, gpt-oss's swiglu_clamped, or
+    swiglu_clamped(slope, limit, shift) with numbers (see ``activation``). Dropless: every id counts. Differentiable
+    once in all but ids.
     Raises MoeplanError naming the argument, what was expected and what came.
     """
     name = choose(implementation, x.device.type, x.dtype)

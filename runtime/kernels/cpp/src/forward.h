@@ -2,8 +2,8 @@
 //
 // A pass packs the tokens of its experts, multiplies gate and up and applies the activation while the sums are in the
 // cache, which leaves the hidden rows packed for the second product, and adds its result, weighted, into y. Weights
-// are read where they lie, in any layout. Tasks of the last step own columns of y and take the experts in order: no two threads add
-// to one place, and results do not depend on the number of threads, but for the last digits of what the vendor's library
+// are read where they lie, in any layout. Tasks of the last step own columns of y and take the experts in order: no two
+// threads add to one place, and results do not depend on the number of threads, but for the last digits of what the vendor's library
 // multiplies.
 #pragma once
 #include "activation.h"
@@ -67,10 +67,11 @@ private:
         if (piece.many) return project_many(piece, h, m, scratch);
         for (int64_t t = 0; t < piece.n; t += COLUMNS) {
             int64_t n = least(COLUMNS, piece.n - t);
-            if (mixed) weight_times_piece(gate_up(piece, 0, h), f.M * m, piece, inputs + piece.input, t, n, f.D, scratch, scratch.sums);
+            float* x = inputs + piece.input;
+            if (mixed) weight_times_piece(gate_up(piece, 0, h), f.M * m, piece, x, t, n, f.D, scratch, scratch.sums);
             for (int64_t i = 0; i < f.M; i++) {
                 float* sums = scratch.sums + row_of(i, 0) * LINE;
-                if (!mixed) weight_times_piece(gate_up(piece, i, h), m, piece, inputs + piece.input, t, n, f.D, scratch, sums);
+                if (!mixed) weight_times_piece(gate_up(piece, i, h), m, piece, x, t, n, f.D, scratch, sums);
                 finish(sums, piece, i, h, m, t, n);
             }
             int64_t columns = least(n, piece.panels * PANEL - t);
