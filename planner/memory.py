@@ -6,7 +6,7 @@ weights      embedding, head and final norm; of every stored layer its norms, at
 gathered     one region for all experts of one layer, where any layer is gathered; where layers are offload, the places
              for experts that are read
 cache        keys and values of the group's sequences (of all, where layers are coherent) and the device's heads, for
-             every layer (never shared)
+             every layer (never shared); of layers that Transformers computes what its cache holds
 activations  the largest sum of buffers alive at once in any layer, or in the head
 
 Letters: T tokens, D model, V vocabulary, K top-k, H ffn columns, M matrices into the FFN (2 gated, 1 plain).
@@ -22,6 +22,8 @@ from .choices import held
 from .layout import Layout
 from .strategies.ep import COUNT_BYTES
 from .strategies.layer import Layer
+
+STATE_BYTES = 4  # of a value of a mixer's state
 
 
 def replicated_weights(blocks: Sequence[Block], vocabulary: int, tied: bool, tensor: int, element_bytes: int) -> int:
@@ -63,6 +65,8 @@ def cache(blocks: Sequence[Block], layout: Layout, element_bytes: int, replicate
     positions = layout.workload.context + layout.workload.length
     values = sum(block.attention.cache_values() for block in blocks if block.attention)
     per_sequence = -(-values // layout.tensor) * positions * element_bytes
+    for counted in (block.counted for block in blocks if block.counted):
+        per_sequence += counted.held_values * positions * element_bytes + counted.state_values * STATE_BYTES
     if replicated:
         return np.full(layout.devices, layout.workload.sequences * per_sequence)
     return np.repeat(layout.sequences, layout.tensor) * per_sequence
@@ -81,6 +85,8 @@ def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout
         if a is not None:
             heads = (3 * a.heads + 4 * a.kv_heads) * a.head_dim / layout.tensor
             peak = np.maximum(peak, together * (3 * block.hidden_size + heads))
+        if block.counted is not None:
+            peak = np.maximum(peak, together * (3 * block.hidden_size + block.counted.widths))
         if d is not None:
             peak = np.maximum(peak, tokens * (2 * block.hidden_size + (2 + d.gated) * d.ffn_size))
     hidden = blocks[-1].hidden_size

@@ -32,6 +32,8 @@ def asked_for(asked: str | None, placement: Placement | None, model: Model, work
             named = " or ".join(BESIDE)
             raise MoeplanError(f"strategy {asked}: {model.name} has layers with a shortcut, which run as {named}")
         found = ("ep",) if asked is None else found
+    if model.family_config is not None:
+        found = _beside_transformers(found, asked, model)
     if placement is not None:
         if asked is not None and asked not in PLACED:
             named = " and ".join(PLACED)
@@ -47,6 +49,20 @@ def asked_for(asked: str | None, placement: Placement | None, model: Model, work
             f"elsewhere; give --workload decode:SEQUENCES[@CONTEXT], or another strategy for {workload}"
         )
     return tuple(known for known in found if known != "coherent")
+
+
+def _beside_transformers(found: tuple[Strategy, ...], asked: str | None, model: Model) -> tuple[Strategy, ...]:
+    """Those that leave all but the experts to Transformers' modules. Raises MoeplanError where none is left."""
+    left_out: set[Strategy] = {"coherent", "offload"}
+    if any(block.counted and block.counted.whole_outputs for block in model.blocks):
+        left_out.add("sharded")
+    kept = tuple(known for known in found if known not in left_out)
+    if not kept:
+        others = " or ".join(known for known in STRATEGIES if known not in left_out)
+        raise MoeplanError(
+            f"strategy {asked}: the layers of {model.name} are Transformers' own, whose experts run as {others}"
+        )
+    return kept
 
 
 def offered(

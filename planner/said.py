@@ -83,6 +83,11 @@ def notes(search: Search, trace: Trace | None) -> list[str]:
         notes.append("the trace has counts only: tokens are assumed independent")
         if any(block.moe and block.moe.zero_experts for block in search.model.blocks):
             notes.append(IDENTITY)
+    if search.model.family_config is not None:
+        notes.append(
+            f"all of {search.model.name} but its experts runs as Transformers' own modules: layouts of tensor 1, and "
+            "neither coherent nor offload"
+        )
     if search.routing.scale > 1:
         notes.append(_expected_note(search))
     if lacking_degrees := unmeasured_degrees(search.costs, search.model):

@@ -110,7 +110,8 @@ def solve(
         budget=budget.part(1 - FINISH),
         given=given,
     )
-    beyond = strategy is None and given is None and not without_tier(cluster, routing)
+    fixed = strategy is not None or given is not None or model.family_config is not None
+    beyond = not fixed and not without_tier(cluster, routing)
     search = _searched_with_storage(search, shared=memory_bytes is None and given is None, beyond=beyond)
     source = _routing_source(trace, trace_path, seed)
     inputs = {"model": model, "cluster": cluster, "trace": trace, "placement": placement}

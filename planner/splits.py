@@ -13,8 +13,8 @@ from ..solvers.result import Infeasible
 from ..solvers.splits.split import split
 from ..spec.errors import MissingCurveError
 from ..spec.layout import even
-from ..spec.model import Model
-from ..spec.operators import attention_shape, expert_shape, route_shape
+from ..spec.model import Block, Model
+from ..spec.operators import attention_shape, expert_shape, mixer_shape, route_shape
 from ..spec.routing import Routing, chosen_counts
 from ..spec.workload import Workload
 from .costs import Costs
@@ -39,8 +39,9 @@ def unmeasured_degrees(costs: Costs, model: Model) -> list[int]:
 
 
 def _possible_degrees(costs: Costs, model: Model) -> list[int]:
-    if any(block.shortcut != "none" for block in model.blocks):
-        return [1]  # what a group exchanges beside other collectives is not predicted there
+    if any(block.shortcut != "none" or block.counted for block in model.blocks):
+        # What a group exchanges beside other collectives is not predicted; Transformers' modules are not divided.
+        return [1]
     attentions = [block.attention for block in model.blocks if block.attention]
 
     def possible(t: int) -> bool:
@@ -112,9 +113,19 @@ def _attention_seconds(costs: Costs, model: Model, workload: Workload, tensor: i
                     table = costs.table(device, "attention_decode", shape)
                     seconds = table.read(sequences=counts, context=max(workload.context, 1))[0]
                 total[kind] += layers * seconds
-            if block.moe is not None:
+            elif block.counted is not None:
+                total[kind] += layers * _mixer_seconds(costs, block, workload, device, counts)
+            if block.moe is not None and block.counted is None:
                 total[kind] += layers * costs.table(device, "route", route_shape(block)).read(tokens=tokens)[0]
     return costs.of_devices(total).reshape(-1, tensor, len(counts)).max(1)
+
+
+def _mixer_seconds(costs: Costs, block: Block, workload: Workload, device: int, counts: np.ndarray) -> np.ndarray:
+    """[counts] seconds of one layer that Transformers computes."""
+    table = costs.table(device, f"mixer_{workload.phase}", mixer_shape(block))
+    if workload.phase == "prefill":
+        return table.read(sequences=counts, length=workload.length)[0]
+    return table.read(sequences=counts, context=max(workload.context, 1))[0]
 
 
 def _expert_seconds(

@@ -14,7 +14,7 @@ from ..spec.executed import check_executed
 from ..spec.foresight import Foresight
 from ..spec.model import Block, Model
 from ..spec.offload import Reads
-from ..spec.operators import vocabulary_shape
+from ..spec.operators import frame_shape, vocabulary_shape
 from ..spec.plan import DeviceMemory, LayerPlan, LayerPrediction, Plan, Prediction
 from ..spec.routing import Routing, draw_routing
 from ..spec.shortcut import reads_before
@@ -31,7 +31,7 @@ from .simulator import Timeline, simulate
 from .stages import Stage, compute
 from .strategies import BUILDERS, Layer, offload
 from .strategies.coherent import Walk
-from .strategies.layer import attention, dense
+from .strategies.layer import attention, by_sequences, dense
 
 NUMBERS = 2**24  # of a table [layers, devices, experts] that is held at once
 
@@ -182,6 +182,8 @@ class Step:
         rows = self.layout.tokens if operator == "embed" else self.layout.last_counts
         if not self.model.vocab_size:
             return np.zeros(self.layout.devices)
+        if operator == "embed" and self.model.family_config is not None:
+            return by_sequences(self.costs, "frame", frame_shape(self.model), self.layout)
         return self.costs.operator(operator, vocabulary_shape(self.model), tokens=np.array(rows))
 
     def _built(self, plans: Sequence[LayerPlan]) -> Iterator[tuple[list[int], list[Stage]]]:

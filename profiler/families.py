@@ -1,9 +1,9 @@
 """Models of any family that Transformers knows, as its modules say: built on the meta device, without memory.
 
 Of the experts everything is read: how many, their widths, matrices and biases, top-k, which layers have them. The rest
-of a layer (attention or another mixer, norms, router, shared experts) is counted whole (``spec.model.Counted``):
-enough to place, explain, compare and export, and nothing that moeplan's own runtime would execute. What a quantisation
-scheme does to both is in ``family_storage``.
+of a layer (attention or another mixer, norms, router, shared experts) is counted whole (``spec.model.Counted``), and
+the configuration is kept where Transformers' own modules can stand in for it when the model is measured and run. What a
+quantisation scheme does to both is in ``family_storage``.
 
 Letters: E experts, D model, F FFN.
 """
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..runtime.families.package import own_fields
+from ..runtime.families.read import kept
 from ..spec import Model
 from ..spec.catalogue.huggingface import DTYPES
 from ..spec.catalogue.shared import merge_runs
@@ -85,6 +87,8 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
     if scheme is not None:
         blocks = [_stored(scheme, *each, by_layer) for each in zip(blocks, enumerate(stack), strict=True)]
     vocab = _integer(text, ("vocab_size",), where)
+    executed = kept(text, [block.counted for block in blocks if block.counted], sorted(by_layer), where)
+    blocks = [block.model_copy(update={"counted": c}) for block, c in zip(blocks, executed.layers, strict=True)]
     model = Model(
         name=name,
         family=family,
@@ -95,6 +99,7 @@ def read_family(body: dict[str, Any], where: str, name: str, source: str) -> Mod
         tie_embeddings=tied,
         dtype=_dtype(text, where),
         head_storage=None if tied or scheme is None else scheme.head(),
+        family_config=executed.config,
     )
     rest = _parameters(net) - _parameters(stack) + _missing_head(net, text) - model.embedding_parameters()
     if rest < 0:
@@ -135,10 +140,10 @@ def _config(transformers: Any, body: dict[str, Any], where: str) -> Any:
                 raise DocumentError(f"{where}: {field}: at most {most} (got {value})")
     try:
         # How its weights are stored is counted here, by the modules as they are without it.
-        dropped = ("model_type", "auto_map", "quantization_config", "compression_config")
-        fields = {key: value for key, value in body.items() if key not in dropped}
+        dropped = ("quantization_config", "compression_config")
+        fields = {key: value for key, value in own_fields(body).items() if key not in dropped}
         if isinstance(inner := fields.get("text_config"), dict):
-            fields["text_config"] = {key: value for key, value in inner.items() if key not in dropped[2:]}
+            fields["text_config"] = {key: value for key, value in inner.items() if key not in dropped}
         return transformers.AutoConfig.for_model(body["model_type"], **fields)
     except Exception as error:
         raise DocumentError(f"{where}: Transformers refuses it ({_first_line(error)})") from None

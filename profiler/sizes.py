@@ -102,8 +102,8 @@ def _workload_steps(operator: str, workload: Workload, block: Block, devices: in
     groups, tokens = max(1, devices // tensor), workload.tokens
     share = ceil(workload.sequences / groups)
     sequences = min(MORE * share, workload.sequences)
-    if operator.startswith("attention"):
-        if (operator == "attention_prefill") == (workload.phase == "prefill"):
+    if operator.startswith(("attention", "mixer", "frame")):
+        if operator.endswith("_prefill") == (workload.phase == "prefill"):
             axis, value = ("length", workload.length) if workload.phase == "prefill" else ("context", workload.context)
             yield Step(axis, max(value, 1))
             yield from steps("sequences", share, sequences)

@@ -22,9 +22,10 @@ from .devices import device_name, measure_copies, memory_available, nvml_details
 from .disk import measure_disk
 from .links import measure_links, measure_uplinks
 from .measure import Agree, Bench, Pace, processor_clock
-from .operators import TORCH_DTYPES, measure_operators, tasks, tensor_degrees
+from .operators import TORCH_DTYPES, measure_operators
 from .patience import Patience
 from .sizes import message_bytes
+from .tasks import tasks, tensor_degrees
 
 # Parts of the budget; the operators have what is left.
 LINKS_SHARE, COLLECTIVES_SHARE, COPIES_SHARE = 0.15, 0.3, 0.05

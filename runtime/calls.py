@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..spec import Model, MoeplanError
 from ..spec.model import Block, Moe
-from ..spec.operators import OPERATORS
+from ..spec.operators import OF_FAMILIES, OPERATORS
 from ..spec.plan import LayerPlan
 from .attention import Batch, RotaryEmbedding, attention
 from .cache import LayerCache, Stack
 from .dense import dense
+from .families.net import BY_FAMILY
 from .kernels import expert_ffn
-from .pools import expert_weights, pool, resting_weights
+from .pools import COLD_BYTES, expert_weights, pool, resting_weights, values_of
 from .random_weights import RandomWeights, random_tensor
 from .router import Choice, routed
 from .step_end import pack_cache, pack_home, unpack_home, write_cache
@@ -338,11 +339,18 @@ def operator_call(
     """
     if operator not in OPERATORS:
         raise MoeplanError(f"operator_call: operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+    if operator in OF_FAMILIES and model.family_config is None:
+        raise MoeplanError(f"operator_call: {operator} is of models that Transformers computes, unlike {model.name}")
     axes = OPERATORS[operator].axes
     if set(coordinates) != set(axes) or min(coordinates.values()) < 1:
         raise MoeplanError(f"operator_call: {operator}: expected positive values for {axes}, got {coordinates}")
     with torch.inference_mode():
-        call: Call = getattr(_Calls(model, block, dtype, device, devices, tensor, hosts), operator)(**coordinates)
+        calls: object = _Calls(model, block, dtype, device, devices, tensor, hosts)
+        if model.family_config is not None and operator in BY_FAMILY:
+            from .families.calls import FamilyCalls  # and Transformers with it
+
+            calls = FamilyCalls(model, block, dtype, device, values_of(dtype, device), COLD_BYTES)
+        call: Call = getattr(calls, operator)(**coordinates)
 
     @torch.inference_mode()
     def run() -> None:

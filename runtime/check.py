@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,10 +13,15 @@ from ..spec.model import DTYPE_BYTES, Block
 from ..spec.routing import Routing
 from .collectives import all_to_all
 from .executor import DTYPES, Executor, Output
+from .families.source import FamilyWeights
 from .reference import ReferenceModel
 from .router import Chooser, choose
 from .vocabulary import embed, head
 from .weights import WeightSource
+
+if TYPE_CHECKING:
+    from .families.execute import FamilyExecutor
+
 
 # Largest relative error of the output. In bf16 and f16 sums over experts and devices round in another order, layer
 # after layer; a wrong expert, weight or token gives errors of order 1.
@@ -38,12 +44,19 @@ def checked_layers(plan: Plan, seconds: float, memory: int, step_seconds: float,
     each = len(plan.devices) * (step_seconds / count + load_seconds / plan.stored_layers)
     layers = max(model.moe_layers[0] + 1, min(count, int(seconds / each)))
     positions = workload.sequences * (workload.context + workload.length)
-    cache = [size * positions * block.attention.cache_values() if block.attention else 0 for block in model.layers]
+    cache = [size * positions * cached_values(block) for block in model.layers]
     # The next layer is made while the last one is still held.
     weights = size * (2 * max(map(layer_parameters, model.layers)) + model.embedding_parameters())
     while layers and sum(cache[:layers]) + weights > memory:
         layers -= 1
     return layers if layers > model.moe_layers[0] else 0
+
+
+def cached_values(block: Block) -> int:
+    """Values that the runtime's cache holds for a token in one layer."""
+    if block.counted is not None:
+        return block.counted.held_values
+    return block.attention.cache_values() if block.attention else 0
 
 
 def layer_parameters(block: Block) -> int:
@@ -59,7 +72,12 @@ def gather_rows(own: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def planned_output(
-    executor: Executor, inputs: Tensor, routing: Routing | None, context: int, layers: int, chooser: Chooser = choose
+    executor: "Executor | FamilyExecutor",
+    inputs: Tensor,
+    routing: Routing | None,
+    context: int,
+    layers: int,
+    chooser: Chooser = choose,
 ) -> Output:
     """The executor's output after ``layers`` layers, of all devices, on rank 0."""
     layout = executor.layout
@@ -70,9 +88,13 @@ def planned_output(
 
 
 def reference_output(
-    plan: Plan, source: WeightSource, inputs: Tensor, routing: Routing | None, chooser: Chooser = choose
+    plan: Plan, source: WeightSource | FamilyWeights, inputs: Tensor, routing: Routing | None, chooser: Chooser = choose
 ) -> Output:
     """The same by the single-process reference on ``source``'s (shortened) model."""
+    if isinstance(source, FamilyWeights):
+        from .families.reference import family_output  # and Transformers with it
+
+        return family_output(plan, source, len(source.model.layers), inputs, routing)
     model, workload = source.model, plan.workload
     reference = ReferenceModel(
         model,

@@ -9,6 +9,7 @@ Letters: T tokens that are here, D model, G devices.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .attention import Batch, attention
 from .collectives import all_gather, all_to_all, exchange_counts
 from .dense import dense
 from .executor import Executor, Holder, Output, StepLap, no_lap
+from .families.source import FamilyWeights
 from .layout import Layout
 from .reference import forced_choice
 from .router import Choice, Chooser, choose, route
@@ -27,9 +29,28 @@ from .strategies.coherent import Coherent
 from .timers import OUTSIDE, Timers
 from .weights import Range, WeightSource
 
+if TYPE_CHECKING:
+    from .families.execute import FamilyExecutor
 
-def executor_of(plan: Plan, rank: int, source: WeightSource, *, device: torch.device, capacity: int) -> Executor:
+
+@overload
+def executor_of(plan: Plan, rank: int, source: WeightSource, *, device: torch.device, capacity: int) -> Executor: ...
+@overload
+def executor_of(
+    plan: Plan, rank: int, source: FamilyWeights, *, device: torch.device, capacity: int
+) -> "FamilyExecutor": ...
+@overload
+def executor_of(
+    plan: Plan, rank: int, source: WeightSource | FamilyWeights, *, device: torch.device, capacity: int
+) -> "Executor | FamilyExecutor": ...
+def executor_of(
+    plan: Plan, rank: int, source: WeightSource | FamilyWeights, *, device: torch.device, capacity: int
+) -> "Executor | FamilyExecutor":
     """What executes ``plan``; arguments and errors as of ``Executor``."""
+    if isinstance(source, FamilyWeights):
+        from .families.execute import FamilyExecutor  # and Transformers with it
+
+        return FamilyExecutor(plan, rank, source, device=device)
     kind = CoherentExecutor if plan.layers[0].strategy == "coherent" else Executor
     return kind(plan, rank, source, device=device, capacity=capacity)
 

@@ -3,7 +3,7 @@
 Letters: E experts, D model, H ffn columns, M 2 for a gated FFN or 1.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import cycle
 from math import prod
@@ -11,6 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .families.net import built
 from .random_weights import random_tensor
 from .tiers import HOST
 
@@ -49,6 +50,17 @@ def pool(dtype: torch.dtype, device: torch.device) -> Pool:
     return Pool(dtype, device)
 
 
+def values_of(dtype: torch.dtype, device: torch.device) -> Callable[[tuple[int, ...], torch.dtype], Tensor]:
+    """Cuts the pool of ``dtype``; of another type, of which a model has few, a tensor of its own is drawn."""
+
+    def cut(shape: tuple[int, ...], of: torch.dtype) -> Tensor:
+        if of == dtype:
+            return pool(dtype, device).cut(*shape)
+        return random_tensor(torch.empty(shape, dtype=of, device=device), 0, 0, "few", fan_in=2048)
+
+    return cut
+
+
 @lru_cache(maxsize=1)
 def expert_weights(
     experts: int, matrices: int, ffn: int, hidden: int, layers: int, dtype: torch.dtype, device: torch.device
@@ -79,3 +91,4 @@ def forget() -> None:
     expert_weights.cache_clear()
     resting_weights.cache_clear()
     pool.cache_clear()
+    built.cache_clear()

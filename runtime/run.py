@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import gmean
 
-from ..spec import Plan, Report
+from ..spec import MoeplanError, Plan, Report
 from ..spec.load import Load, note, worst
 from ..spec.report import (
     Comparison,
@@ -88,6 +88,8 @@ def run(
     Raises MoeplanError for a plan of other devices or another trace, RunError for a rank that failed.
     """
     if selecting:
+        if plan.model.family_config is not None:
+            raise MoeplanError(f"--select: {plan.model.name} has Transformers' own routers, which choose as they do")
         selecting.check(plan)
         own_routing = True
     job = Job(

@@ -5,7 +5,7 @@ import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from .checkpoint import Checkpoint
 from .coherent import executor_of
 from .devices import verify_devices
 from .executor import DTYPES, Executor, Output
+from .families.source import FamilyWeights
 from .launch import Rank
 from .launch.rank import resolve_entry
 from .load import LoadMeter
@@ -31,6 +32,10 @@ from .selection import Selector
 from .timers import Timers
 from .weights import WeightSource
 from .weights_check import check_weights
+
+if TYPE_CHECKING:
+    from .families.execute import FamilyExecutor
+
 
 LEAST_REPETITIONS, LEAST_TIME = 30, 6.0  # steps, or seconds of them: processors that others share vary over seconds
 MOST_REPETITIONS = 300
@@ -90,7 +95,10 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     executor = executor_of(plan, rank.rank, source, device=rank.device, capacity=workload.context + more)
     executor.cache.fill(workload.context, plan.seed)
     inputs = step_inputs(plan).to(rank.device)
-    selecting = Selecting.of(plan, executor, task.select, task.prompts) if task.select else None
+    selecting = None
+    if task.select:
+        assert isinstance(executor, Executor)  # ``run`` has refused others
+        selecting = Selecting.of(plan, executor, task.select, task.prompts)
     load_seconds = agree(perf_counter() - begin, rank.device)
     keep_freed_memory()
     rank.emit({"what": "warming up"})
@@ -156,7 +164,7 @@ def check_cases(routing: Routing | None, selecting: Selecting | None, plan: Plan
 
 
 def compare_with_reference(
-    plan: Plan, source: WeightSource, inputs: Tensor, cases: dict[str, CheckCase], outputs: list[Output]
+    plan: Plan, source: WeightSource | FamilyWeights, inputs: Tensor, cases: dict[str, CheckCase], outputs: list[Output]
 ) -> dict[str, float]:
     """Relative error of each case's output of the ranks."""
     wanted = [reference_output(plan, source, inputs, case.routing, case.alone) for case in cases.values()]
@@ -186,8 +194,13 @@ def planned_trace(plan: Plan, path: str | None) -> Trace | None:
     return trace
 
 
-def weight_source(plan: Plan, model: Model, folder: str | None, device: torch.device) -> WeightSource:
+def weight_source(plan: Plan, model: Model, folder: str | None, device: torch.device) -> WeightSource | FamilyWeights:
     """``model``'s weights in the plan's dtype: a checkpoint's, or random ones with the plan's storage."""
+    if model.family_config is not None:
+        if folder:
+            raise MoeplanError(f"--weights: {model.name} is built by Transformers, and runs with random weights only")
+        stored = min(plan.stored_layers, len(plan.model.layers))
+        return FamilyWeights(model, DTYPES[plan.dtype], plan.seed, device, stored)
     if folder:
         return Checkpoint(model, folder, DTYPES[plan.dtype], device)
     stored = min(plan.stored_layers, len(model.layers))
@@ -211,7 +224,7 @@ def agree(value: float, device: torch.device) -> float:
 
 
 def measure(
-    executor: Executor,
+    executor: "Executor | FamilyExecutor",
     inputs: Tensor,
     routing: Routing | None,
     task: Job,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, get_args
 
 from ..spec.catalogue import load_model
+from ..spec.catalogue.executed import load_executed
 from ..spec.errors import MoeplanError
 from ..spec.model import Model
 from ..spec.workload import Workload
@@ -35,13 +36,13 @@ def optional(name: str, value: D | str | Path | None, kind: type[D]) -> tuple[D 
     return (None, "") if value is None else document(name, value, kind)
 
 
-def model_of(value: str | Model) -> Model:
-    """By catalogue name, by the path of a ``config.json``, or as it is."""
+def model_of(value: str | Model, executed: bool = False) -> Model:
+    """By catalogue name, by the path of a ``config.json``, or as it is; executed: as it is measured and run."""
     if isinstance(value, Model):
         return value
     if not isinstance(value, str):
         raise MoeplanError(f"model {_shown(value)}: expected a Model, a catalogue name or the path of a config.json")
-    return load_model(value)
+    return load_executed(value) if executed else load_model(value)
 
 
 def workload_of(value: Workload | str) -> Workload:

@@ -74,13 +74,14 @@ def check_slots(held: Sequence[int], slots: int | None, devices: int | None, equ
     return list(held)
 
 
-def named_model(name: str | None, trace: "Trace", path: str | Path) -> "Model | None":
-    """The model, which must be of the trace's shape."""
+def named_model(name: str | None, trace: "Trace", path: str | Path, executed: bool = False) -> "Model | None":
+    """The model, which must be of the trace's shape; executed: as it is measured, where a cluster predicts times."""
     if not name:
         return None
     from ..spec.catalogue import load_model
+    from ..spec.catalogue.executed import load_executed
 
-    model = load_model(name)
+    model = load_executed(name) if executed else load_model(name)
     check_shape(trace, model, str(path))
     return model
 

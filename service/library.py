@@ -66,7 +66,7 @@ def profile(
     with choose_launcher(_path(lab), ranks, device) as launcher:
         return measure(
             launcher,
-            [model_of(model) for model in given],
+            [model_of(model, executed=True) for model in given],
             dtype=dtype,
             budget_seconds=budget_seconds,
             accept_noise=accept_noise,
@@ -112,7 +112,7 @@ def solve(
     recorded, trace_path = optional("trace", trace, Trace)
     given, placement_path = optional("placement", placement, Placement)
     return search(
-        model_of(model),
+        model_of(model, executed=True),
         document("cluster", cluster, Cluster)[0],
         workload_of(workload),
         recorded,
@@ -182,9 +182,9 @@ def place(
     check_choice(Shares, shares=shares)
     recorded, path = document("trace", trace, Trace)
     old, old_path = optional("previous", previous, Placement)
-    named = named_model(model, recorded, path or "trace") if isinstance(model, str) else model
+    named = named_model(model, recorded, path or "trace", cluster is not None) if isinstance(model, str) else model
     if named is not None:
-        named = model_of(named)
+        named = model_of(named, executed=cluster is not None)
     request = placement_request(
         recorded,
         devices=devices,

@@ -22,6 +22,21 @@ class Counted(Part):
         0, ge=0, lt=2**31, description="elements that attention caches per token, by its projections' names"
     )
     storage: Stored | None = Field(None, description="of these parameters, those not stored in the model's dtype")
+    kind: str = Field(
+        "", max_length=200, description="what its mixer is, by the configuration: full_attention, linear_attention, ..."
+    )
+    signature: str = Field(
+        "", max_length=64, description="digest of the layer's modules, sizes and switches: layers of one take one time"
+    )
+    experts: str = Field("", max_length=64, description="the same of its routed experts, empty without any")
+    whole_outputs: bool = Field(False, description="a norm follows every expert, which needs all of its columns")
+    held_values: int = Field(
+        0, ge=0, lt=2**31, description="elements that Transformers' cache holds per token, whatever engines hold"
+    )
+    state_values: int = Field(
+        0, ge=0, lt=2**40, description="elements of the state of fixed size that it holds per sequence"
+    )
+    widths: int = Field(0, ge=0, lt=2**31, description="outputs of all its projections per token, for activations")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Counted":

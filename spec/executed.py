@@ -1,9 +1,10 @@
-"""What moeplan's runtime executes, and so what `profile`, `solve` and `run` can be asked for: one list for all of them.
+"""What moeplan's runtime executes, by itself or with Transformers' modules: one list for `profile`, `solve` and `run`.
 
 A model outside the list is still described, and everything that needs no curves works: `place` without a cluster,
 `explain`, `compare` and `export`.
 """
 
+from .counted import Counted
 from .errors import MoeplanError
 from .model import Block, Model
 from .shortcut import missing_before
@@ -35,7 +36,7 @@ def not_executed(model: Model) -> str:
 def _missing(model: Model, block: Block) -> str:
     a = block.attention
     if block.counted:
-        return f"layers of family {model.family}, of which it knows the size only ({block.counted.made_of})"
+        return _not_by_transformers(model, block.counted)
     if not model.causal:
         return "non-causal models"
     if block.hidden_size != model.layers[0].hidden_size:
@@ -64,4 +65,14 @@ def _missing(model: Model, block: Block) -> str:
         return "expert choice in a causal model: whether an expert takes a token depends on tokens that come later"
     if block.moe and block.moe.zero_experts and block.moe.gate.groups > 1:
         return "group-limited routing with identity experts, which belong to no group"
+    return ""
+
+
+def _not_by_transformers(model: Model, counted: Counted) -> str:
+    """Why Transformers' own modules cannot stand in for a layer that is known by its size."""
+    kept = model.family_config
+    if kept is not None and kept.missing:
+        return f"layers of family {model.family}: {kept.missing}"
+    if kept is None or not counted.signature:
+        return f"layers of family {model.family}, of which it knows the size only ({counted.made_of})"
     return ""

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from .counted import Counted
 from .document import Document, Part
+from .family import FamilyConfig
 from .gate import Gate as Gate  # a part of Moe, and known by this address
 from .storage import Extent, Shape, Storage, stored_bytes
 
@@ -287,10 +288,9 @@ class Model(Document):
     causal: bool = Field(True, description="a decoder; false for encoders and encoder-decoders")
     dtype: DType = Field("bf16", description="what it computes in; parts may be stored in another format")
     head_storage: Storage | None = Field(None, description="how the output projection is stored, if not in the dtype")
-    other_parameters: int = Field(
-        0, ge=0, le=2**50, description="outside the layers, beside embedding, output projection and final norm"
-    )
+    other_parameters: int = Field(0, ge=0, le=2**50, description="outside the layers, beside embedding, head and norm")
     source: str = Field("", description="where the numbers come from")
+    family_config: FamilyConfig | None = Field(None, description="what Transformers builds it from")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Model":

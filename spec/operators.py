@@ -12,6 +12,7 @@ from .model import Block, Model
 Part = Literal[
     "embed",
     "attention",
+    "mixer",
     "route",
     "dispatch",
     "gather",
@@ -86,9 +87,22 @@ OPERATORS: dict[str, Operator] = {
     "offload_host": Operator(
         ("tokens",), "offload: `tokens` rows copied to a GPU's host, computed there by one expert, and copied back"
     ),
+    "mixer_prefill": Operator(
+        ("sequences", "length"), "a layer of Transformers' own modules without its routed experts; writes the cache"
+    ),
+    "mixer_decode": Operator(
+        ("sequences", "context"), "the same for one new token per sequence with `context` tokens in the cache"
+    ),
+    "frame_prefill": Operator(
+        ("sequences", "length"), "Transformers' model around its layers: embedding, positions, masks, final norm"
+    ),
+    "frame_decode": Operator(("sequences", "context"), "the same for one new token per sequence"),
     "embed": Operator(("tokens",), "token embedding"),
     "head": Operator(("tokens",), "final norm and output projection of `tokens` rows"),
 }
+
+OF_FAMILIES = ("mixer_prefill", "mixer_decode", "frame_prefill", "frame_decode")
+"""Operators of models that only Transformers computes."""
 
 Shape = dict[str, int | str]
 
@@ -110,6 +124,24 @@ def attention_shape(block: Block, tensor_parallel: int = 1) -> Shape:
     } | window
 
 
+def mixer_shape(block: Block) -> Shape:
+    """Shape of ``mixer_*``: layers of one signature do the same with other weights."""
+    c = block.counted
+    assert c is not None
+    return {"hidden": block.hidden_size, "layer": c.made_of, "kind": c.kind, "signature": c.signature}
+
+
+def frame_shape(model: Model) -> Shape:
+    """Shape of ``frame_*``."""
+    layers = len(model.layers)
+    return {
+        "hidden": model.layers[0].hidden_size,
+        "vocabulary": model.vocab_size,
+        "family": model.family,
+        "layers": layers,
+    }
+
+
 def route_shape(block: Block) -> Shape:
     """Shape of ``route``; gates that take the same products are timed alike, cosine gates by their rank.
 
@@ -125,7 +157,8 @@ def expert_shape(block: Block) -> Shape:
     """Shape of ``expert_ffn``, whose axis are the FFN columns that a device holds, and of ``offload_host``."""
     m = block.moe
     assert m is not None
-    return {"hidden": block.hidden_size, "ffn": m.ffn_size, "matrices": 3 if m.gated else 2}
+    of: Shape = {"experts": block.counted.experts} if block.counted else {}
+    return {"hidden": block.hidden_size, "ffn": m.ffn_size, "matrices": 3 if m.gated else 2} | of
 
 
 def dense_shape(block: Block, ffn_size: int, gated: bool) -> Shape:

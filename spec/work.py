@@ -6,6 +6,8 @@ Only proportions count. An operator's parts are in one unit of its own, so that 
   of which a causal mask leaves half. A window masks, and saves nothing.
 - ``attention_decode``, ``attention_scattered``: values that go through the device: the projections' weights, the
   tokens', and the cache's.
+- ``mixer_prefill``, ``mixer_decode``: the same parts of a layer that is known by its size: hidden times hidden for a
+  token, hidden for a pair of tokens; a mixer whose state has a fixed size is measured to take nothing for pairs.
 - all others: rows, times the experts and columns that a row meets.
 """
 
@@ -16,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from .operators import OPERATORS, Shape
 
-BENT = {"attention_prefill": ("length",)}
+BENT = {"attention_prefill": ("length",), "mixer_prefill": ("length",)}
 """Axes along which an operator's work is no straight line."""
 TOKEN_ROWS = 8  # rows of the model's size that attention reads or writes for a token: norm, queries, outputs, residual
 
@@ -36,6 +38,11 @@ def work(operator: str, shape: Shape, at: Mapping[str, ArrayLike]) -> np.ndarray
         row = 2 * int(shape["kv_heads"]) * int(shape["head_dim"])
         tokens = TOKEN_ROWS * int(shape["hidden"]) * sequences
         return np.stack([np.full(sequences.shape, float(_projections(shape))), tokens, row * sequences * context])
+    if operator in ("mixer_prefill", "mixer_decode"):
+        (sequences, other), hidden = values, float(shape["hidden"])
+        if operator == "mixer_prefill":
+            return np.stack([hidden * sequences * other, sequences * other**2]) * hidden
+        return np.stack([np.full(sequences.shape, hidden), TOKEN_ROWS * sequences, sequences * other]) * hidden
     return np.prod(values, axis=0)[None]
 
 

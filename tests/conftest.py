@@ -15,6 +15,7 @@ LONG = (
     "test_gpu_dry",
     "test_docs_commands",
     "test_apply_plan_families",
+    "test_families_run",
     "test_kills",
     "test_wheel",
     "test_kills_strategies",

@@ -6,12 +6,12 @@ from itertools import product
 import pytest
 
 from moeplan.profiler import merge, profile
-from moeplan.profiler.operators import LEVELS, OFFLOAD, tasks
+from moeplan.profiler.tasks import LEVELS, OFFLOAD, tasks
 from moeplan.runtime.launch import LocalLauncher
 from moeplan.spec import Cluster, Model
 from moeplan.spec.curve import Curve
 from moeplan.spec.model import Attention, Block, Moe
-from moeplan.spec.operators import COLLECTIVES, OPERATORS
+from moeplan.spec.operators import COLLECTIVES, OF_FAMILIES, OPERATORS
 from moeplan.spec.workload import Workload
 
 BUDGET = 12.0
@@ -47,7 +47,9 @@ def test_a_single_device_has_operators_and_nothing_to_exchange():
     assert 70 in sizes["attention_decode"]["context"]
     assert {3, 96} <= set(sizes["route"]["tokens"])
     assert cluster.link_classes == cluster.collectives == ()
-    assert {entry.operator for entry in cluster.kinds[0].operators} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
+    assert {entry.operator for entry in cluster.kinds[0].operators} == set(OPERATORS) - set(LEVELS) - set(
+        OFFLOAD
+    ) - set(OF_FAMILIES)
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ def test_it_ends_in_time_and_tells_its_progress(measured):
 
 def test_every_operator_of_the_model_has_a_curve_on_every_device(cluster):
     needed = tasks([tiny()], ["f32"], "aa")
-    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
+    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD) - set(OF_FAMILIES)
     for device, task in product((0, 1), needed):
         curve = cluster.operator(device, task.operator, task.shape, "f32", "tiny")
         assert min(curve.median) > 0

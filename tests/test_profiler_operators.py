@@ -2,7 +2,7 @@
 
 import pytest
 
-from moeplan.profiler.operators import MOST_BETWEEN, Task
+from moeplan.profiler.tasks import MOST_BETWEEN, Task
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.model import DTYPE_BYTES
 

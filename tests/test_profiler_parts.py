@@ -13,12 +13,12 @@ from moeplan.profiler import merge, profile
 from moeplan.profiler.collectives import group_families, hot_counts
 from moeplan.profiler.devices import device_name, host_memory, memory_available, nvml_details
 from moeplan.profiler.links import uplink_flows
-from moeplan.profiler.operators import EXCHANGES, HOSTED, LEVELS, OFFLOAD, tasks, tensor_degrees
+from moeplan.profiler.tasks import EXCHANGES, HOSTED, LEVELS, OFFLOAD, tasks, tensor_degrees
 from moeplan.spec import Cluster, Model, MoeplanError
 from moeplan.spec.cluster import Device, DeviceKind, Host, OperatorCurve, Provenance
 from moeplan.spec.curve import Axis, Curve
 from moeplan.spec.model import Attention, Block, Dense, Moe
-from moeplan.spec.operators import OPERATORS
+from moeplan.spec.operators import OF_FAMILIES, OPERATORS
 
 GIB = 2**30
 
@@ -144,7 +144,7 @@ def test_tensor_degrees_divide_the_heads_and_stay_inside_a_host():
 
 def test_a_model_needs_every_operator_and_each_curve_is_measured_once():
     needed = tasks([model(), model("twin")], ["f32", "f32"], "aa")
-    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD)
+    assert {task.operator for task in needed} == set(OPERATORS) - set(LEVELS) - set(OFFLOAD) - set(OF_FAMILIES)
     levels = [task for task in tasks([model()], ["f32"], "aabb") if task.operator in LEVELS]
     assert sorted(task.operator for task in levels) == sorted(LEVELS)
     assert all(task.shape == {"hidden": 128, "top_k": 2, "devices": 4, "hosts": 2} for task in levels)

@@ -12,10 +12,11 @@ from moeplan.planner.search import solve
 from moeplan.profiler import operators as measuring
 from moeplan.profiler.grids import Coordinates, Grid, Growth, Point, Step, steps
 from moeplan.profiler.measure import Pace, Timing
-from moeplan.profiler.operators import Task, measure_operators, tasks
+from moeplan.profiler.operators import measure_operators
 from moeplan.profiler.patience import IMPATIENT
 from moeplan.profiler.profile import short
 from moeplan.profiler.sizes import PREFILL, message_bytes, reaching, workload_steps
+from moeplan.profiler.tasks import Task, tasks
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.cluster import Cluster, OperatorCurve
 from moeplan.spec.workload import Workload

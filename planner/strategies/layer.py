@@ -10,7 +10,16 @@ from functools import cached_property
 import numpy as np
 
 from ...spec.model import Block, Moe
-from ...spec.operators import Part, Shape, attention_shape, dense_shape, exchange_shape, route_shape, row_bytes
+from ...spec.operators import (
+    Part,
+    Shape,
+    attention_shape,
+    dense_shape,
+    exchange_shape,
+    mixer_shape,
+    route_shape,
+    row_bytes,
+)
 from ..choices import Choices, Rows
 from ..costs import Costs
 from ..expected import Expected
@@ -104,7 +113,23 @@ def attention(layer: Layer) -> list[Stage]:
     With the heads divided over a group: all-gather of its tokens, the heads' part of the output for all of them,
     reduce-scatter back to the tokens' devices. Norms over all heads add one small all-reduce.
     """
-    return layer.once("attention", _attention)
+    return layer.once("attention", _mixer if layer.block.counted else _attention)
+
+
+def _mixer(layer: Layer) -> list[Stage]:
+    """All of a layer that Transformers computes, its router and shared experts included, but the routed experts."""
+    layout, shape = layer.layout, mixer_shape(layer.block)
+    return [compute("mixer", f"mixer_{layout.workload.phase}", by_sequences(layer.costs, "mixer", shape, layout))]
+
+
+def by_sequences(costs: Costs, operator: str, shape: Shape, layout: Layout) -> np.ndarray:
+    """[G] seconds of an operator of the workload's phase on each device's sequences, where none divides them."""
+    workload = layout.workload
+    if workload.phase == "prefill":
+        return costs.operator(f"{operator}_prefill", shape, sequences=layout.sequences, length=workload.length)
+    # The operator needs at least one token of context in its curve's sense.
+    context = max(workload.context, 1)
+    return costs.operator(f"{operator}_decode", shape, sequences=layout.sequences, context=context)
 
 
 def _attention(layer: Layer) -> list[Stage]:
@@ -136,6 +161,8 @@ def _attention(layer: Layer) -> list[Stage]:
 
 
 def route(layer: Layer) -> list[Stage]:
+    if layer.block.counted:
+        return []  # part of the mixer
     seconds = layer.costs.operator("route", route_shape(layer.block), tokens=layer.tokens)
     return [compute("route", "route", seconds)]
 

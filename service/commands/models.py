@@ -48,7 +48,9 @@ def models(
     out.print("layers: with experts, of all; total, active: billions of parameters")
     out.print("MiB: of one expert as stored, scales included, in the type beside it")
     if any(row["not_executed"] for row in rows):
-        out.print("*: not executed by the runtime, only placed; `moeplan models NAME` says why")
+        out.print(
+            "*: not executed by moeplan's own layers, but by Transformers' where it can; `moeplan models NAME` says why"
+        )
     for row in rows if names else ():
         if row["not_executed"]:
             say(f"{row['name']}: {row['not_executed']}")

@@ -104,7 +104,7 @@ def place(
     """
     start = began()
     recorded = Trace.read(trace)
-    named = named_model(model, recorded, trace)
+    named = named_model(model, recorded, trace, cluster is not None)
     request = placement_request(
         recorded,
         devices=devices,

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from ...spec.catalogue import load_model
+from ...spec.catalogue.executed import load_executed
 from ...spec.claims import replacing
 from ...spec.cluster import Cluster
 from ...spec.errors import MoeplanError
@@ -70,7 +70,7 @@ def profile(
     from ...runtime.launch.choose import choose_launcher, is_primary
 
     asked = model or DEFAULT_MODELS
-    chosen = [load_model(name) for name in asked]
+    chosen = [load_executed(name) for name in asked]
     workloads = [Workload.from_text(text) for text in workload or []]
     if not fresh:
         _there(output)  # a file that cannot be added to is said now

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ...planner.simulator import Timeline
-from ...spec.catalogue import load_model
+from ...spec.catalogue.executed import load_executed
 from ...spec.cluster import Cluster
 from ...spec.document import write_atomically
 from ...spec.errors import MoeplanError
@@ -220,7 +220,7 @@ def _placed(placement: Path, model: str, cluster: Path, workload: str, trace: Pa
 
     with progress("planning") as show:
         return solve(
-            load_model(model),
+            load_executed(model),
             Cluster.read(cluster),
             Workload.from_text(workload),
             Trace.read(trace) if trace else None,

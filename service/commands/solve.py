@@ -7,7 +7,7 @@ import typer
 
 from ...planner.budget import Budget
 from ...planner.search import solve as search
-from ...spec.catalogue import load_model
+from ...spec.catalogue.executed import load_executed
 from ...spec.cluster import Cluster
 from ...spec.placement import Placement
 from ...spec.trace import Trace
@@ -55,7 +55,7 @@ def solve(
     start = began()
     with progress("solving") as show:
         plan = search(
-            load_model(model),
+            load_executed(model),
             Cluster.read(cluster),
             Workload.from_text(workload),
             Trace.read(trace) if trace else None,

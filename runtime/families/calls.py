@@ -1,0 +1,128 @@
+"""Operators of a family's layers as calls on realistic inputs: Transformers' own modules, without their experts.
+
+Letters: B sequences, L tokens of each, E experts, K top-k, D model.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import cycle
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...spec import Model
+from ...spec.model import Block
+from ..embedding.compute import experts_from
+from .cache import empty_cache, extend, kept, pretend, put_back
+from .experts import form_of_meta, without_weights
+from .frame import arguments, idle_layers
+from .net import built, rest
+from .weights import materialise
+
+Call = Callable[[], object]
+Cut = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Random values of a shape and dtype."""
+
+
+class FamilyCalls:
+    """One method per operator; its keyword arguments are the operator's axes. block: one of the model's.
+
+    cold: bytes of weights after which those used before are in no cache.
+    """
+
+    def __init__(
+        self, model: Model, block: Block, dtype: torch.dtype, device: torch.device, cut: Cut, cold: int
+    ) -> None:
+        self.model, self.block, self.dtype, self.device, self._cut, self._cold = model, block, dtype, device, cut, cold
+        self.index = model.layers.index(block.model_copy(update={"count": 1}))
+        self.net = built(model, dtype)
+
+    def mixer_prefill(self, sequences: int, length: int) -> Call:
+        return self._layer_call(self._layer(), empty_cache(self.net.config), self._ids(sequences, length))
+
+    def mixer_decode(self, sequences: int, context: int) -> Call:
+        layer, cache, ids = self._layer(), empty_cache(self.net.config), self._ids(sequences, 1)
+        self._layer_call(layer, cache, ids)()
+
+        def fill(shape: tuple[int, ...], like: Tensor, *of: object) -> Tensor:
+            return self._cut(shape, like.dtype)
+
+        extend(cache, context, fill, [self.index])
+        pretend(cache, sequences, context, self.device, but=self.index)
+        return self._layer_call(layer, cache, ids)
+
+    def frame_prefill(self, sequences: int, length: int) -> Call:
+        return self._frame(empty_cache(self.net.config), self._ids(sequences, length))
+
+    def frame_decode(self, sequences: int, context: int) -> Call:
+        cache = empty_cache(self.net.config)
+        pretend(cache, sequences, context, self.device)
+        return self._frame(cache, self._ids(sequences, 1))
+
+    def expert_ffn(self, ffn: int, experts: int, tokens: int) -> Call:
+        """Every one of ``experts`` gets ``tokens`` rows; ffn: columns of each that are held."""
+        moe = self.block.moe
+        assert moe is not None
+        module = without_weights(self.net.experts[self.index])
+        materialise(self.net.model, list(module.named_modules())[1:], self._drawn, self.device)
+        form = form_of_meta(module)._replace(experts=experts, ffn=ffn)
+        top_k = min(moe.top_k, experts)
+        count = -(-experts * tokens // top_k)
+        flat = torch.arange(count * moe.top_k).view(count, moe.top_k)
+        k = flat % moe.top_k
+        nth = flat // moe.top_k * top_k + k
+        ids = torch.where((k < top_k) & (nth < experts * tokens), nth % experts, -1).to(torch.int32).to(self.device)
+        gates = torch.full(ids.shape, 1 / moe.top_k, device=self.device)
+        each = experts * moe.expert_parameters(form.hidden) * ffn // moe.ffn_size * self.dtype.itemsize
+        sets = max(1, min(len(self.model.moe_layers), -(-self._cold // each)))
+        x = self._cut((count, form.hidden), self.dtype)
+        layers = cycle(
+            [experts_from(module, form, [self._cut(shape, self.dtype) for shape in form.shapes()]) for _ in range(sets)]
+        )
+        return lambda: next(layers)(x, ids, gates)
+
+    def _drawn(self, name: str, like: Tensor) -> Tensor:
+        return self._cut(tuple(like.shape), like.dtype)
+
+    def _layer(self) -> nn.Module:
+        """The layer with weights of its own; the model around it has some, too."""
+        self._around()
+        original, experts = self.net.layers[self.index], self.net.experts.get(self.index)
+        layer = copy.deepcopy(original)
+        names = {name for name, _ in rest(original, experts)}
+        parts = [(name, module) for name, module in layer.named_modules() if name in names]
+        materialise(self.net.model, parts, self._drawn, self.device)
+        return layer
+
+    def _around(self) -> None:
+        """Memory for what the model computes before and after its layers."""
+        inside = set(self.net.layers.modules())
+        around = [(name, module) for name, module in self.net.base.named_modules() if module not in inside]
+        materialise(self.net.model, around, self._drawn, self.device)
+
+    def _ids(self, sequences: int, length: int) -> Tensor:
+        some = torch.Generator().manual_seed(0)
+        return torch.randint(self.model.vocab_size, (sequences, length), generator=some).to(self.device)
+
+    def _layer_call(self, layer: nn.Module, cache: Any, ids: Tensor) -> Call:
+        """The layer's call for these tokens, with the cache as it is now."""
+        args, kwargs = arguments(self.net, self.index, ids, cache, self.model.name)
+        held = kept(cache)
+
+        def call() -> object:
+            put_back(cache, held)
+            return layer(*args, **kwargs)
+
+        return call
+
+    def _frame(self, cache: Any, ids: Tensor) -> Call:
+        self._around()
+        base, held = self.net.base, kept(cache)
+
+        def call() -> None:
+            put_back(cache, held)
+            with idle_layers(self.net):
+                base(input_ids=ids, past_key_values=cache, use_cache=True)
+
+        return call
