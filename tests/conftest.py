@@ -9,6 +9,9 @@ import os
 import pytest
 from hypothesis import settings
 
+# Consoles keep the width that COLUMNS has when they are made: not that of whichever test happens to import them first.
+import moeplan.service.console  # noqa: F401
+
 ALONE = {"test_lab", "test_profiler", "test_run"}
 # Begun first, the longest before the others, so that none of them is left over at the end.
 LONG = (

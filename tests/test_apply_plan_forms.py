@@ -18,7 +18,15 @@ OTHERS = {
     "muse_spark_text": "muse_spark.modeling_muse_spark:MuseSparkExperts",
     "openai_privacy_filter": "openai_privacy_filter.modeling_openai_privacy_filter:OpenAIPrivacyFilterExperts",
 }
-KERNELS = {"mixtral": "silu", "nemotron_h": None, "gpt_oss": None, "aria_text": None, "minimax_m3_vl_text": None}
+CLAMPED = "swiglu_clamped(1.702, 7.0, 1.0)"
+KERNELS = {
+    "mixtral": "silu",
+    "nemotron_h": "relu2",
+    "gpt_oss": CLAMPED,
+    "aria_text": "silu",
+    "minimax_m3_vl_text": CLAMPED,
+    "inkling2_text": None,
+}
 FORMS = [
     "mixtral",
     "nemotron_h",

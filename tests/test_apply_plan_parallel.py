@@ -78,19 +78,31 @@ def difference(net: torch.nn.Module, whole: torch.nn.Module, plan: LayerPlan, ra
     return worst
 
 
+def own_error(whole: torch.nn.Module, exact: torch.nn.Module) -> float:
+    """The same of the undivided model in f32: what its rounding alone makes."""
+    start, now = dict(build(whole.config.model_type).named_parameters()), dict(exact.named_parameters())
+    return max(
+        ((parameter - now[name]).abs().max() / (now[name] - start[name]).abs().max().clamp(min=1e-3)).item()
+        for name, parameter in whole.named_parameters()
+    )
+
+
 def on_rank(rank, job) -> dict[str, float | str]:
     warnings.filterwarnings("ignore")
     transformers.utils.logging.set_verbosity_error()
     found: dict[str, float | str] = {}
     for family in FAMILIES:
-        whole = build(family)
+        whole, exact = build(family), build(family).double()
+        exact.set_experts_implementation("eager")
         for _ in range(STEPS):
-            step(whole, torch.cat([batch(0), batch(1)]), 1)
+            for net in (whole, exact):
+                step(net, torch.cat([batch(0), batch(1)]), 1)
+        found[f"{family}, whole"] = own_error(whole, exact)
         for name, plan in PLANS.items():
             net = moeplan.transformers.apply_plan(build(family), plan_for(build(family), lambda form, plan=plan: plan))
             for _ in range(STEPS):
                 step(net, batch(rank.rank), 2)
-            found[f"{family}, {name}"] = difference(net, whole, plan, rank.rank)
+            found[f"{family}, {name}"] = difference(net, exact, plan, rank.rank)
             rank.emit({"done": name})
     net = moeplan.transformers.apply_plan(build("mixtral"), plan_for(build("mixtral"), lambda form: COPIES))
     value = loss(net, batch(rank.rank))
@@ -140,7 +152,9 @@ def found(tmp_path_factory) -> list[dict[str, float | str]]:
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_steps_of_fine_tuning_learn_what_the_whole_model_does(found, family: str, name: str) -> None:
-    assert max(rank[f"{family}, {name}"] for rank in found) < 1e-3
+    """In f64; no further from it than twice what the undivided model in f32 is, whose rounding gpt-oss's router makes
+    much of."""
+    assert max(rank[f"{family}, {name}"] for rank in found) < 2 * found[0][f"{family}, whole"] < 1e-2
 
 
 def test_copies_run_and_do_not_learn(found) -> None:

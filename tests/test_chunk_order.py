@@ -107,7 +107,7 @@ def test_where_one_stream_limits_the_order_is_the_best(numbers, count):
     assert played(calls(count), lambda chunk: steps) <= count * longest + alone + max(steps)
 
 
-def test_the_predicted_order_of_two_levels_is_that_of_the_streams(monkeypatch):
+def test_the_predicted_order_of_two_levels_is_that_of_the_streams():
     """Hosts and devices that are alike: every order of the calls is predicted to take what it takes on three streams,
     and the order of the runtime is within 2 % of the fastest of them all in three chunks."""
     model = tiny_model(layers=1, hidden=256, ffn=512, top_k=4)
@@ -121,8 +121,7 @@ def test_the_predicted_order_of_two_levels_is_that_of_the_streams(monkeypatch):
         plan = LayerPlan(strategy="hierarchical", slots=even_slots(8, 4), chunks=count)
         found = {}
         for order in every_order(count):
-            monkeypatch.setattr(hierarchical, "calls", lambda chunks, order=order: order)
-            stages = hierarchical.flight(layer, [plan])
+            stages = hierarchical.Flight.of(layer, [plan]).stages(tuple(call for call, _ in order))
             found[order] = float(run(step.costs, stages, np.zeros((1, 4))).max())
         least, most = durations(stages, np.min), durations(stages, np.max)
         last = sum(float(stage.seconds.max()) for stage in stages if stage.name == "hierarchical_combine")

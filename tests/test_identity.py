@@ -72,7 +72,9 @@ def plans(world: int, folder: str) -> dict[str, Plan]:
     workload = Workload(phase="prefill", tokens=SEQUENCES * PROMPT, sequences=SEQUENCES)
     hosts, found = ["a", "a", "b", "b"][:world], {}
     for name, (tensor, tokens, layers) in cases(world).items():
-        offload = Offload(folder=folder, places=PLACES[world]) if name.startswith("offload") else None
+        hosted = any(layer.host_rows for layer in layers)  # whose experts rest in memory, not on the disk
+        tier = "" if hosted else folder
+        offload = Offload(folder=tier, places=PLACES[world]) if name.startswith("offload") else None
         made = model(shared_ffn_size=16 if "copies" in name else 0)
         found[name] = hand_made_plan(made, workload, layers, tokens=tokens, tensor=tensor, hosts=hosts, offload=offload)
     alone = [PROMPT * n for n in {1: (3,), 2: (2, 1), 4: (1, 0, 1, 1)}[world]]

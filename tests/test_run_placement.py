@@ -98,7 +98,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     shares = ((0.7, 1.0, 1.0, 1.0, 0.1), (0.9, 1.0, 1.0, 1.0, 0.3))
     placement_of([PlacementLayer(slots=slots, shares=shares)] * 3, 8).write(tmp_path / "place.json")
     MODEL.write(tmp_path / "model.json")
-    monkeypatch.setattr("moeplan.service.commands.run.load_model", lambda asked: MODEL)
+    monkeypatch.setattr("moeplan.service.commands.run.load_executed", lambda asked: MODEL)
     return tmp_path
 
 
