@@ -9,7 +9,9 @@ import os
 import pytest
 from hypothesis import settings
 
-# Consoles keep the width that COLUMNS has when they are made: not that of whichever test happens to import them first.
+# Consoles keep the width that COLUMNS has when they are made. Made here without one (a worker has the terminal's), they
+# take that of each test.
+os.environ.pop("COLUMNS", None)
 import moeplan.service.console  # noqa: F401
 
 ALONE = {"test_lab", "test_profiler", "test_run"}
