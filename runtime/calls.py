@@ -15,6 +15,7 @@ from ..spec.plan import LayerPlan
 from .attention import Batch, RotaryEmbedding, attention
 from .cache import LayerCache, Stack
 from .dense import dense
+from .even_choices import even_choices
 from .families.net import BY_FAMILY
 from .kernels import expert_ffn
 from .pools import COLD_BYTES, expert_weights, pool, resting_weights, values_of
@@ -123,14 +124,8 @@ class _Calls:
     def expert_ffn(self, ffn: int, experts: int, tokens: int) -> Call:
         """Every one of ``experts`` gets ``tokens`` rows; a row goes to as many of them as the model's top-k allows."""
         moe = self.moe
-        top_k = min(moe.top_k, experts)
-        count = -(-experts * tokens // top_k)
-        flat = torch.arange(count * moe.top_k).view(count, moe.top_k)
-        k = flat % moe.top_k
-        nth = flat // moe.top_k * top_k + k
-        ids = torch.where((k < top_k) & (nth < experts * tokens), nth % experts, -1).to(torch.int32).to(self.device)
-        gates = torch.full(ids.shape, 1 / moe.top_k, device=self.device)
-        x, layers = self.rows(count), len(self.model.moe_layers)
+        ids, gates = even_choices(experts, tokens, moe.top_k, self.device)
+        x, layers = self.rows(len(ids)), len(self.model.moe_layers)
         sets = expert_weights(experts, 2 if moe.gated else 1, ffn, self.hidden, layers, self.dtype, self.device)
         return lambda: expert_ffn(x, *next(sets), ids, gates, activation=moe.activation)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...spec import Model
 from ...spec.model import Block
 from ..embedding.compute import experts_from
+from ..even_choices import even_choices
 from .cache import empty_cache, extend, kept, pretend, put_back
 from .experts import form_of_meta, without_weights
 from .frame import arguments, idle_layers
@@ -67,16 +68,10 @@ class FamilyCalls:
         module = without_weights(self.net.experts[self.index])
         materialise(self.net.model, list(module.named_modules())[1:], self._drawn, self.device)
         form = form_of_meta(module)._replace(experts=experts, ffn=ffn)
-        top_k = min(moe.top_k, experts)
-        count = -(-experts * tokens // top_k)
-        flat = torch.arange(count * moe.top_k).view(count, moe.top_k)
-        k = flat % moe.top_k
-        nth = flat // moe.top_k * top_k + k
-        ids = torch.where((k < top_k) & (nth < experts * tokens), nth % experts, -1).to(torch.int32).to(self.device)
-        gates = torch.full(ids.shape, 1 / moe.top_k, device=self.device)
+        ids, gates = even_choices(experts, tokens, moe.top_k, self.device)
         each = experts * moe.expert_parameters(form.hidden) * ffn // moe.ffn_size * self.dtype.itemsize
         sets = max(1, min(len(self.model.moe_layers), -(-self._cold // each)))
-        x = self._cut((count, form.hidden), self.dtype)
+        x = self._cut((len(ids), form.hidden), self.dtype)
         layers = cycle(
             [experts_from(module, form, [self._cut(shape, self.dtype) for shape in form.shapes()]) for _ in range(sets)]
         )
