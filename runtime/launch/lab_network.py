@@ -16,10 +16,13 @@ from ...spec.errors import MoeplanError
 INTERFACE = "uplink"
 NETWORK = "198.18.0"
 
-# A burst of 64 KiB is one segmentation-offload packet of TCP: smaller ones would be cut in the queue, larger ones let
-# short messages through faster than the link's rate. The queue holds QUEUE seconds of traffic, enough that an incast
-# of several hosts is not dropped (a lost last packet costs a 200 ms retransmission timeout).
-BURST = 1 << 16
+# A bucket that has filled while devices computed lets its content through at once, as no real link does: it holds what
+# the link sends in BURST seconds, at least two frames. A packet of TCP's segmentation offload must fit into it, or is
+# cut in the queue, which costs processor time; the largest is 64 KiB, which 1 Gbit/s sends in BURST seconds.
+# The queue holds QUEUE seconds of traffic, enough that an incast of several hosts is not dropped (a lost last packet
+# costs a 200 ms retransmission timeout).
+BURST = 0.5e-3
+SMALLEST_BURST, LARGEST_BURST = 4096, 1 << 16
 QUEUE = 0.05
 SMALLEST_QUEUE = 1 << 18
 
@@ -57,7 +60,9 @@ class Network:
 def shape(namespace: str, interface: str, gbit: float) -> None:
     """Limit what an interface sends."""
     queue = max(int(gbit * 1e9 / 8 * QUEUE), SMALLEST_QUEUE)
-    bucket = ["rate", f"{int(gbit * 1e9)}bit", "burst", str(BURST), "limit", str(queue)]
+    burst = min(max(int(gbit * 1e9 / 8 * BURST), SMALLEST_BURST), LARGEST_BURST)
+    run("ip", "-n", namespace, "link", "set", "dev", interface, "gso_max_size", str(burst))
+    bucket = ["rate", f"{int(gbit * 1e9)}bit", "burst", str(burst), "limit", str(queue)]
     run("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", "tbf", *bucket)
 
 
