@@ -1,4 +1,4 @@
-"""All tables of one folder, read when they are asked for."""
+"""All tables of one folder as they stand in its files, read when they are asked for."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.tabled import Origin, System, Table
 from ...spec.texts import show
-from .files import Place, find_root, list_places
+from .files import Place, list_places
 from .frames import read_frame
 from .layouts import LAYOUTS, Layout
 from .sheets import list_sheets, read_sheet
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEPT = 64  # frames in memory at once
-
-
-def open_tables(folder: str | Path | None = None) -> "MeasuredTables":
-    """The tables of a folder, or of the installed package of the extra ``silicon``. Raises MoeplanError."""
-    return MeasuredTables(find_root(folder))
 
 
 @dataclass(frozen=True)
@@ -138,15 +133,19 @@ def layouts_of(operator: str) -> tuple[Layout, ...]:
     return found
 
 
+def curve_columns(frame: "pd.DataFrame", operator: str) -> list[str]:
+    """The columns that name a curve: all but those along which it runs, what computed it and where it is from."""
+    axes = {name for layout in layouts_of(operator) for name in layout.axes}
+    return [name for name in frame.columns if name not in axes | {"kernel", "seconds", "source", "origin"}]
+
+
 def newest_curves(frames: list["pd.DataFrame"], operator: str) -> "pd.DataFrame":
     """Every curve once, whole, from the first frame that has it: versions are not mixed within one."""
     import pandas as pd
 
     if len(frames) == 1:
         return frames[0]
-    axes = {name for layout in layouts_of(operator) for name in layout.axes}
-    ignored = axes | {"kernel", "seconds", "source", "origin"}
-    columns = [name for name in frames[0].columns if name not in ignored and all(name in f for f in frames)]
+    columns = [name for name in curve_columns(frames[0], operator) if all(name in frame for frame in frames)]
     kept = [frames[0]]
     seen = frames[0][columns].drop_duplicates()
     for frame in frames[1:]:
