@@ -88,6 +88,18 @@ class AuditedTables:
                         self.judged(operator, system, engine, version).faults,
                     )
 
+    def instead(self, fault: Fault) -> str:
+        """What stands in the place of a condemned part: engines and versions, or that nothing does."""
+        frame = self.table(fault.operator, fault.system, fault.engine).frame
+        rows = frame[(frame["dtype"] == fault.dtype) & (frame["origin"] == "replaced")]
+        return _sources(rows)
+
+    def forget(self) -> None:
+        """Frees what is kept in memory."""
+        self._judged.clear()
+        self._tables.clear()
+        self.measured.forget()
+
     def _mended(self, operator: str, system: str, engine: str, version: str | None) -> Table:
         import pandas as pd
 
@@ -116,10 +128,8 @@ class AuditedTables:
             rows = table.frame[(table.frame["dtype"] == fault.dtype) & (table.frame["origin"] == "replaced")]
             lost = rows.empty and fault.dtype in set(bad["dtype"])
             kept |= lost
-            instead = " and ".join(sorted(rows["source"].unique())) or "nothing: there is no other table"
-            texts.append(
-                f"{fault.dtype} of {fault.engine} {fault.version} ({fault.check}: {fault.text}) replaced by {instead}"
-            )
+            what = f"{fault.dtype} of {fault.engine} {fault.version} ({fault.check}: {fault.text})"
+            texts.append(f"{what} replaced by {_sources(rows)}")
         if self.strict and kept:
             raise MoeplanError(f"{table.operator} of {table.engine} on {table.system}: {'; '.join(texts)}")
         text = f"{table.origin.text}; {'; '.join(texts)}"
@@ -167,3 +177,7 @@ class AuditedTables:
             self.measured.table(operator, system, engine, version)  # says what there is
         source = nearest_systems(target, sources, operator)[0]
         return scale_table(self.table(operator, source.name, engine), source, target)
+
+
+def _sources(rows: "pd.DataFrame") -> str:
+    return " and ".join(sorted(rows["source"].unique())) or "nothing: there is no other table of it"

@@ -47,21 +47,18 @@ def read_frame(path: Path, layout: Layout) -> "pd.DataFrame":
     return frame
 
 
-def _column(path: Path, raw: "pa.Table", name: str, ours: str) -> np.ndarray | list[str]:
+def _column(path: Path, raw: "pa.Table", name: str, ours: str) -> "np.ndarray | pd.Series":
     import pyarrow as pa
 
     column = raw.column(name)
-    texts = ours in TEXTS or pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    wanted = (
-        pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-        if texts
-        else pa.types.is_integer(column.type)
-    )
+    texts = ours in TEXTS
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    wanted = is_text if texts else pa.types.is_integer(column.type)
     if not wanted or column.null_count:
         what = f"{column.null_count} empty values" if wanted else str(column.type)
         raise DocumentError(f"{path}: column {name!r}: expected {'texts' if texts else 'whole numbers'}, got {what}")
     if texts:
-        return column.to_pylist()
+        return column.dictionary_encode().to_pandas().astype("str")
     values = column.to_numpy().astype(np.int64)
     if values.size and values.min() < 0:
         raise DocumentError(f"{path}: column {name!r}: {values.min()}: expected numbers from 0")

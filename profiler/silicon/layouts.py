@@ -41,7 +41,8 @@ NAMES: Mapping[str, str] = {
     "implementation": "backend",
 }
 TEXTS = frozenset(
-    {"kernel", "dtype", "kv_dtype", "gemm_dtype", "routing", "phase", "collective", "backend", "model", "mode", "part"}
+    "kernel dtype kv_dtype gemm_dtype routing phase collective backend model part architecture score_mode"
+    " source_policy buffer_policy".split()
 )
 
 

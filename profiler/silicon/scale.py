@@ -45,21 +45,23 @@ def scale_table(table: Table, source: System, target: System) -> Table:
 
 
 def nearest_systems(target: System, candidates: Iterable[System], operator: str) -> list[System]:
-    """Most alike first: by the rates that the operator depends on, and by generation."""
+    """Most alike first: of the same maker and, where it computes, generation; then by the rates it depends on."""
 
-    def distance(other: System) -> tuple[float, str]:
+    def distance(other: System) -> tuple[bool, bool, float, str]:
+        maker = (target.generation == "other") != (other.generation == "other")
         if operator in LINKS:
             pairs = [
                 (target.intra_node_bytes_per_second, other.intra_node_bytes_per_second),
                 (target.inter_node_bytes_per_second, other.inter_node_bytes_per_second),
             ]
-            return sum(abs(math.log(a / b)) for a, b in pairs), other.name
+            return maker, False, sum(abs(math.log(a / b)) for a, b in pairs), other.name
         pairs = [
             (target.memory_bytes_per_second, other.memory_bytes_per_second),
             (target.flops.get("bfloat16", math.nan), other.flops.get("bfloat16", math.nan)),
         ]
-        apart = sum(abs(math.log(a / b)) for a, b in pairs) + (target.generation != other.generation)
-        return math.inf if math.isnan(apart) else apart, other.name
+        apart = sum(abs(math.log(a / b)) for a, b in pairs)
+        other_generation = target.generation != other.generation
+        return maker, other_generation, math.inf if math.isnan(apart) else apart, other.name
 
     return sorted(candidates, key=distance)
 

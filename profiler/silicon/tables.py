@@ -20,7 +20,7 @@ from .sheets import list_sheets, read_sheet
 if TYPE_CHECKING:
     import pandas as pd
 
-KEPT = 64  # frames in memory at once
+KEPT = 64  # frames in memory at once: at most some 100,000 rows each
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,10 @@ class MeasuredTables:
         frame = newest_curves([self._frames(operator, system, engine, one) for one in wanted], operator)
         text = f"measured on {system} under {engine} {', '.join(wanted)}"
         return Table(operator, system, engine, wanted[0], frame, Origin("measured", text))
+
+    def forget(self) -> None:
+        """Frees the frames in memory."""
+        self._frames.cache_clear()
 
     def _read(self, operator: str, system: str, engine: str, version: str) -> "pd.DataFrame":
         import pandas as pd
