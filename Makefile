@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -70,6 +70,9 @@ bench bench-lab: develop
 
 bench-systems: develop
 	$(BIN)/python benchmarks/systems.py
+
+bench-scaled-tables: develop
+	$(BIN)/python -m moeplan.benchmarks.scaled_tables
 
 bench-coherent: develop
 	$(BIN)/python -m moeplan.benchmarks.coherent

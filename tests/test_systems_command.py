@@ -19,7 +19,7 @@ def run(*arguments: str | Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_example(tmp_path / "systems", lambda frame: frame.assign(latency=frame["latency"] + 0.3)).parent
+    return write_example(tmp_path / "systems", lambda frame: frame.assign(latency=frame["latency"] + 0.1)).parent
 
 
 def test_all_and_one(folder: Path) -> None:

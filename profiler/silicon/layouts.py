@@ -41,8 +41,8 @@ NAMES: Mapping[str, str] = {
     "implementation": "backend",
 }
 TEXTS = frozenset(
-    "kernel dtype kv_dtype gemm_dtype routing phase collective backend model part architecture score_mode"
-    " source_policy buffer_policy".split()
+    {"kernel", "dtype", "kv_dtype", "gemm_dtype", "routing", "phase", "collective", "backend", "model", "part"}
+    | {"architecture", "score_mode", "source_policy", "buffer_policy"}
 )
 
 
@@ -88,9 +88,8 @@ def _module(file: str, operator: str, *more: str, differences: bool = False) -> 
     columns = (*_MODULE, *more)
     optional: dict[str, int | str] = {"model": "", "gemm_dtype": ""}
     columns = tuple(name for name in columns if name not in optional)
-    return Layout(
-        file, operator, columns, _SEQUENCES, own={"mla_dtype": "dtype"}, optional=optional, differences=differences
-    )
+    own = {"mla_dtype": "dtype", **({"op_name": "part"} if "part" in more else {})}
+    return Layout(file, operator, columns, _SEQUENCES, own=own, optional=optional, differences=differences)
 
 
 def _deepep(file: str, phase: str, backend: str, dtype: str, times: tuple[str, ...], sms: str) -> Layout:
@@ -160,8 +159,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("mla_bmm", "mla_bmm", ("dtype", "tokens", "heads", "part"), own={"bmm_dtype": "dtype", "op_name": "part"}),
     _module("msa_context_module", "context_msa_module"),
     _module("msa_generation_module", "generation_msa_module"),
-    _module("dsa_context_module", "context_dsa_module"),
-    _module("dsa_generation_module", "generation_dsa_module"),
+    _module("dsa_context_module", "context_dsa_module", "part"),
+    _module("dsa_generation_module", "generation_dsa_module", "part"),
     _module("dsv4_csa_context_module", "context_csa_module", "compress_ratio"),
     _module("dsv4_csa_generation_module", "generation_csa_module", "compress_ratio"),
     _module("dsv4_hca_context_module", "context_hca_module", "compress_ratio"),
