@@ -89,7 +89,7 @@ def read_parquet(path: Path) -> "pa.Table":
         raise DocumentError(f"{path}: not a Parquet file that can be read ({_line(error)})") from None
 
 
-def _opened(path: Path):  # type: ignore[no-untyped-def]
+def _opened(path: Path):
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
