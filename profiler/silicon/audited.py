@@ -45,7 +45,8 @@ class AuditedTables:
         return self.measured.systems()
 
     def system(self, name: str) -> System:
-        return self.measured.system(name)
+        measured = self.measured
+        return measured.system(name)
 
     def engines(self, system: str) -> tuple[str, ...]:
         return self.measured.engines(system)
