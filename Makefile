@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -73,6 +73,9 @@ bench-systems: develop
 
 bench-scaled-tables: develop
 	$(BIN)/python -m moeplan.benchmarks.scaled_tables
+
+bench-silicon: develop
+	$(BIN)/python -m moeplan.benchmarks.silicon --out benchmarks/results
 
 bench-coherent: develop
 	$(BIN)/python -m moeplan.benchmarks.coherent
