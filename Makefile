@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -76,6 +76,15 @@ bench-scaled-tables: develop
 
 bench-silicon: develop
 	$(BIN)/python -m moeplan.benchmarks.silicon --out benchmarks/results
+
+# Does EPLB pay: the predicted sign beside measured pairs; TRACES: also what is said and found on recordings.
+bench-advise: develop
+	$(BIN)/python -m moeplan.benchmarks.advise
+	$(if $(TRACES),$(BIN)/python -m moeplan.benchmarks.advise_traces $(TRACES))
+
+# ROWS: a CSV of measured and predicted times, with the columns that benchmarks/calibrate.py names.
+bench-calibrate: develop
+	$(BIN)/python -m moeplan.benchmarks.calibrate $(ROWS)
 
 bench-coherent: develop
 	$(BIN)/python -m moeplan.benchmarks.coherent

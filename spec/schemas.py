@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from .advice import Advice
+from .calibration import Calibration
 from .cluster import Cluster
 from .document import write_atomically
 from .model import MAX_EXPERTS, Model
@@ -67,7 +69,7 @@ TRACE: dict[str, Any] = {
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> content."""
-    documents = (Model, Cluster, Workload, Plan, Placement, Report)
+    documents = (Model, Cluster, Workload, Plan, Placement, Report, Advice, Calibration)
     named = {f"{document.__name__.lower()}.schema.json": document.json_schema() for document in documents}
     return named | {"trace.json": TRACE}
 

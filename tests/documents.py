@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from moeplan.spec import Cluster, Model, Plan, Report, Workload
+from moeplan.spec.advice import Advice
+from moeplan.spec.calibration import Calibration
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import Document
 from moeplan.spec.errors import DocumentError
@@ -94,12 +96,70 @@ def report_body() -> dict[str, Any]:
     }
 
 
+def advice_body() -> dict[str, Any]:
+    gain = {"low": -0.1, "middle": 0.1, "high": 0.3}
+    phase = {
+        "phase": "decode",
+        "tokens": 128,
+        "hottest_before": 1.5,
+        "hottest": 1.1,
+        "seconds_before": 0.01,
+        "gain": gain,
+        "steps": gain,
+        "most": 0.4,
+        "step_gain": gain,
+        "pays": False,
+    }
+    option = {
+        "placement": "eplb",
+        "slots": 20,
+        "redundant": 4,
+        "memory_bytes": 1,
+        "moved_bytes": 2,
+        "move_seconds": 0.5,
+        "replan_seconds": 0.1,
+        "pays_back_steps": [10.0],
+        "phases": [phase],
+    }
+    return {
+        "model": "m",
+        "device": "h200_sxm",
+        "engine": "trtllm",
+        "devices": 4,
+        "kernel": "rows",
+        "noise": 0.1,
+        "link_bytes_per_second": 5e10,
+        "replan_every": 1000,
+        "options": [option],
+        "best": [None],
+        "phases": ["decode"],
+        "trace": {"path": "t.npz"},
+        "notes": ["a note"],
+    }
+
+
+def calibration_body() -> dict[str, Any]:
+    times = {"isl": 1024, "osl": 128, "concurrency": 16, "ttft_ms": 100.0, "tpot_ms": 10.0}
+    return {
+        "compute_scale": 1.1,
+        "step_overhead_ms": 0.2,
+        "prefill_scale": 1.5,
+        "points": [{"measured": times, "predicted": times}],
+        "error_before": {"tpot": 0.1, "ttft": 0.2},
+        "error_left_out": {},
+        "predictions": "p.csv",
+        "skipped": 1,
+    }
+
+
 BODIES: dict[type[Document], Callable[[], dict[str, Any]]] = {
     Model: model_body,
     Workload: lambda: {"phase": "prefill", "tokens": 512, "sequences": 4, "context": 0},
     Cluster: cluster_body,
     Plan: plan_body,
     Report: report_body,
+    Advice: advice_body,
+    Calibration: calibration_body,
 }
 documents = pytest.mark.parametrize("document", BODIES, ids=lambda d: d.__name__)
 

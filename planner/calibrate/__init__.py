@@ -1,0 +1,1 @@
+"""Predictions corrected by a few measurements of the user's own."""
