@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -86,6 +86,12 @@ bench-advise: develop
 bench-calibrate: develop
 	$(BIN)/python -m moeplan.benchmarks.calibrate $(ROWS)
 
+
+bench-silicon: develop
+	$(BIN)/python -m moeplan.benchmarks.silicon --out benchmarks/results
+bench-scaled-tables: develop
+	$(BIN)/python -m moeplan.benchmarks.scaled_tables
+
 bench-coherent: develop
 	$(BIN)/python -m moeplan.benchmarks.coherent
 
@@ -127,6 +133,10 @@ bench-kills: develop
 	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS) --seed $(SEED)
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
+bench-serving-search: develop
+	$(BIN)/python -m moeplan.benchmarks.serving_search
+	$(BIN)/python -m moeplan.benchmarks.serving_search --mixed
+
 bench-search: develop
 	$(BIN)/python -m moeplan.benchmarks.search $(if $(OLD),--old $(OLD))
 

@@ -82,6 +82,7 @@ class Costs:
     """
 
     def __init__(self, cluster: Cluster, model: Model, dtype: str, asked: str = "") -> None:
+        cluster.check_size()
         self.cluster, self.model, self.dtype, self.asked = cluster, model, dtype, asked or model.name
         self.element_bytes = DTYPE_BYTES[dtype]
         self.devices = len(cluster.devices)

@@ -11,7 +11,7 @@ from .. import __version__
 from ..spec.claims import release
 from ..spec.output import tell_of_folders
 
-COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "systems", "trace", "advise", "calibrate")
+COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "systems", "trace", "advise", "calibrate", "cluster")
 
 
 class Commands(TyperGroup):

@@ -1,7 +1,6 @@
-"""What every command shares: consoles, progress, JSON output, sizes."""
+"""What every command shares: consoles, progress, JSON output."""
 
 import json
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,11 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from ..spec.errors import MoeplanError
-
 Event = dict[str, Any]
 SECONDS_A_LINE = 10.0
-_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
 class _Printable:
@@ -137,11 +133,3 @@ def stop_on_interrupt() -> Iterator[Flag]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def parse_bytes(text: str) -> int:
-    """``8GiB``, ``512M``, ``1.5g`` or plain bytes; powers of 1,024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if not match or float(match[1]) == 0:
-        raise MoeplanError(f"size {text!r}: expected a positive number with K, M, G or T, such as 8GiB")
-    return int(float(match[1]) * _UNITS[match[2]])

@@ -13,6 +13,7 @@ from .model import MAX_EXPERTS, Model
 from .placement import Placement
 from .plan import Plan
 from .report import Report
+from .serving import ServingPlan
 from .workload import Workload
 
 TRACE: dict[str, Any] = {
@@ -69,7 +70,7 @@ TRACE: dict[str, Any] = {
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> content."""
-    documents = (Model, Cluster, Workload, Plan, Placement, Report, Advice, Calibration)
+    documents = (Model, Cluster, Workload, Plan, Placement, Report, Advice, Calibration, ServingPlan)
     named = {f"{document.__name__.lower()}.schema.json": document.json_schema() for document in documents}
     return named | {"trace.json": TRACE}
 

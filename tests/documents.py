@@ -13,6 +13,7 @@ from moeplan.spec.calibration import Calibration
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.document import Document
 from moeplan.spec.errors import DocumentError
+from moeplan.spec.serving import ServingPlan
 
 
 def curve(name: str = "bytes") -> dict[str, Any]:
@@ -152,6 +153,36 @@ def calibration_body() -> dict[str, Any]:
     }
 
 
+def serving_plan_body() -> dict[str, Any]:
+    served = {"ttft_s": 0.1, "tpot_s": 0.01, "tokens_per_s": 100.0, "tokens_per_s_per_gpu": 25.0}
+    degrees = {"tp": 2, "dp": 1, "moe_tp": 2, "moe_ep": 1, "pp": 2}
+    memory = {"weights": 4, "cache": 3, "activations": 2, "overhead": 1, "limit": 10}
+    stage = {"kind": "h100_sxm", "per_host": 8, "gpus": 2, "layers": 4, "memory": memory}
+    replicas = {
+        "count": 1,
+        "degrees": degrees,
+        "stages": [stage, stage],
+        "concurrency": 8,
+        "share": 1.0,
+        "each": served,
+    }
+    point = {"degrees": degrees, "kinds": ["h100_sxm"], "engine": "vllm", "concurrency": 8, "each": served}
+    return {
+        "model": "tiny-moe",
+        "engine": "vllm",
+        "precision": "bf16",
+        "load": {"isl": 128, "osl": 16, "concurrency": 8},
+        "replicas": [replicas],
+        "predicted": served,
+        "requests_per_s": 6.25,
+        "gpus": 4,
+        "gpus_there": 8,
+        "front": [point],
+        "baselines": [{"name": "only", "tokens_per_s": 50.0, "gpus": 4}],
+        "solver": {"status": "optimal", "objective": 100.0, "bound": 100.0, "forms": 3, "offers": 5},
+    }
+
+
 BODIES: dict[type[Document], Callable[[], dict[str, Any]]] = {
     Model: model_body,
     Workload: lambda: {"phase": "prefill", "tokens": 512, "sequences": 4, "context": 0},
@@ -160,6 +191,7 @@ BODIES: dict[type[Document], Callable[[], dict[str, Any]]] = {
     Report: report_body,
     Advice: advice_body,
     Calibration: calibration_body,
+    ServingPlan: serving_plan_body,
 }
 documents = pytest.mark.parametrize("document", BODIES, ids=lambda d: d.__name__)
 

@@ -13,6 +13,7 @@ from ...spec.cluster import Cluster
 from ...spec.document import parse_object, read_text
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
+from ...spec.serving import ServingPlan
 from ...spec.trace import Trace
 from ..console import note, out, print_json, say
 from ..options import MAX_SEED, picture_option
@@ -20,7 +21,9 @@ from ..pages.placement_explained import draw, page
 
 
 def explain(
-    document: Annotated[Path, typer.Argument(help="What `moeplan place` or `moeplan profile` wrote.")],
+    document: Annotated[
+        Path, typer.Argument(help="What `moeplan place`, `profile`, `cluster` or, for a served model, `solve` wrote.")
+    ],
     trace: Annotated[
         Path | None, typer.Option(help="Of a placement: routing (.npz); by default the one that was fitted.")
     ] = None,
@@ -28,7 +31,7 @@ def explain(
         str | None, typer.Option(help="Of a cluster: devices that exchange, such as 0-7,12; by default all.")
     ] = None,
     picture: Annotated[
-        Path | None, picture_option("Draw load and crossings of a placement, or the topology of a cluster")
+        Path | None, picture_option("Draw load and crossings of a placement, the topology of a cluster, or a front")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the placement with one more slot per device.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a page.")] = False,
@@ -43,6 +46,10 @@ def explain(
         if trace is not None:
             raise MoeplanError(f"--trace goes with a placement, {document} is a cluster: leave it out")
         explain_cluster(Cluster.parse(text, str(document)), group, picture, as_json)
+    elif parse_object(text, str(document)).get("kind") == ServingPlan.kind:
+        if trace is not None or group is not None:
+            raise MoeplanError("--trace and --group say nothing of a served model's plan: leave them out")
+        explain_serving(ServingPlan.parse(text, str(document)), picture, as_json)
     else:
         if group is not None:
             raise MoeplanError(f"--group goes with a cluster, {document} is none: leave it out")
@@ -62,6 +69,22 @@ def explain_placement(placement: Placement, trace: Trace, picture: Path | None, 
         return
     out.print(page(placement, explanation))
     for known in explanation.notes:
+        note(known)
+
+
+def explain_serving(plan: ServingPlan, picture: Path | None, as_json: bool) -> None:
+    """Print why a model is served so."""
+    from ..pages.serving import explained
+
+    if picture:
+        from ..pages.serving_picture import draw as draw_front
+
+        draw_front(plan, picture)
+    if as_json:
+        print_json(plan.model_dump(mode="json"))
+        return
+    out.print(explained(plan))
+    for known in plan.notes:
         note(known)
 
 

@@ -16,16 +16,28 @@ from ...spec.errors import DocumentError, MoeplanError
 from ...spec.model import Model
 from ...spec.output import check_output, write_atomically
 from ...spec.placement import Placement
+from ...spec.serving import ServingPlan
 from ...spec.trace import Trace
 from ..console import note, out, print_json, say
+from ..serving_export import export_serving, is_serving_plan
 
 SUFFIXES = {".json", ".jsonl", ".yaml", ".yml", ".txt", ".pt"}  # an output that ends so is a file, else a folder
 
 
 def export(
-    to: Annotated[str, typer.Option(help=f"The engine: {', '.join(ENGINES)}.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="Catalogue name or path of a Hugging Face config.json.")],
-    placement: Annotated[Path | None, typer.Argument(help="What `moeplan place` wrote.")] = None,
+    placement: Annotated[
+        Path | None, typer.Argument(help="What `moeplan place` wrote, or `moeplan solve` for a served model.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", "--engine", help=f"The engine: {', '.join(ENGINES)}; of a served model by its plan."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Catalogue name or path of a config.json; of a served model what the engine loads."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file or a folder; by default a folder named as the engine.")
     ] = None,
@@ -45,8 +57,17 @@ def export(
 
     Example: `moeplan export place.json --to sglang --model deepseek-v3 -o location.json`
 
+    A served model's: `moeplan export plan.json -o start`
+
     To check a file: `moeplan export --check location.json --to sglang --model deepseek-v3 --devices 32`
     """
+    if placement is not None and check is None and is_serving_plan(placement):
+        if trace is not None or devices is not None:
+            raise MoeplanError("--trace and --devices say nothing of a served model's plan: leave them out")
+        export_serving(ServingPlan.read(placement), to, model, output, as_json)
+        return
+    if to is None or model is None:
+        raise MoeplanError(f"export: name the engine (--to {', '.join(ENGINES)}) and the model (--model)")
     engine = engine_named(to)
     if check:
         wanted = Placement.read(placement) if placement else None

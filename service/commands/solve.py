@@ -10,12 +10,15 @@ from ...planner.search import solve as search
 from ...spec.catalogue.executed import load_executed
 from ...spec.cluster import Cluster
 from ...spec.placement import Placement
+from ...spec.quantities import parse_bytes
+from ...spec.serving_load import is_serving
 from ...spec.trace import Trace
 from ...spec.workload import Workload
 from ..clock import began
-from ..console import note, out, parse_bytes, print_json, progress, say
-from ..options import CLUSTER, MAX_SECONDS, MAX_SEED, WORKLOAD, output_option
+from ..console import note, out, print_json, progress, say
+from ..options import CLUSTER, MAX_SECONDS, MAX_SEED, WORKLOAD, output_option, picture_option
 from ..pages.plan import breakdown_table, candidates_table, memory_table, verdict
+from ..serving import Serving
 
 
 def solve(
@@ -24,7 +27,13 @@ def solve(
     trace: Annotated[
         Path | None, typer.Option(help="Recorded routing (.npz); without one a power law is assumed, and said.")
     ] = None,
-    workload: Annotated[str, typer.Option(help="prefill:TOKENS[@LENGTH] or decode:SEQUENCES[@CONTEXT].")] = WORKLOAD,
+    workload: Annotated[
+        str,
+        typer.Option(
+            help="prefill:TOKENS[@LENGTH], decode:SEQUENCES[@CONTEXT], or of a served model "
+            "serve:isl=1024,osl=512[,concurrency=64 or rate=20] or serve:LOG.csv."
+        ),
+    ] = WORKLOAD,
     placement: Annotated[
         Path | None,
         typer.Option(help="Your own, such as `moeplan place` writes: every layer keeps its slots and shares."),
@@ -45,14 +54,46 @@ def solve(
     time_limit: Annotated[
         float, typer.Option(min=1, max=MAX_SECONDS, help="Ceiling in seconds, from start to end.")
     ] = 60.0,
+    engine: Annotated[
+        str | None, typer.Option(help="serve: vllm, sglang or tensorrt-llm; by default whichever does best.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="serve: weights in bf16, fp8, fp4 or int4; by default as the model stores them.")
+    ] = None,
+    ttft: Annotated[
+        str | None, typer.Option(help="serve: limit on the time to the first token, such as 500ms.")
+    ] = None,
+    tpot: Annotated[str | None, typer.Option(help="serve: limit on the time between tokens, such as 30ms.")] = None,
+    fewest: Annotated[
+        bool, typer.Option("--fewest", help="serve: the fewest GPUs that do, instead of most tokens per second.")
+    ] = False,
+    apart: Annotated[
+        bool | None,
+        typer.Option(
+            "--apart/--together", help="serve: prefill and decode on workers of their own; by default either."
+        ),
+    ] = None,
+    tables: Annotated[
+        Path | None, typer.Option(help="serve: a folder of measured tables, instead of the extra `silicon`.")
+    ] = None,
+    picture: Annotated[Path | None, picture_option("serve: draw the front of TPOT and tokens per GPU")] = None,
     output: Annotated[Path, output_option("The plan document.")] = Path("plan.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan instead of tables.")] = False,
 ) -> None:
     """Choose degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.
 
     Example: `moeplan solve --model mixtral --workload prefill:512 --memory 12GiB`
+
+    On GPUs of measured tables: `moeplan solve --model gpt-oss-120b --workload serve:isl=1024,osl=512 --tpot 20ms`
     """
     start = began()
+    asked = Serving(engine, precision, ttft, tpot, fewest, apart, tables, picture)
+    if is_serving(workload):
+        others = {"--trace": trace, "--placement": placement, "--strategy": strategy, "--even": even}
+        others |= {"--by-batch": by_batch, "--dtype": dtype, "--memory": memory}
+        asked.solve(model, cluster, workload, output, as_json, [name for name, value in others.items() if value])
+        return
+    asked.check_unused()
     with progress("solving") as show:
         plan = search(
             load_executed(model),

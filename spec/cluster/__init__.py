@@ -6,12 +6,27 @@
 
 from .cluster import Cluster
 from .groups import CollectiveCurve, GroupShape
-from .kinds import MAX_DEVICES, Bytes, Copies, CpuShare, Device, DeviceKind, Disk, Host, OperatorCurve, Rate, Threads
+from .kinds import (
+    MAX_CLUSTER_DEVICES,
+    MAX_DEVICES,
+    Bytes,
+    Copies,
+    CpuShare,
+    Device,
+    DeviceKind,
+    Disk,
+    Host,
+    OperatorCurve,
+    Rate,
+    Tabled,
+    Threads,
+)
 from .links import SCOPES, LinkClass, LinkException, LinkRule, Scope
 from .provenance import CurveNoise, Provenance
 from .topology import Topology, TopologyEdge, TopologyNode
 
 __all__ = [
+    "MAX_CLUSTER_DEVICES",
     "MAX_DEVICES",
     "SCOPES",
     "Bytes",
@@ -32,6 +47,7 @@ __all__ = [
     "Provenance",
     "Rate",
     "Scope",
+    "Tabled",
     "Threads",
     "Topology",
     "TopologyEdge",

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 
 from ..curve import Curve
 from ..document import Document, show
+from ..errors import MoeplanError
 from ..operators import Collective, Shape
 from .groups import CollectiveCurve, Groups
-from .kinds import MAX_DEVICES, Device, DeviceKind, Host
+from .kinds import MAX_CLUSTER_DEVICES, MAX_DEVICES, Device, DeviceKind, Host
 from .links import LinkClass, LinkException, LinkRule, Links, Where
 from .provenance import Provenance
 from .topology import Topology
@@ -27,9 +28,9 @@ class Cluster(Document):
     version: ClassVar[int] = 2
     earlier: ClassVar[tuple[int, ...]] = (1,)
 
-    kinds: tuple[DeviceKind, ...] = Field(min_length=1, max_length=MAX_DEVICES)
-    devices: tuple[Device, ...] = Field(min_length=1, max_length=MAX_DEVICES)
-    hosts: tuple[Host, ...] = Field(min_length=1, max_length=MAX_DEVICES)
+    kinds: tuple[DeviceKind, ...] = Field(min_length=1, max_length=MAX_CLUSTER_DEVICES)
+    devices: tuple[Device, ...] = Field(min_length=1, max_length=MAX_CLUSTER_DEVICES)
+    hosts: tuple[Host, ...] = Field(min_length=1, max_length=MAX_CLUSTER_DEVICES)
     link_classes: tuple[LinkClass, ...] = ()
     link_rules: tuple[LinkRule, ...] = ()
     link_exceptions: tuple[LinkException, ...] = ()
@@ -67,6 +68,14 @@ class Cluster(Document):
     @classmethod
     def hint(cls) -> str:
         return "; make one with `moeplan profile`"
+
+    def check_size(self) -> None:
+        """Raises MoeplanError where there are more devices than a plan or a placement names one by one."""
+        if len(self.devices) > MAX_DEVICES:
+            raise MoeplanError(
+                f"the cluster has {len(self.devices):,} devices, at most {MAX_DEVICES:,} are planned one by one; "
+                "a workload serve:... takes it whole"
+            )
 
     @cached_property
     def _lookup(self) -> "_Lookup":

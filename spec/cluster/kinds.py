@@ -14,6 +14,9 @@ from ..model import DType
 from ..operators import OPERATORS, Shape
 
 MAX_DEVICES = 4096
+"""Of a plan or placement."""
+MAX_CLUSTER_DEVICES = 16384
+"""Of a cluster: what is served by whole classes of devices may be larger than what is placed device by device."""
 Threads = Annotated[int, Field(ge=1, le=4096)]
 CpuShare = Annotated[float, Field(ge=1e-6, le=4096)]
 Bytes = Annotated[int, Field(ge=1, le=2**60)]
@@ -81,6 +84,13 @@ class Disk(Part):
         return self
 
 
+class Tabled(Part):
+    """Where the times of a kind come from that nobody measured here: a measured table of its GPU type."""
+
+    system: str = Field(min_length=1, max_length=100, description="name of the GPU type in the tables")
+    source: str = Field(max_length=300, description="which tables, with their version")
+
+
 class DeviceKind(Part):
     """Devices that do the same: one product, one set of curves."""
 
@@ -98,6 +108,7 @@ class DeviceKind(Part):
     operators: tuple[OperatorCurve, ...] = ()
     copies: Copies | None = None
     disk: Disk | None = Field(None, description="of its host, where one was measured (--offload)")
+    tabled: Tabled | None = Field(None, description="measured tables of this GPU type; serving plans read them")
 
     @model_validator(mode="after")
     def _once(self) -> "DeviceKind":

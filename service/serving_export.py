@@ -1,0 +1,68 @@
+"""``moeplan export`` of a served model's plan: the commands that start it."""
+
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from ..planner.serving_search.commands import Start, starts
+from ..spec.document import parse_object, read_text
+from ..spec.engines import engine_name
+from ..spec.errors import MoeplanError
+from ..spec.output import check_output, write_atomically
+from ..spec.serving import ServingPlan
+from .console import note, print_json, say
+
+SCRIPT = "start.sh"
+
+
+def is_serving_plan(path: Path) -> bool:
+    """Whether a file is such a plan. Raises DocumentError where it is no JSON object."""
+    return parse_object(read_text(path), str(path)).get("kind") == ServingPlan.kind
+
+
+def export_serving(plan: ServingPlan, to: str | None, model: str | None, output: Path | None, as_json: bool) -> None:
+    """Print the commands; write them and their files into a folder where one is given. Raises MoeplanError."""
+    if to is not None and engine_name(to) != plan.engine:
+        raise MoeplanError(f"--to {to}: the plan is for {plan.engine}; `moeplan solve --engine {to}` makes one for it")
+    found = starts(plan, model or plan.asked or plan.model)
+    files = {name: text for start in found for name, text in start.files.items()}
+    if output is not None:
+        files[SCRIPT] = "".join(f"# {start.count} x {start.what}\n{_line(start)}\n" for start in found)
+    elif files:
+        output = Path(plan.engine)
+    paths = {name: output / name for name in files} if output is not None else {}
+    for path in paths.values():
+        check_output(path)
+    for name, path in paths.items():
+        write_atomically(path, partial(_fill, files[name].encode()))
+    if as_json:
+        body = [
+            {
+                "count": start.count,
+                "what": start.what,
+                "hosts": start.hosts,
+                "environment": start.environment,
+                "command": list(start.command),
+                "notes": list(start.notes),
+            }
+            for start in found
+        ]
+        print_json({"engine": plan.engine, "replicas": body, "files": [str(path) for path in paths.values()]})
+        return
+    for start in found:
+        say(f"{start.count} x {start.what}:")
+        say(_line(start))
+        for known in start.notes:
+            note(known)
+    for path in paths.values():
+        say(f"wrote {path}")
+
+
+def _line(start: Start) -> str:
+    environment = [f"{name}={shlex.quote(value)}" for name, value in start.environment.items()]
+    return " ".join([*environment, shlex.join(start.command)])
+
+
+def _fill(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)
