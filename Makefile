@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search bench-service
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -131,6 +131,10 @@ bench-timelines: develop
 MOMENTS ?= 100
 bench-kills: develop
 	$(BIN)/python -m moeplan.benchmarks.kills --moments $(MOMENTS) --seed $(SEED)
+
+# Of the service: generated requests, mutated documents, many clients, kills; SQLite and PostgreSQL; about an hour.
+bench-service: develop
+	$(BIN)/python -m moeplan.benchmarks.service --seed $(SEED)
 
 # OLD: a checkout of the commit to compare with, by default one that is made for it.
 bench-serving-search: develop

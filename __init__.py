@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from .spec.readers import others
 
 if TYPE_CHECKING:
+    from .service.client import Client
     from .service.library import place, profile, run, solve
     from .spec import Cluster, Model, MoeplanError, Placement, Plan, Report, Trace, Workload
 
 __version__ = "0.2.0"
 __all__ = [
+    "Client",
     "Cluster",
     "Model",
     "MoeplanError",
@@ -34,13 +36,13 @@ __all__ = [
     "solve",
 ]
 
-_FUNCTIONS = ("place", "profile", "run", "solve")
+_HOMES = dict.fromkeys(("place", "profile", "run", "solve"), ".service.library") | {"Client": ".service.client"}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when first asked for: the command line must come to the point where it minds Ctrl-C at once."""
     if name in __all__:
-        return getattr(import_module(".service.library" if name in _FUNCTIONS else ".spec", __name__), name)
+        return getattr(import_module(_HOMES.get(name, ".spec"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

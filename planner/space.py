@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 import numpy as np
 
@@ -120,12 +121,11 @@ class Search:
         try:
             for name, step in self._steps() if self.strategies else ():
                 # The most promising first, so that others need not be searched.
-                for floor, degree in sorted(
-                    ((self._floor(step, d), d) for d in self.degrees), key=lambda pair: pair[0]
-                ):
+                for floor, degree in sorted(((self._floor(step, d), d) for d in self.degrees), key=itemgetter(0)):
                     if self.searched and self.budget.over:
                         continue
-                    self.budget.tell(done=self.searched, of=self.spaces, what=f"{name}, expert {degree}")
+                    what, known = f"{name}, expert {degree}", self._fastest
+                    self.budget.tell(done=self.searched, of=self.spaces, what=what, incumbent=known)
                     self._space(name, step, degree, floor)
                     self.searched += 1
         except KeyboardInterrupt:

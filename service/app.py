@@ -10,8 +10,24 @@ from typer.core import TyperGroup
 from .. import __version__
 from ..spec.claims import release
 from ..spec.output import tell_of_folders
+from . import where
 
-COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "systems", "trace", "advise", "calibrate", "cluster")
+COMMANDS = (
+    "profile",
+    "solve",
+    "run",
+    "place",
+    "explain",
+    "compare",
+    "export",
+    "models",
+    "systems",
+    "trace",
+    "advise",
+    "calibrate",
+    "cluster",
+    "serve",
+)
 
 
 class Commands(TyperGroup):
@@ -65,9 +81,17 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def moeplan(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    server: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Have a service (`moeplan serve`) do solve, place, explain or export."),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="With --server: file of its token; or the variable MOEPLAN_TOKEN.")
+    ] = None,
 ) -> None:
     """Plan mixture-of-experts models on unequal hardware: measure, solve with a proven bound, run, check.
 
@@ -78,3 +102,4 @@ def moeplan(
     """
     release()
     tell_of_folders(_made)
+    where.choose(server, token_file, context.invoked_subcommand)

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from ..spec.cluster import Cluster
@@ -92,12 +93,14 @@ def solve(
     seed: int = 0,
     time_limit: float = 60.0,
     on_event: OnEvent | None = None,
+    stop: Event | None = None,
 ) -> Plan:
     """Degrees, splits, placement and a strategy per layer by predicted step time, with a proven bound.
 
     trace: recorded routing; without one a power law is assumed, and the plan says so. strategy: only this one for every
     layer. placement: experts where it says, under ``ep`` or as ``strategy`` says. even: as if all devices were equal.
     by_batch: ``ep`` with copies whose shares are decided for every batch. memory_bytes: limit of every device.
+    stop: set it, from another thread, to end the search with the best found.
 
     >>> plan = solve("tiny-moe", "cluster.json", "prefill:2048", "trace.npz")  # doctest: +SKIP
     >>> plan.candidates_frame().head()  # doctest: +SKIP
@@ -127,7 +130,7 @@ def solve(
         time_limit=time_limit,
         trace_path=trace_path,
         asked=_asked(model),
-        budget=Budget.of(time_limit, on_event=on_event),
+        budget=Budget.of(time_limit, stop=stop, on_event=on_event),
     )
 
 
@@ -155,6 +158,7 @@ def place(
     seed: int = 0,
     time_limit: float = 20.0,
     on_event: OnEvent | None = None,
+    stop: Event | None = None,
 ) -> Placement:
     """Experts on devices, so that tokens travel little and no device runs hot; see ``moeplan place --help``.
 
@@ -162,10 +166,9 @@ def place(
     expert; slots_per_device instead where they differ. cluster and model: predicted time is then the objective, for
     workload (by default ``prefill:2048``) and dtype (by default the model's). fit: the part of the trace to fit, as
     fractions; the rest scores it. balance_cap: hottest device over the mean. previous, max_moves: start from a
-    placement, and load at most so many copies. steps: proposals of each chain.
+    placement, and load at most so many copies. steps: proposals of each chain. stop: as of ``solve``.
 
-    >>> placement = place("trace.npz", fit=(0, 0.5), devices=8, hosts=2)  # doctest: +SKIP
-    >>> placement.scores_frame()  # doctest: +SKIP
+    >>> place("trace.npz", fit=(0, 0.5), devices=8, hosts=2).scores_frame()  # doctest: +SKIP
     """
     from ..planner.budget import Budget
     from ..planner.place.solve import place as search
@@ -209,7 +212,7 @@ def place(
         steps=steps,
         time_limit=time_limit,
     )
-    budget = Budget.of(time_limit, on_event=on_event)
+    budget = Budget.of(time_limit, stop=stop, on_event=on_event)
     return search(recorded, request, trace_path=path, previous_path=old_path, model=named, budget=budget)
 
 

@@ -207,6 +207,7 @@ def test_a_stale_command_is_seen(command: str, problem: str) -> None:
         "moeplan solve -m a --memory=12MiB --even   # --missing",
         "moeplan --version",
         "moeplan trace capture --help",
+        "moeplan --server http://127.0.0.1:8321 --token-file t solve -m a",
         "torchrun --nnodes 2 --node-rank R -m moeplan profile",
         "make bench-kills MOMENTS=4",
         "make bench-lab",

@@ -91,14 +91,22 @@ def problems(command: str) -> list[str]:
     return []
 
 
+VALUED = ("--server", "--token-file")
+"""Options before the command that have a value."""
+
+
 def _options(parts: list[str]) -> list[str]:
     command: Any = typer.main.get_command(app)
     known, name = _names(command), "moeplan"
     found = []
+    is_value = False  # of the option before it; behind a command nobody asks
     for part in parts:
         if part.startswith("-"):
             if part.partition("=")[0] not in known:
                 found.append(f"{name} has no option {part}")
+            is_value = isinstance(command, TyperGroup) and part in VALUED
+        elif is_value:
+            is_value = False
         elif isinstance(command, TyperGroup):
             context = typer.Context(command)
             if part not in command.list_commands(context):

@@ -3,6 +3,7 @@
 # L layers, E experts, G devices, S samples
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +107,21 @@ class Single:
             seed=self.seed,
             **effort,
             time_limit=max(budget.left, LEAST_TIME),
-            on_event=budget.on_event,
+            on_event=self._heard(budget, len(load[0])),
             stop=budget.stop,
         )
+
+    def _heard(self, budget: Budget, layers: int) -> Callable[[dict[str, Any]], None] | None:
+        """Who hears of progress: costs as the answer will say them, in moves per boundary and token, or not at all."""
+        if budget.on_event is None:
+            return None
+
+        def hear(event: dict[str, Any]) -> None:
+            cost = event.pop("incumbent", None)
+            said = cost is not None and self.movement == "coherent" and layers > 1
+            budget.tell(**event, **({"incumbent": cost / (layers - 1)} if said else {}))
+
+        return hear
 
     def start(self, trace: Trace) -> np.ndarray:
         """[L, E] devices where a search begins: the previous placement, or a greedy one that keeps groups together."""

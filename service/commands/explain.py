@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ...planner.place.explain import Explanation
-from ...planner.place.explain import explain as why
 from ...spec.cluster import Cluster
 from ...spec.document import parse_object, read_text
 from ...spec.errors import DocumentError, MoeplanError
 from ...spec.placement import Placement
 from ...spec.serving import ServingPlan
 from ...spec.trace import Trace
+from .. import where
 from ..console import note, out, print_json, say
 from ..options import MAX_SEED, picture_option
 from ..pages.placement_explained import draw, page
@@ -61,7 +61,7 @@ def explain(
 
 def explain_placement(placement: Placement, trace: Trace, picture: Path | None, seed: int, as_json: bool) -> None:
     """Print why a placement is what it is."""
-    explanation = why(placement, trace, seed=seed)
+    explanation = where.explain(placement, trace, seed)
     if picture:
         draw(placement, explanation, picture)
     if as_json:

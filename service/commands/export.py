@@ -8,7 +8,6 @@ from typing import IO, Annotated
 import typer
 
 from ...planner.export import ENGINES, Engine, Export, engine_named, same, validate
-from ...planner.export import export as make
 from ...spec.catalogue import load_model
 from ...spec.claims import claim
 from ...spec.cluster import MAX_DEVICES
@@ -18,6 +17,7 @@ from ...spec.output import check_output, write_atomically
 from ...spec.placement import Placement
 from ...spec.serving import ServingPlan
 from ...spec.trace import Trace
+from .. import where
 from ..console import note, out, print_json, say
 from ..serving_export import export_serving, is_serving_plan
 
@@ -80,8 +80,9 @@ def export(
         claim(path)
         check_output(path)
     wanted = Placement.read(placement)
-    loads = Trace.read(trace).expert_counts if trace else None
-    exported = make(wanted, engine.name, load_model(model), loads=loads, path_of=lambda name: str(paths.of(name)))
+    recorded = Trace.read(trace) if trace else None
+    places = {name: str(paths.of(name)) for name in engine.files}
+    exported = where.export(wanted, engine.name, load_model(model), recorded, places)
     written = _write(exported, paths)
     beside = {} if paths.single is None else {name: exported.files[name] for name in exported.beside}
     if as_json:

@@ -1,7 +1,7 @@
 """``moeplan place``: from recorded routing to an expert placement."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from ...spec.errors import MoeplanError
 from ...spec.model import DType
 from ...spec.placement import Movement, Objective, Placement, Shares
 from ...spec.trace import Trace
+from .. import where
 from ..asked import WORKLOAD, named_model, placement_request
 from ..clock import began
 from ..console import note, out, print_json, progress, say, stop_on_interrupt
@@ -105,29 +106,33 @@ def place(
     start = began()
     recorded = Trace.read(trace)
     named = named_model(model, recorded, trace, cluster is not None)
+    options: dict[str, Any] = {
+        "devices": devices,
+        "hosts": hosts,
+        "dtype": dtype,
+        "slots": slots,
+        "slots_per_device": parse_slots(slots_per_device) if slots_per_device else None,
+        "equal_slots": equal_slots,
+        "seed": seed,
+        "fit": parse_part(fit),
+        "objective": objective,
+        "movement": movement,
+        "shares": shares,
+        "groups": groups,
+        "balance_cap": balance_cap,
+        "max_moves": max_moves,
+        "steps": steps,
+    }
+    old = read_previous(previous) if previous else None
     request = placement_request(
         recorded,
-        devices=devices,
-        hosts=hosts,
         cluster=_read_cluster(cluster),
         model=named,
         workload=_parse_workload(workload),
-        dtype=dtype,
         asked=model or "",
-        slots=slots,
-        slots_per_device=parse_slots(slots_per_device) if slots_per_device else None,
-        equal_slots=equal_slots,
-        seed=seed,
-        fit=parse_part(fit),
-        objective=objective,
-        movement=movement,
-        shares=shares,
-        groups=groups,
-        balance_cap=balance_cap,
-        previous=read_previous(previous) if previous else None,
-        max_moves=max_moves,
-        steps=steps,
+        previous=old,
         time_limit=time_limit,
+        **options,
     )
     fronts = Fronts(pareto, moves_front)
     fronts.check(recorded, request)
@@ -135,13 +140,19 @@ def place(
     drawn: list[Path] = []
     with progress("placing") as show, stop_on_interrupt() as stop:
         budget = Budget.of(time_limit, start, stop=stop, on_event=show)
-        placement = solve(
-            recorded,
-            request,
-            trace_path=str(trace),
+        mine = budget if not fronts.count else budget.part(PLACE_TIME)
+        paths = {"trace_path": str(trace), "previous_path": str(previous or "")}
+        placement = where.place(
+            mine,
+            time_limit * (PLACE_TIME if fronts.count else 1),
+            here=lambda: solve(recorded, request, model=named, budget=mine, **paths),
+            trace=trace,
+            cluster=cluster,
+            model=model or None,
+            workload=workload,
+            previous=old,
             previous_path=str(previous or ""),
-            model=named,
-            budget=budget if not fronts.count else budget.part(PLACE_TIME),
+            **options,
         )
         placement.write(output)
         if fronts.count:

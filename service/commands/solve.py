@@ -1,7 +1,7 @@
 """``moeplan solve``: decide how the model should run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,10 +10,12 @@ from ...planner.search import solve as search
 from ...spec.catalogue.executed import load_executed
 from ...spec.cluster import Cluster
 from ...spec.placement import Placement
+from ...spec.plan import Plan
 from ...spec.quantities import parse_bytes
 from ...spec.serving_load import is_serving
 from ...spec.trace import Trace
 from ...spec.workload import Workload
+from .. import where
 from ..clock import began
 from ..console import note, out, print_json, progress, say
 from ..options import CLUSTER, MAX_SECONDS, MAX_SEED, WORKLOAD, output_option, picture_option
@@ -89,28 +91,47 @@ def solve(
     start = began()
     asked = Serving(engine, precision, ttft, tpot, fewest, apart, tables, picture)
     if is_serving(workload):
+        where.only_here("a workload serve:...")
         others = {"--trace": trace, "--placement": placement, "--strategy": strategy, "--even": even}
         others |= {"--by-batch": by_batch, "--dtype": dtype, "--memory": memory}
         asked.solve(model, cluster, workload, output, as_json, [name for name, value in others.items() if value])
         return
     asked.check_unused()
+    options: dict[str, Any] = {
+        "strategy": strategy,
+        "even": even,
+        "by_batch": by_batch,
+        "dtype": dtype,
+        "memory_bytes": parse_bytes(memory) if memory else None,
+        "seed": seed,
+    }
     with progress("solving") as show:
-        plan = search(
-            load_executed(model),
-            Cluster.read(cluster),
-            Workload.from_text(workload),
-            Trace.read(trace) if trace else None,
-            trace_path=str(trace or ""),
-            asked=model,
-            placement=Placement.read(placement) if placement else None,
-            placement_path=str(placement or ""),
-            strategy=strategy,
-            even=even,
-            by_batch=by_batch,
-            dtype=dtype,
-            memory_bytes=parse_bytes(memory) if memory else None,
-            seed=seed,
-            budget=Budget.of(time_limit, start, on_event=show),
+        budget = Budget.of(time_limit, start, on_event=show)
+
+        def here() -> Plan:
+            return search(
+                load_executed(model),
+                Cluster.read(cluster),
+                Workload.from_text(workload),
+                Trace.read(trace) if trace else None,
+                trace_path=str(trace or ""),
+                asked=model,
+                placement=Placement.read(placement) if placement else None,
+                placement_path=str(placement or ""),
+                budget=budget,
+                **options,
+            )
+
+        plan = where.solve(
+            budget,
+            time_limit,
+            here=here,
+            model=model,
+            cluster=cluster,
+            workload=workload,
+            trace=trace,
+            placement=placement,
+            **options,
         )
     plan.write(output)
     if as_json:

@@ -169,10 +169,12 @@ def _planned(chains: int, generations: int) -> tuple[int, int, int]:
 def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarray]) -> np.ndarray | None:
     """The best of all walks and of those ``known`` [L, E]: short ones, long ones, and followers of their splices."""
     problem, found = walks.problem, known + walks.scout(start)
+    walks.tells(costs, found)
     chains = walks.affordable()
     _, followers, generations = walks.planned
     if not (found and (walks.late or walks.stop.is_set())):
         found += walks.run(start, THREADS if walks.late else chains, WARMEST, hold=problem.cap < math.inf)
+        walks.tells(costs, found)
     while found and walks.adds_chains():
         found += walks.run(start, THREADS, WARMEST, hold=problem.cap < math.inf)
     generation = 0
@@ -182,6 +184,7 @@ def _walked(walks: Walks, costs: Costs, start: np.ndarray, known: list[np.ndarra
             break
         start = _spliced(costs, problem, found, walks.share(SPLICE))
         found = [start]
+        walks.tells(costs, found)
         if walks.late:
             break
         found += walks.run(start, followers, SEAMS)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .chain import Chain, Problem
+from .splice import Costs
 
 THREADS = 2
 GENERATIONS = 2  # of chains that go on from a splice
@@ -45,6 +46,7 @@ class Walks:
     pace: float = 0.0  # steps a second of each thread, of the last walks
     left_out: tuple[int, int] = (0, 0)  # chains at first and generations that were planned, where some are left out
     coolest: float = math.inf  # the least mean hottest where a chain ended
+    cheapest: float | None = None  # cost of the best so far, for whoever hears of progress
 
     def scout(self, start: np.ndarray) -> list[np.ndarray]:
         """Placements [L, E] that short walks find: the first answer, while longer walks are still warm.
@@ -66,7 +68,7 @@ class Walks:
         mine, runs = self._chains(start, count), []
         for i, chain in enumerate(mine):
             turn = self.turn + i // THREADS
-            shown = _part_of(self.on_event, turn, self._turns) if self.on_event and i % THREADS == 0 else None
+            shown = self._part_of(turn) if self.on_event and i % THREADS == 0 else None
             left = self._turns - turn
             runs.append(partial(chain.run, self.steps, self.deadline, left, self.stop, shown, warmest, hold))
         began = time.perf_counter()
@@ -77,6 +79,11 @@ class Walks:
         self.squeezed |= any(chain.squeezed for chain in mine)
         self.coolest = min(self.coolest, *(chain.balance() for chain in mine))
         return [placed for placed in found if placed is not None]
+
+    def tells(self, costs: Costs, found: Sequence[np.ndarray]) -> None:
+        """From now on the cost of the cheapest of the placements [L, E] is part of what is reported."""
+        if self.on_event and found:
+            self.cheapest = min(map(costs.total, found))
 
     def affordable(self) -> int:
         """Chains to begin with: fewer where the scouts' pace leaves those planned less than ``WHOLE`` of their steps.
@@ -137,20 +144,22 @@ class Walks:
         self.begun += count
         return [Chain(self.problem, start.copy(), seed, self.price) for seed in range(first, first + count)]
 
+    def _part_of(self, turn: int) -> Callable[[dict[str, Any]], None]:
+        """What a chain reports, as a part of all of them, with ``incumbent`` where it is known."""
+        on_event, turns = self.on_event, self._turns
+        known = {} if self.cheapest is None else {"incumbent": self.cheapest}
+
+        def report(event: dict[str, Any]) -> None:
+            assert on_event is not None
+            on_event(event | known | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
+
+        return report
+
     @property
     def done(self) -> float:
         """Part of the planned proposals."""
         first, after, generations = self.planned
         return self.proposals / (self.steps * (self.total or first + generations * after))
-
-
-def _part_of(on_event: Callable[[dict[str, Any]], None], turn: int, turns: int) -> Callable[[dict[str, Any]], None]:
-    """What a chain reports, as a part of all of them."""
-
-    def report(event: dict[str, Any]) -> None:
-        on_event(event | {"done": turn * event["of"] + event["done"], "of": turns * event["of"]})
-
-    return report
 
 
 def _finish(runs: Sequence[Callable[[], np.ndarray | None]], stop: Event) -> list[np.ndarray | None]:
