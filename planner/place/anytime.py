@@ -177,7 +177,7 @@ def _search(problem: Problem, first: np.ndarray, budget: Budget) -> Found:
     kept = [placed for placed in starts if mean_balance(placed, load, single.fleet.speed) <= cap] or starts
     start = min(kept, key=lambda placed: single.cost(problem.affinity, placed))
     try:
-        found = single.solve(problem.affinity, load, cap=cap, start=start, steps=steps, budget=budget)
+        found = single.solve(problem.affinity, load, cap=cap, start=start, steps=steps, budget=budget, answering=True)
     except NotFound as error:
         return _fallen_back(problem, usable, error, bound)
     if usable is not None:

@@ -45,6 +45,12 @@ def moves_between_layers(
     inside, between = single.weights
     hosts, fleet = single.fleet.hosts, single.fleet
     counts = affinity.transitions / len(affinity.transitions)
+    minimised, value = moved_between_layers(single, affinity, placed, counted)
+
+    def tell(bound: float) -> None:
+        # What the search keeps to beside its cap can put the bound above what was found: they meet there.
+        budget.tell(what="proving how much could be saved", incumbent=value, bound=min(bound, value))
+
     bounds = affinity_bounds(
         counts,
         fleet.capacity,
@@ -55,8 +61,9 @@ def moves_between_layers(
         samples=None if capped is None else capped.load,
         balance_cap=math.inf if capped is None else capped.cap,
         time_limit=max(budget.left, 1e-9),
+        on_bound=tell,
     )
-    return Movement(*moved_between_layers(single, affinity, placed, counted), bounds)
+    return Movement(minimised, value, bounds)
 
 
 def moved_between_layers(

@@ -76,6 +76,7 @@ class Single:
         fixed_hosts: bool = False,
         steps: int | None = None,
         budget: Budget | None = None,
+        answering: bool = False,
         **effort: int | None,
     ) -> Solution[np.ndarray]:
         """[L, E] devices; load: [S, L, E]; start: [L, E] an earlier answer, which is spliced with what is found.
@@ -83,7 +84,8 @@ class Single:
 
         effort: ``chains`` and ``generations`` of ``anneal``.
 
-        budget: ends it; without one, its steps do. Raises as ``anneal``.
+        budget: ends it; without one, its steps do. answering: it looks for the answer itself, so that those who watch
+        hear of the best so far; trials of parts and caps have costs of their own. Raises as ``anneal``.
         """
         fleet, budget = self.fleet, budget or Budget.of(math.inf)
         if self.groups > 1 and self.previous is None:
@@ -107,18 +109,18 @@ class Single:
             seed=self.seed,
             **effort,
             time_limit=max(budget.left, LEAST_TIME),
-            on_event=self._heard(budget, len(load[0])),
+            on_event=self._heard(budget, len(load[0]), answering),
             stop=budget.stop,
         )
 
-    def _heard(self, budget: Budget, layers: int) -> Callable[[dict[str, Any]], None] | None:
+    def _heard(self, budget: Budget, layers: int, answering: bool) -> Callable[[dict[str, Any]], None] | None:
         """Who hears of progress: costs as the answer will say them, in moves per boundary and token, or not at all."""
         if budget.on_event is None:
             return None
 
         def hear(event: dict[str, Any]) -> None:
             cost = event.pop("incumbent", None)
-            said = cost is not None and self.movement == "coherent" and layers > 1
+            said = answering and cost is not None and self.movement == "coherent" and layers > 1
             budget.tell(**event, **({"incumbent": cost / (layers - 1)} if said else {}))
 
         return hear

@@ -28,7 +28,10 @@ all experts evenly on all devices move nothing.
 
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -63,6 +66,7 @@ def affinity_bounds(
     balance_cap: float = math.inf,
     steps: int = DEFAULT_STEPS,
     time_limit: float = math.inf,
+    on_bound: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Every bound by name, in the unit of the movement; all of them hold, the largest is the one to quote.
 
@@ -73,7 +77,7 @@ def affinity_bounds(
     steps: work budget of the relaxations for devices, and again for hosts; 0 leaves them out. A step is an eigenvalue
     problem of 2 E slots for each boundary at most; devices and hosts have a thread each. time_limit: seconds, a
     ceiling: what has not started by then is left out (``slots`` never is), and a relaxation cut short has a weaker
-    bound.
+    bound. on_bound: is told of the best bound so far, which only rises, from either thread.
 
     Raises ``ValueError`` on malformed input and ``Infeasible`` when slots are missing.
     """
@@ -88,16 +92,22 @@ def affinity_bounds(
     levels, counts = problem.levels, problem.transitions
     slots = [_slots(problem, level) for level in levels]
     sized = list(zip(levels, slots, strict=True))
+    safety = SAFETY * host_weight * float(counts.sum())
     bounds = {"slots": sum(level.weight * float(_least_by_slots(counts, held).sum()) for level, held in sized)}
     if steps > 0 and levels and time.perf_counter() - started < time_limit:
         relative = None if samples is None or balance_cap == math.inf else _over_ideal(problem, samples)
         cap = balance_cap - (0.0 if relative is None else idle(relative))
 
+        rising = _Rising(safety, bounds["slots"], on_bound)
+
         def relaxed(level: Level, held: np.ndarray) -> dict[str, float]:
             places, largest = len(held), int(held.max())
             rows = _load_rows(problem, level, places * largest)
             rows += _cap_rows(problem, level, places * largest, relative, cap)
-            return least_leaving(counts, places, largest, rows, steps=steps, deadline=started + time_limit)
+            told = partial(rising.take, level)
+            return least_leaving(
+                counts, places, largest, rows, steps=steps, deadline=started + time_limit, on_bound=told
+            )
 
         with ThreadPoolExecutor(len(levels)) as pool:
             for level, found in zip(levels, pool.map(relaxed, levels, slots), strict=True):
@@ -106,8 +116,27 @@ def affinity_bounds(
     if time_limit - (time.perf_counter() - started) > MATCHING:
         until = started + time_limit
         bounds["matching"] = sum(level.weight * _least_by_matching(counts, held, until) for level, held in sized)
-    safety = SAFETY * host_weight * float(counts.sum())
     return {name: max(float(bounds[name]) - safety, 0.0) for name in NAMES if name in bounds}
+
+
+class _Rising:
+    """The best bound so far: of every level what its tokens pay at least, added up."""
+
+    def __init__(self, safety: float, best: float, on_bound: Callable[[float], None] | None) -> None:
+        self.safety, self.best, self.on_bound = safety, best, on_bound
+        self.least: dict[int, float] = {}  # by the number of places
+        self.lock = Lock()
+        if on_bound:
+            on_bound(max(best - safety, 0.0))
+
+    def take(self, level: Level, leaving: float) -> None:
+        """leaving: tokens that change this level's places, at least."""
+        with self.lock:
+            self.least[len(level.places)] = level.weight * leaving
+            total = sum(self.least.values())
+            if self.on_bound and total > self.best:
+                self.best = total
+                self.on_bound(max(total - self.safety, 0.0))
 
 
 def _slots(problem: AffinityProblem, level: Level) -> np.ndarray:

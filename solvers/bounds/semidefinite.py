@@ -28,7 +28,7 @@ the sum of the two is a bound (weak duality): every step counts, none has to con
 # B boundaries (L - 1), E experts with fillers, L layers, P places
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,14 +50,21 @@ PENALTY_STEP = 1.5
 
 
 def least_leaving(
-    transitions: np.ndarray, places: int, slots: int, rows: Sequence[Rows] = (), *, steps: int, deadline: float = np.inf
+    transitions: np.ndarray,
+    places: int,
+    slots: int,
+    rows: Sequence[Rows] = (),
+    *,
+    steps: int,
+    deadline: float = np.inf,
+    on_bound: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Lower bounds, by relaxation, on the tokens that change places, summed over the boundaries.
 
     transitions: [B, E, E] tokens; places: how many; slots: of each place, in every layer; places * slots >= E.
     rows: more inequalities than the triangles', for windows of places * slots experts a layer.
     steps: work budget of all relaxations together; deadline: ``time.perf_counter()`` at which to stop at the latest,
-    into which all of them are squeezed.
+    into which all of them are squeezed. on_bound: is told of the best bound so far, whenever it was looked at.
 
     Returns bounds by name; none where not even the first step would end before the deadline.
     """
@@ -92,6 +99,8 @@ def least_leaving(
                     late = True
                 stalls = 0 if bound > best + PATIENCE * abs(best) else stalls + 1
                 best = max(best, bound)
+                if on_bound:
+                    on_bound(max(best, 0.0))
                 if last or stalls > STALLS:
                     break
                 run.balance()
