@@ -12,22 +12,7 @@ from ..spec.claims import release
 from ..spec.output import tell_of_folders
 from . import where
 
-COMMANDS = (
-    "profile",
-    "solve",
-    "run",
-    "place",
-    "explain",
-    "compare",
-    "export",
-    "models",
-    "systems",
-    "trace",
-    "advise",
-    "calibrate",
-    "cluster",
-    "serve",
-)
+COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "systems", "trace", "advise", "calibrate", "cluster", "serve", "report")
 
 
 class Commands(TyperGroup):

@@ -4,7 +4,9 @@ from importlib.util import find_spec
 
 from ..spec.errors import MoeplanError
 
-NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "prometheus_client", "fsspec")
+DRAWN = ("jinja2", "plotly")
+"""What reports and the page are made with."""
+NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "alembic", "psycopg", "prometheus_client", "fsspec", "multipart", *DRAWN)
 
 
 def check_service(*names: str) -> None:

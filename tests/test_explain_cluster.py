@@ -10,7 +10,7 @@ import pytest
 from moeplan.planner.topology import exceptions, exchange_loads, graph_of, loads
 from moeplan.service import cli
 from moeplan.service.commands.explain import devices_of
-from moeplan.service.pages.topology_picture import MOST_DRAWN, _drawn, draw_topology
+from moeplan.service.pages.topology_picture import MOST_DRAWN, draw_topology, drawn_devices
 from moeplan.spec import Cluster, MoeplanError
 from moeplan.spec.cluster import Topology
 from moeplan.tests.synthetic import cluster, tiny_model
@@ -100,7 +100,7 @@ def test_groups_are_ranges_and_numbers() -> None:
 
 def test_of_many_devices_alike_hosts_are_drawn_once(tmp_path: Path) -> None:
     many = cluster(tiny_model(), ((1.0,) * 4, (0.5,) * 4) * 20)
-    drawn, notes = _drawn(many)
+    drawn, notes = drawn_devices(many)
     assert drawn == list(range(8))
     assert len(drawn) <= MOST_DRAWN < len(many.devices)
     assert notes == [f"host{i} stands for 20 host(s) that are alike" for i in (0, 1)]

@@ -23,6 +23,7 @@ from ..pages.selection import selection_table
 from ..pages.timeline import perfetto
 from ..pages.timeline_picture import draw_timeline
 from ..selecting import selected_of
+from ..simulated import simulated
 
 PLANNING = 1e6  # seconds, which is no limit: under torchrun every rank must make the same plan
 
@@ -185,14 +186,8 @@ def _write_timeline(report: Report, predicted: Timeline | None, path: Path) -> N
 
 def _simulated(plan: Plan, cluster: Path, trace: Path | None) -> Timeline:
     """The plan's step as predicted on the cluster that it was made for."""
-    from ...planner.step import Step
-
-    measured = Cluster.read(cluster)
-    found, wanted = measured.digest(), plan.digests.get("cluster")
-    if wanted is not None and found != wanted:
-        raise MoeplanError(f"{cluster}: not the cluster that the plan was made for (digest {found}, plan's {wanted})")
     path = trace or (Path(plan.routing.path) if plan.routing.path else None)
-    return Step.of(plan, measured, Trace.read(path) if path else None).timeline(plan.layers)
+    return simulated(plan, Cluster.read(cluster), Trace.read(path) if path else None, str(cluster))
 
 
 def _planned(path: Path | None, planning: list[str]) -> Plan:

@@ -43,7 +43,7 @@ def draw_timeline(title: str, measured: Sequence[Lap], predicted: Timeline | Non
 
     devices = sorted({lap.device for lap in measured})[:MOST_DEVICES]
     kinds = 1 if predicted is None else 2
-    bars = [*_ran(measured, devices, kinds), *(_foreseen(predicted, devices) if predicted else ())]
+    bars = [*bars_run(measured, devices, kinds), *(bars_predicted(predicted, devices) if predicted else ())]
     layers = sorted({bar.layer for bar in bars if bar.layer >= 0})
     panels = [layers] if len(layers) <= CLOSER else [layers, layers[:CLOSER]]
     figure = Figure(figsize=(11, len(panels) * (0.9 + 0.34 * kinds * len(devices))), layout="constrained")
@@ -59,14 +59,14 @@ def draw_timeline(title: str, measured: Sequence[Lap], predicted: Timeline | Non
     save_picture(figure, path)
 
 
-def _ran(laps: Sequence[Lap], devices: Sequence[int], kinds: int) -> Iterable[Bar]:
+def bars_run(laps: Sequence[Lap], devices: Sequence[int], kinds: int) -> Iterable[Bar]:
     rows = {device: kinds * i for i, device in enumerate(devices)}
     for lap in laps:
         if lap.end > lap.begin and lap.device in rows:
             yield Bar(rows[lap.device], lap.begin * 1e3, lap.end * 1e3, lap.part, lap.layer, WHOLE)
 
 
-def _foreseen(timeline: Timeline, devices: Sequence[int]) -> Iterable[Bar]:
+def bars_predicted(timeline: Timeline, devices: Sequence[int]) -> Iterable[Bar]:
     rows = {device: 2 * i + 1 for i, device in enumerate(devices)}
     for op, begin, end in zip(timeline.operations, timeline.start, timeline.end, strict=True):
         if end > begin and op.device in rows:

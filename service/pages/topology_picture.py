@@ -30,9 +30,9 @@ def draw_topology(cluster: Cluster, graph: "nx.DiGraph", found: Sequence[Load], 
     """found: the loads of an equal exchange; the wires that take longest are red. The file's ending is the format."""
     from matplotlib.figure import Figure
 
-    drawn, notes = _drawn(cluster)
-    part = graph if len(drawn) == len(cluster.devices) else graph.subgraph(_between(graph, drawn))
-    at = _positions(part, cluster, drawn)
+    drawn, notes = drawn_devices(cluster)
+    part = graph if len(drawn) == len(cluster.devices) else graph.subgraph(between(graph, drawn))
+    at = positions(part, cluster, drawn)
     levels = {y for _, y in at.values()}
     width = min(max(7.0, 0.62 * len(drawn) + 2.5), 24.0)
     figure = Figure(figsize=(width, 1.6 + 1.15 * len(levels)), layout="constrained")
@@ -56,7 +56,7 @@ def _title(cluster: Cluster, notes: Sequence[str]) -> str:
     return "\n".join(map(plain, [title, *notes]))
 
 
-def _drawn(cluster: Cluster) -> tuple[list[int], list[str]]:
+def drawn_devices(cluster: Cluster) -> tuple[list[int], list[str]]:
     """The devices to draw, and what is left out: of many, the first host of those that are alike."""
     everyone = list(range(len(cluster.devices)))
     if len(everyone) <= MOST_DRAWN:
@@ -76,7 +76,7 @@ def _drawn(cluster: Cluster) -> tuple[list[int], list[str]]:
     return drawn, [*notes[:4], *([f"{left} other kind(s) of hosts are not drawn"] if left else [])]
 
 
-def _between(graph: "nx.DiGraph", drawn: Sequence[int]) -> set[str]:
+def between(graph: "nx.DiGraph", drawn: Sequence[int]) -> set[str]:
     """The nodes that the drawn devices' transfers go through, and what their hosts hang on."""
     import networkx as nx
 
@@ -89,7 +89,7 @@ def _between(graph: "nx.DiGraph", drawn: Sequence[int]) -> set[str]:
     return nodes
 
 
-def _positions(part: "nx.DiGraph", cluster: Cluster, drawn: Sequence[int]) -> dict[str, tuple[float, float]]:
+def positions(part: "nx.DiGraph", cluster: Cluster, drawn: Sequence[int]) -> dict[str, tuple[float, float]]:
     """x: devices in a row, all else above the middle of the devices nearest to it; y: hops to the nearest device."""
     import networkx as nx
 
