@@ -14,6 +14,7 @@ from ... import __version__
 from ..jobs.pool import Pool
 from ..jobs.service import Service
 from ..jobs.settings import Settings
+from ..web import routes
 from . import documents, errors, jobs
 from .guard import Guard
 from .observed import Metrics, Observed
@@ -59,6 +60,7 @@ def create_app(settings: Settings, *, pool: Pool | None = None) -> FastAPI:
     errors.install(app)
     app.include_router(documents.router)
     app.include_router(jobs.router)
+    app.include_router(routes.router)
     _add_health(app, metrics)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Observed, metrics=metrics)

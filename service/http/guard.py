@@ -56,6 +56,8 @@ class Guard:
         if origin is not None and not reads and origin.partition("://")[2] != host:
             return 403, "another page may not send this request", {}
         if self.settings.token is not None and not _is_open(scope["path"]) and not self._known(headers):
+            if reads and "text/html" in headers.get("accept", ""):  # a person, whom the page asks for the token
+                return 303, "log in first", {"Location": "/login"}
             return 401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
         client = (scope.get("client") or ("", 0))[0]
         if not reads and (wait := self._rates.wait(client)):
