@@ -88,22 +88,18 @@ def main(folder: Path) -> None:
             drawn(page, first)
             page.screenshot(path=folder / "result.png")
             page.evaluate("document.querySelector('#section-where').scrollIntoView()")
-            page.screenshot(path=folder / "figures.png")
             page.locator("#figure-progress").screenshot(path=folder / "search.png")
             drawn(page, f"/compare?a={first.rsplit('/', 1)[-1]}&b={second.rsplit('/', 1)[-1]}")
             page.evaluate("document.querySelector('#figure-moved').scrollIntoView()")
             page.screenshot(path=folder / "compare.png")
-            drawn(page, "/jobs")
-            page.screenshot(path=folder / "jobs.png", clip={"x": 0, "y": 0, "width": 1000, "height": 260})
         with page_of(browser, address, WIDE, "dark") as page:
             drawn(page, first)
             page.evaluate("document.querySelector('#section-where').scrollIntoView()")
             page.screenshot(path=folder / "dark.png")
         with page_of(browser, address, NARROW, "dark") as page:
             drawn(page, first)
-            page.screenshot(path=folder / "narrow.png")
             page.evaluate("document.querySelector('#section-where').scrollIntoView()")
-            page.screenshot(path=folder / "narrow-figures.png")
+            page.screenshot(path=folder / "narrow.png")
         browser.close()
     for path in sorted(folder.glob("*.png")):
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
