@@ -12,7 +12,24 @@ from ..spec.claims import release
 from ..spec.output import tell_of_folders
 from . import where
 
-COMMANDS = ("profile", "solve", "run", "place", "explain", "compare", "export", "models", "systems", "trace", "advise", "calibrate", "cluster", "serve", "report")
+COMMANDS = (
+    "profile",
+    "solve",
+    "run",
+    "place",
+    "explain",
+    "compare",
+    "export",
+    "models",
+    "systems",
+    "trace",
+    "advise",
+    "calibrate",
+    "cluster",
+    "serve",
+    "report",
+    "watch",
+)
 
 
 class Commands(TyperGroup):

@@ -7,10 +7,10 @@ from .errors import MoeplanError
 
 _NUMBER = r"(\d{1,12}(?:\.\d{1,9})?)"
 _RATE = re.compile(_NUMBER + r"\s*([kMGT]?)(i?)(B|b|bit)/s")
-_SECONDS = re.compile(_NUMBER + r"\s*(us|ms|s|min|h)")
+_SECONDS = re.compile(_NUMBER + r"\s*(us|ms|s|m|min|h|d)")
 _POWERS = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4}
 _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_bytes(text: str) -> int:
@@ -33,9 +33,9 @@ def parse_rate(text: str, name: str) -> float:
 
 
 def parse_seconds(text: str, name: str) -> float:
-    """Seconds from ``500ms``, ``2s``, ``30us``; ``name`` says in errors what it is."""
+    """Seconds, at most a year, from ``500ms``, ``2s``, ``5m`` or ``1d``; ``name`` says in errors what it is."""
     match = _SECONDS.fullmatch(text.strip())
     value = float(match[1]) * _UNITS[match[2]] if match else 0.0
-    if not 0.0 < value <= 1e7:
-        raise MoeplanError(f"{name} {show(text)}: expected a duration above 0, such as 500ms or 2s")
+    if not 0.0 < value <= 366 * _UNITS["d"]:
+        raise MoeplanError(f"{name} {show(text)}: expected a duration above 0 and up to a year, such as 500ms, 2s, 5m or 1h")
     return value

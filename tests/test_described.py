@@ -142,8 +142,10 @@ def test_what_is_no_rate(text: str) -> None:
 
 
 def test_durations() -> None:
-    assert [parse_seconds(t, "x") for t in ("500ms", "2s", "30us", "1.5min")] == pytest.approx([0.5, 2.0, 3e-5, 90.0])
-    for text in ("5", "0ms", "-1s", "1d"):
+    assert [parse_seconds(t, "x") for t in ("500ms", "2s", "30us", "1.5min", "5m")] == pytest.approx(
+        [0.5, 2.0, 3e-5, 90.0, 300.0]
+    )
+    for text in ("5", "0ms", "-1s", "1w", "400d"):
         with pytest.raises(MoeplanError, match="such as 500ms"):
             parse_seconds(text, "x")
 

@@ -126,7 +126,10 @@ class Replan:
 
         layers = self.ends if moves is None else self.options
         budget = sum(layer[-1].loads for layer in layers) if moves is None else moves
-        picked = choose(layers, budget)
+        return self.taking(layers, choose(layers, budget))
+
+    def taking(self, layers: list[list["Option"]], picked: list[int]) -> Slots:
+        """The placement of one option of each layer, by its number."""
         expert_of, share_of = self.new.expert_of.copy(), self.new.share_of.copy()
         for layer, (number, known) in enumerate(zip(picked, layers, strict=True)):
             at = known[number].at
