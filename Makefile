@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search bench-service page-pictures
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search bench-service page-pictures bench-loop
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -111,6 +111,11 @@ bench-selection: develop
 # One layer beside Transformers' and DeepSpeed-MoE's; the last are measured where DeepSpeed is installed.
 bench-layers: develop
 	for case in local link skew; do $(BIN)/python -m moeplan.benchmarks.layers --case $$case || exit 1; done
+
+# Families that only Transformers computes, through profile, solve and run; goes on where it was stopped.
+MINUTES ?= 90
+bench-loop: develop
+	$(BIN)/python -m moeplan.benchmarks.loop --minutes $(MINUTES)
 
 # Twelve fixed lab settings and twelve drawn by SEED; goes on where it was stopped.
 SEED ?= 1

@@ -27,6 +27,7 @@ from ..spec.selection import Selection
 from .check import TOLERANCE
 from .checkpoint import Checkpoint
 from .devices import verify_devices
+from .families.checkpoint import FamilyCheckpoint
 from .launch import Launcher
 from .selected import COMPARED_STEPS, check_prompts
 from .worker import Job, planned_trace, weight_source
@@ -107,7 +108,7 @@ def run(
     )
     planned_trace(plan, job.trace)  # what can be refused here needs no ranks
     source = weight_source(plan, plan.model, job.weights_folder, torch.device("cpu"))
-    if isinstance(source, Checkpoint):
+    if isinstance(source, Checkpoint | FamilyCheckpoint):
         source.check()
     verify_devices(plan, launcher.seated())
     results = launcher.run(ENTRY, job.to_json(), timeout=timeout, on_event=on_event)

@@ -37,7 +37,8 @@ class TensorFolder:
     def __contains__(self, name: str) -> bool:
         return name in self.files
 
-    def _slice(self, name: str) -> Any:
+    def lazy(self, name: str) -> Any:
+        """A tensor that is read when it is indexed, as safetensors has it."""
         file = self.files.get(name)
         if file is None:
             raise DocumentError(f"{self.folder}: tensor {name} is missing")
@@ -51,7 +52,7 @@ class TensorFolder:
     def stored(self, name: str) -> Stored:
         """dtype and shape, without the data."""
         if name not in self._stored:
-            found = self._slice(name)
+            found = self.lazy(name)
             self._stored[name] = Stored(str(found.get_dtype()), tuple(found.get_shape()))
         return self._stored[name]
 
@@ -64,7 +65,7 @@ class TensorFolder:
 
     def read(self, name: str, region: Region | None = None) -> Tensor:
         """The values as they are stored, on the CPU: the whole tensor or a region of it."""
-        found = self._slice(name)
+        found = self.lazy(name)
         try:
             if region is None or not region:
                 return self._open[self.files[name]].get_tensor(name)

@@ -38,8 +38,8 @@ def transformers_error(model: Model, folder: Path, quantization: Quantization | 
     through = None if quantization is None or not quantization.weights else torch.bfloat16
     _refuse_ragged(folder, quantization, model)
     tokens = torch.randint(model.vocab_size, (1, TOKENS), generator=torch.Generator().manual_seed(seed))
-    with _quietly(transformers):
-        theirs = _load(transformers, folder, len(model.layers), through or torch.float32, quantization)
+    with quietly(transformers):
+        theirs = load(transformers, folder, len(model.layers), through or torch.float32, quantization)
         with torch.no_grad():
             wanted = theirs(tokens, use_cache=False).logits.float()
     del theirs
@@ -88,13 +88,15 @@ def _refuse_ragged(folder: Path, quantization: Quantization | None, model: Model
             )
 
 
-def _load(transformers: Any, folder: Path, layers: int, dtype: torch.dtype, quantization: Quantization | None) -> Any:
+def load(transformers: Any, folder: Path, layers: int | None, dtype: torch.dtype, quantization: Quantization | None) -> Any:
+    """The first ``layers`` of a checkpoint's model (None: all), in float32. Raises NotComparable."""
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = copy.deepcopy(transformers.AutoConfig.from_pretrained(folder, **local))
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
+        if layers is not None:
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
         options = {}
         if quantization is not None and quantization.scheme == "fp8":
             options["quantization_config"] = transformers.FineGrainedFP8Config(dequantize=True)
@@ -122,7 +124,7 @@ def _load(transformers: Any, folder: Path, layers: int, dtype: torch.dtype, quan
 
 
 @contextlib.contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """No progress bars and load reports between the run's own lines."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -20,7 +20,9 @@ from .checkpoint import Checkpoint
 from .coherent import executor_of
 from .devices import verify_devices
 from .executor import DTYPES, Executor, Output
+from .families.checkpoint import FamilyCheckpoint
 from .families.source import FamilyWeights
+from .families.weights_check import check_family_weights
 from .launch import Rank
 from .launch.rank import resolve_entry
 from .load import LoadMeter
@@ -133,7 +135,11 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     weights = None
     if task.weights_folder and rank.rank == 0:
         rank.emit({"what": "checking the weights"})
-        weights = check_weights(plan.model, Path(task.weights_folder), max(layers, 1), plan.seed)
+        folder = Path(task.weights_folder)
+        if plan.model.family_config is not None:
+            weights = check_family_weights(plan.model, folder, plan.seed)
+        else:
+            weights = check_weights(plan.model, folder, max(layers, 1), plan.seed)
     found = {"probes": probes, "memory": peak, "check": check, "weights": weights}
     return {**measured, **found, "environment": environment(rank)}
 
@@ -198,7 +204,7 @@ def weight_source(plan: Plan, model: Model, folder: str | None, device: torch.de
     """``model``'s weights in the plan's dtype: a checkpoint's, or random ones with the plan's storage."""
     if model.family_config is not None:
         if folder:
-            raise MoeplanError(f"--weights: {model.name} is built by Transformers, and runs with random weights only")
+            return FamilyCheckpoint(plan.model, model, folder, DTYPES[plan.dtype], device)
         stored = min(plan.stored_layers, len(plan.model.layers))
         return FamilyWeights(model, DTYPES[plan.dtype], plan.seed, device, stored)
     if folder:

@@ -15,6 +15,7 @@ from ...spec.model import Moe
 from ...spec.plan import LayerPlan, Plan
 from ..groups import Group, Levels, open_levels
 from ..strategies import LayerContext, Region
+from .adapters import adapt
 from .agreement import agree, check_group, own_group
 from .form import ELSE, Form, experts_modules, form_of, tensors_of
 from .layer import ATTRIBUTE, NAME, PlannedLayer, planned_forward
@@ -68,6 +69,7 @@ def apply_plan(model: Any, plan: Plan | str | Path, group: Group = None) -> Any:
     levels = open_levels(hosts) if any(a.plan.strategy == "hierarchical" for a in found) else None
     transformers.integrations.moe.ALL_EXPERTS_FUNCTIONS.register(NAME, planned_forward)
     region = Region(dtype_of(found[0]), _device(model))
+    adapt(model)
     for asked in found:
         _install(asked, hosts, own, region, levels)
     model.save_pretrained = _refuse_saving

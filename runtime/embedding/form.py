@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...spec.errors import MoeplanError
+from .adapters import describe
 
 ELSE = "`moeplan place`, `explain`, `compare` and `export` work for it"
 DOOR = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
@@ -58,6 +59,7 @@ def experts_modules(net: nn.Module) -> dict[str, nn.Module]:
 
     Raises MoeplanError, naming class and family, for a model that has none, or experts of another kind besides.
     """
+    describe(net)
     found, others = {}, {}
     for name, module in net.named_modules():
         kind = type(module).__name__

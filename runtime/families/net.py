@@ -14,6 +14,7 @@ from torch import nn
 from ...spec import Model
 from ...spec.errors import MoeplanError
 from ...spec.operators import OF_FAMILIES
+from ..embedding.adapters import adapt, describe
 from .package import configuration, first_line, import_transformers, through_the_door, without_experts
 
 STACK = re.compile(r"^(.*?layers)\.(\d+)\.")
@@ -84,8 +85,9 @@ def built(model: Model, dtype: torch.dtype) -> Net:
     return net
 
 
-def build(model: Model, dtype: torch.dtype) -> Net:
-    """The model of a document with a ``family_config``, on the meta device.
+def build(model: Model, dtype: torch.dtype, unmodified: bool = False) -> Net:
+    """The model of a document with a ``family_config``, on the meta device; every layer with experts calls them through
+    Transformers' interface, but for those that never do, if ``unmodified``.
 
     Raises MoeplanError without Transformers, and where this one builds other layers than the document has.
     """
@@ -102,13 +104,17 @@ def build(model: Model, dtype: torch.dtype) -> Net:
         raise MoeplanError(
             f"{model.name}: Transformers {transformers.__version__} does not build it ({first_line(error)})"
         ) from None
-    found = located(net)
+    found = located(net, unmodified)
     _check(found, model, f"Transformers {transformers.__version__}", kept.transformers)
     return found
 
 
-def located(net: nn.Module) -> Net:
-    """Its layers and their experts. Raises MoeplanError where none goes through Transformers' experts interface."""
+def located(net: nn.Module, unmodified: bool = False) -> Net:
+    """Its layers and their experts; see ``build``. Raises MoeplanError where none goes through Transformers' experts
+    interface."""
+    describe(net)
+    if not unmodified:
+        adapt(net)
     names = [name for name, module in net.named_modules() if through_the_door(module) and STACK.match(name)]
     if not names:
         raise MoeplanError(f"{type(net).__name__}: none of its experts goes through Transformers' experts interface")

@@ -3,15 +3,16 @@
 A layer's experts have memory while they compute.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...spec import Plan
+from ...spec import Model, Plan
 from ...spec.routing import Routing
+from ..embedding.adapters import calls_all, for_experts, silent
 from ..executor import DTYPES, Output
 from ..reference import forced_choice
 from .execute import first_layers
@@ -27,15 +28,10 @@ from .weights import fixed
 def family_output(plan: Plan, source: FamilyWeights, layers: int, inputs: Tensor, routing: Routing | None) -> Output:
     """Hidden states [tokens, D] after so many layers and logits [sequences, V] of all tokens of a step."""
     workload = plan.workload
-    net = build(plan.model, DTYPES[plan.dtype])
+    of = [index for index in plan.model.moe_layers if index < layers]
+    chosen = {} if routing is None else {i: forced_choice(routing, j, inputs.device)[0] for j, i in enumerate(of)}
+    net = unmodified(plan.model, DTYPES[plan.dtype], source, of, chosen)
     usual = net.config._experts_implementation
-    source.fill(net)
-    for j, i in enumerate(index for index in plan.model.moe_layers if index < layers):
-        ids = None if routing is None else forced_choice(routing, j, inputs.device)[0]
-        module, form = net.experts[i], form_of_meta(net.experts[i])
-        empty = dict(module._parameters)
-        module.register_forward_pre_hook(partial(_come, source, i, form, ids), with_kwargs=True)
-        module.register_forward_hook(partial(_go, empty))
     with first_layers(net, layers):
         past = Past(net, (0, workload.sequences), partial(_one_token, net, usual), layers)
         past.fill(workload.context, plan.seed)
@@ -47,9 +43,25 @@ def family_output(plan: Plan, source: FamilyWeights, layers: int, inputs: Tensor
     return Output(kept[-1].reshape(len(inputs), -1).to(dtype), found.logits[:, -1].to(dtype))
 
 
+def unmodified(
+    model: Model, dtype: torch.dtype, source: FamilyWeights, layers: Sequence[int], chosen: Mapping[int, Tensor]
+) -> Net:
+    """Transformers' model, the experts of these layers with memory while they compute; chosen: ids [T, K] by layer, in
+    the place of the router's."""
+    net = build(model, dtype, unmodified=True)
+    source.fill(net)
+    for i in layers:
+        module, form = net.experts[i], form_of_meta(net.experts[i])
+        empty = dict(module._parameters)
+        module.register_forward_pre_hook(partial(_come, source, i, form, chosen.get(i)), with_kwargs=True)
+        module.register_forward_hook(partial(_go, empty))
+    return net
+
+
 def _one_token(net: Net, usual: str, ids: Tensor, cache: Any) -> None:
     without_experts(net.config)
-    net.base(input_ids=ids, past_key_values=cache, use_cache=True)
+    with silent(net.experts.values()):
+        net.base(input_ids=ids, past_key_values=cache, use_cache=True)
     net.config._experts_implementation = usual
 
 
@@ -63,6 +75,8 @@ def _come(
         module._parameters[name] = fixed(tensor)
     if forced is None:
         return None
+    if calls_all(module):
+        return (for_experts(args[0], forced, form.experts),), kwargs
     return replaced(args, kwargs, forced)
 
 
