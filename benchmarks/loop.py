@@ -61,6 +61,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_local_experts": 16, "num_experts_per_tok": 4, "intermediate_size": 512, "embedding_multiplier": 12.0,
         "attention_multiplier": 0.015625, "logits_scaling": 6.0, "residual_multiplier": 0.22,
     },
+    "llama4_text": _WIDE | {
+        "num_local_experts": 16, "num_experts_per_tok": 1, "intermediate_size": 512, "intermediate_size_mlp": 2048,
+        "interleave_moe_layer_step": 1, "attention_chunk_size": 512,
+    },
     "lfm2_moe": _NARROW | {
         "num_experts": 16, "num_dense_layers": 1, "layer_types": ["conv", "conv", "full_attention", "conv"],
     },
@@ -171,10 +175,10 @@ def table(rows: Sequence[Row], command: str) -> str:
         "",
         f"Two local ranks, {processor()}, Linux {platform.release()}; `{command}`. Four layers of 16 experts, f32; "
         "predicted by `moeplan solve` from one profile, measured by `moeplan run` (median step). Error: predicted over "
-        "measured less one; spread: (90th - 10th percentile) / median of the steps. MiB: of the device that holds most. "
-        "Output: beside the unmodified model's, relative error of as many layers as were compared.",
+        "measured less one; spread: (90th - 10th percentile) / median; MiB: of the device that holds most. "
+        "Check: output beside the unmodified model's, relative error of as many layers as were compared.",
         "",
-        "| family | phase | strategy | predicted ms | measured ms | spread | error | predicted MiB | held MiB | output |",
+        "| family | phase | strategy | predicted ms | measured ms | spread | error | MiB planned | MiB held | check |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     lines += [f"| {' | '.join((row.family, row.workload, *cells(row), verdict(row)))} |" for row in rows]

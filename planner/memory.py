@@ -87,6 +87,9 @@ def outside_activations(blocks: Sequence[Block], vocabulary: int, layout: Layout
             peak = np.maximum(peak, together * (3 * block.hidden_size + heads))
         if block.counted is not None:
             peak = np.maximum(peak, together * (3 * block.hidden_size + block.counted.widths))
+            if block.counted.peak is not None:
+                each = block.counted.peak.values(layout.workload.length, layout.workload.context)
+                peak = np.maximum(peak, np.repeat(layout.sequences, layout.tensor) * each)
         if d is not None:
             peak = np.maximum(peak, tokens * (2 * block.hidden_size + (2 + d.gated) * d.ffn_size))
     hidden = blocks[-1].hidden_size

@@ -88,7 +88,9 @@ def _refuse_ragged(folder: Path, quantization: Quantization | None, model: Model
             )
 
 
-def load(transformers: Any, folder: Path, layers: int | None, dtype: torch.dtype, quantization: Quantization | None) -> Any:
+def load(
+    transformers: Any, folder: Path, layers: int | None, dtype: torch.dtype, quantization: Quantization | None
+) -> Any:
     """The first ``layers`` of a checkpoint's model (None: all), in float32. Raises NotComparable."""
     local = {"local_files_only": True, "trust_remote_code": False}
     try:

@@ -21,6 +21,7 @@ from .coherent import executor_of
 from .devices import verify_devices
 from .executor import DTYPES, Executor, Output
 from .families.checkpoint import FamilyCheckpoint
+from .families.net import build
 from .families.source import FamilyWeights
 from .families.weights_check import check_family_weights
 from .launch import Rank
@@ -88,6 +89,8 @@ def run_plan(rank: Rank, job: dict[str, Any]) -> dict[str, Any]:
     if not task.own_routing:
         routing = draw_routing(planned_trace(plan, task.trace), plan.model, plan.workload, plan.routing.seed)
     probes = [run_probe(rank, task, plan)]
+    if plan.model.family_config is not None:
+        build(plan.model, DTYPES[plan.dtype])  # Transformers' code is loaded now: it is no part of what is measured
     memory, workload = PeakMemory(rank.device), plan.workload
 
     begin = perf_counter()

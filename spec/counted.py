@@ -13,6 +13,24 @@ class Stored(Part):
     bytes: int = Field(ge=1, le=2**52, description="that they take, scales included")
 
 
+class Peak(Part):
+    """Values of one sequence at the fullest moment of a layer, in the dtype that the model computes in.
+
+    Prompts of L tokens: token L + pair L L; one new token after a context: step + position for each token before it.
+    """
+
+    token: float = Field(ge=0, le=2**40)
+    pair: float = Field(ge=0, le=2**40, description="such as scores of attention without a fused kernel, masks")
+    step: float = Field(ge=0, le=2**50)
+    position: float = Field(ge=0, le=2**40)
+
+    def values(self, length: int, context: int) -> float:
+        """For ``length`` new tokens after ``context`` others."""
+        if context:
+            return length * (self.step + self.position * context)
+        return self.token * length + self.pair * length * length
+
+
 class Counted(Part):
     """Everything of a block but its routed experts, known only by its size: of families read through Transformers."""
 
@@ -37,6 +55,7 @@ class Counted(Part):
         0, ge=0, lt=2**40, description="elements of the state of fixed size that it holds per sequence"
     )
     widths: int = Field(0, ge=0, lt=2**31, description="outputs of all its projections per token, for activations")
+    peak: Peak | None = Field(None, description="what Transformers' layer holds while it computes, experts left out")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Counted":

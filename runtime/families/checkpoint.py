@@ -1,8 +1,8 @@
 """Real weights of a family's model: a folder of safetensors, whose tensors Transformers' own mapping brings to modules.
 
-A checkpoint's tensors have other names than a family's modules, and often each expert by itself. Transformers says how
-they become parameters (``core_model_loading``), and does it here as in ``from_pretrained``, for one layer at a time: the
-experts of a layer are in memory together, those of a device stay. No code that comes with a checkpoint is run.
+A checkpoint's tensors have other names than a family's modules, and often each expert by itself. Transformers says
+how they become parameters (``core_model_loading``), and does it here as in ``from_pretrained``, for one layer at a
+time: the experts of a layer are in memory together, those of a device stay. No code of a checkpoint is run.
 """
 
 from collections.abc import Iterable, Sequence

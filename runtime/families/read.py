@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...spec.counted import Counted
+from ...spec.counted import Counted, Peak
 from ...spec.errors import MoeplanError
 from ...spec.family import FamilyConfig
 from .cache import empty_cache, held_values, unknown
@@ -14,6 +14,7 @@ from .experts import experts_digest
 from .frame import give_tuples
 from .net import Net, located, rest, signature
 from .package import configuration, first_line, import_transformers, without_code, without_experts
+from .peak import peaks
 
 LEFT_OUT = ("architectures", "transformers_version", "quantization_config")
 """Fields of a configuration that say nothing of the model's layers; how checkpoints are stored does not matter here."""
@@ -38,11 +39,12 @@ def kept(config: Any, layers: Sequence[Counted], with_experts: Sequence[int], wh
         net = _executable(transformers, body, len(layers), with_experts, where)
         family = FamilyConfig.of(transformers.__version__, body)
         held = _held(net, where)
+        highest = _highest(net)
     except (MoeplanError, ValueError, TypeError) as error:
         reduced = {"model_type": body.get("model_type")}
         missing = FamilyConfig.of(transformers.__version__, reduced, _reason(error, where))
         return Kept(missing, list(layers))
-    return Kept(family, [_described(net, i, counted, held[i]) for i, counted in enumerate(layers)])
+    return Kept(family, [_described(net, i, counted, held[i], highest[i]) for i, counted in enumerate(layers)])
 
 
 def _reason(error: Exception, where: str) -> str:
@@ -88,7 +90,17 @@ def _held(net: Net, where: str) -> list[tuple[int, int]]:
     return found
 
 
-def _described(net: Net, index: int, counted: Counted, held: tuple[int, int]) -> Counted:
+def _highest(net: Net) -> list[Peak]:
+    """What every layer holds while it computes."""
+    try:
+        return peaks(net)
+    except Exception as error:
+        raise MoeplanError(
+            f"its layers do not run without memory, to see what they hold ({first_line(error)})"
+        ) from None
+
+
+def _described(net: Net, index: int, counted: Counted, held: tuple[int, int], peak: Peak) -> Counted:
     layer, experts = net.layers[index], net.experts.get(index)
     kinds = getattr(net.config, "layer_types", None) or [""] * len(net.layers)
     projections = (module for _, module in rest(layer, experts) if isinstance(module, nn.Linear))
@@ -100,6 +112,7 @@ def _described(net: Net, index: int, counted: Counted, held: tuple[int, int]) ->
             "whole_outputs": bool(getattr(experts, "has_post_expert_norm", False)),
             "held_values": held[0],
             "state_values": held[1],
+            "peak": peak,
             "widths": sum(int(module.out_features) for module in projections),
         }
     )
