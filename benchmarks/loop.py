@@ -126,10 +126,14 @@ class Loop:
         return f"moeplan {arguments[0]}: {lines[-1]}"
 
 
+def configuration(family: str) -> dict[str, Any]:
+    """Its ``config.json``."""
+    return {"model_type": family} | _ALL | SMALL[family]
+
+
 def write_config(here: Path, family: str) -> None:
     """The family's config.json. Ends the program where the folder has another one."""
-    path, body = here / "config.json", {"model_type": family} | _ALL | SMALL[family]
-    text = json.dumps(body, indent=1) + "\n"
+    path, text = here / "config.json", json.dumps(configuration(family), indent=1) + "\n"
     if path.exists() and path.read_text() != text:
         sys.exit(f"{path}: made for other sizes: give another --folder")
     here.mkdir(parents=True, exist_ok=True)

@@ -54,6 +54,7 @@ OWN: dict[str, dict[str, Any]] = {
         **{"indexer_budget": 16, "indexer_compress_ratio": 4},
     },
     "zaya": {"num_experts_per_tok": 1},
+    "llama4_text": {"num_experts_per_tok": 1, "intermediate_size_mlp": 48, "moe_layers": [0, 2]},
 }
 
 

@@ -17,8 +17,9 @@ from ..embedding.compute import experts_from
 from ..even_choices import even_choices
 from .cache import empty_cache, extend, kept, pretend, put_back
 from .experts import form_of_meta, without_weights
-from .frame import arguments, idle_layers
-from .net import built, rest
+from .frame import arguments, idle_layers, real_arguments, tuple_size, with_handed
+from .net import build, built, rest
+from .package import without_experts
 from .weights import materialise
 
 Call = Callable[[], object]
@@ -40,18 +41,18 @@ class FamilyCalls:
         self.net = built(model, dtype)
 
     def mixer_prefill(self, sequences: int, length: int) -> Call:
-        return self._layer_call(self._layer(), empty_cache(self.net.config), self._ids(sequences, length))
+        return self._layer_call(self._layer(), empty_cache(self.net.config), self._ids(sequences, length), 0)
 
     def mixer_decode(self, sequences: int, context: int) -> Call:
         layer, cache, ids = self._layer(), empty_cache(self.net.config), self._ids(sequences, 1)
-        self._layer_call(layer, cache, ids)()
+        self._layer_call(layer, cache, ids, 0)()
 
         def fill(shape: tuple[int, ...], like: Tensor, *of: object) -> Tensor:
             return self._cut(shape, like.dtype)
 
         extend(cache, context, fill, [self.index])
         pretend(cache, sequences, context, self.device, but=self.index)
-        return self._layer_call(layer, cache, ids)
+        return self._layer_call(layer, cache, ids, context)
 
     def frame_prefill(self, sequences: int, length: int) -> Call:
         return self._frame(empty_cache(self.net.config), self._ids(sequences, length))
@@ -77,6 +78,12 @@ class FamilyCalls:
         )
         return lambda: next(layers)(x, ids, gates)
 
+    def _handed(self, like: Tensor) -> Tensor:
+        """In the place of what another layer gives: values, or of positions the first, which every token sees."""
+        if like.is_floating_point():
+            return self._cut(tuple(like.shape), like.dtype).to(self.device)
+        return torch.zeros(like.shape, dtype=like.dtype, device=self.device)
+
     def _drawn(self, name: str, like: Tensor) -> Tensor:
         return self._cut(tuple(like.shape), like.dtype)
 
@@ -100,9 +107,14 @@ class FamilyCalls:
         some = torch.Generator().manual_seed(0)
         return torch.randint(self.model.vocab_size, (sequences, length), generator=some).to(self.device)
 
-    def _layer_call(self, layer: nn.Module, cache: Any, ids: Tensor) -> Call:
-        """The layer's call for these tokens, with the cache as it is now."""
-        args, kwargs = arguments(self.net, self.index, ids, cache, self.model.name)
+    def _layer_call(self, layer: nn.Module, cache: Any, ids: Tensor, context: int) -> Call:
+        """The layer's call for these tokens, with the cache as it is now, of ``context`` tokens."""
+        given = arguments(self.net, self.index, ids, cache, self.model.name)
+        if tuple_size(self.net) > 1:
+            whole = build(self.model, self.dtype)
+            without_experts(whole.config)
+            given = with_handed(given, real_arguments(whole, self.index, *ids.shape, context), self._handed)
+        args, kwargs = given
         held = kept(cache)
 
         def call() -> object:

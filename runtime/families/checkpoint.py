@@ -5,6 +5,7 @@ how they become parameters (``core_model_loading``), and does it here as in ``fr
 time: the experts of a layer are in memory together, those of a device stay. No code of a checkpoint is run.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,17 +57,17 @@ class FamilyCheckpoint(FamilyWeights):
             self._keys.setdefault(self._part(target), []).append(key)
 
     def check(self) -> None:
-        """Raise DocumentError, naming it, for a tensor of the model that the checkpoint does not have."""
+        """Raise DocumentError, naming it, for a tensor of the model that the checkpoint does not have, or otherwise."""
         found = {target for target, _ in self.targets.values()}
         named = set(self._net.model.state_dict())
         tied = {id(self._empty[target]) for target in found}
         for name in sorted(named - found):
             if id(self._empty[name]) not in tied and not self._made_beside(name):
                 raise DocumentError(f"{self.folder.folder}: no tensor for {name} of {self.whole.name}")
-
-    def same_shape(self, key: str, target: str) -> bool:
-        """Whether a tensor of the checkpoint has its parameter's shape."""
-        return self.folder.stored(key).shape == tuple(self._empty[target].shape)
+        for key, (target, pattern) in self.targets.items():
+            if pattern is None:
+                self.folder.check(key, tuple(self._empty[target].shape))
+        self._check_experts()
 
     def fill(self, net: Net) -> None:
         super().fill(net)
@@ -104,6 +105,18 @@ class FamilyCheckpoint(FamilyWeights):
         index = int(found[2])
         module = self._net.experts.get(index)
         return index, module is not None and target.rpartition(".")[0] == self._names[module]
+
+    def _check_experts(self) -> None:
+        """Of each matrix as many tensors as there are experts, or one."""
+        for part in [key for key in self._keys if key[1]]:
+            counts = Counter(self.targets[key] for key in self._keys[part])
+            for target in dict.fromkeys(target for target, _ in counts):
+                found = {count for (of, _), count in counts.items() if of == target}
+                if len(found) > 1 or not found <= {1, len(self._empty[target])}:
+                    raise DocumentError(
+                        f"{self.folder.folder}: {' and '.join(map(str, sorted(found)))} tensors for {target} of "
+                        f"{len(self._empty[target])} experts"
+                    )
 
     def _made_beside(self, name: str) -> bool:
         """Whether a converter makes this parameter from tensors that are counted for another."""

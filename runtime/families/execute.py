@@ -161,7 +161,8 @@ class FamilyExecutor:
                 ids = torch.empty((0, moe.top_k), dtype=torch.long, device=self.device)
                 planned.begin()
                 planned(self.net.experts[i], none, ids, ids.float())
-        return Output(none, none.new_empty((0, self.model.vocab_size)))
+        streams = getattr(self.net.config, "hc_mult", 1)  # of hidden states that a layer gives side by side
+        return Output(none.new_empty((0, streams * hidden)), none.new_empty((0, self.model.vocab_size)))
 
     def _one_token(self, ids: Tensor, past: Any) -> None:
         for planned in self._planned.values():

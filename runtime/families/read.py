@@ -11,7 +11,7 @@ from ...spec.errors import MoeplanError
 from ...spec.family import FamilyConfig
 from .cache import empty_cache, held_values, unknown
 from .experts import experts_digest
-from .frame import give_tuples
+from .frame import tuple_size
 from .net import Net, located, rest, signature
 from .package import configuration, first_line, import_transformers, without_code, without_experts
 from .peak import peaks
@@ -82,7 +82,7 @@ def _held(net: Net, where: str) -> list[tuple[int, int]]:
         raise MoeplanError(
             f"its layers do not run without memory, to see what they cache ({first_line(error)})"
         ) from None
-    give_tuples(net)
+    tuple_size(net)
     if kind := unknown(cache):
         raise MoeplanError(f"a layer keeps its context in a {kind}, which moeplan does not know")
     if len(found) != len(net.layers):
