@@ -90,16 +90,17 @@ class Row(NamedTuple):
 class Loop:
     """Commands in a folder per family, each run once; deadline: of ``time.monotonic``, after which none begins."""
 
-    def __init__(self, folder: Path, budget: float, deadline: float) -> None:
-        self.folder, self.budget, self.deadline = folder, budget, deadline
+    def __init__(self, folder: Path, budget: float, deadline: float, accept_noise: bool) -> None:
+        self.folder, self.budget, self.deadline, self.accept_noise = folder, budget, deadline, accept_noise
 
     def rows(self, family: str, workloads: Sequence[str]) -> Iterator[Row]:
         """Of one family: the steps as far as they came."""
         here = self.folder / family
         write_config(here, family)
         steps = [argument for workload in workloads for argument in ("--workload", workload)]
+        noise = ("--accept-noise",) if self.accept_noise else ()
         common = ("--model", ".", "--ranks", "2", "--budget", f"{self.budget:g}")
-        refused = self._made(here, "cluster.json", "profile", *common, *steps)
+        refused = self._made(here, "cluster.json", "profile", *common, *noise, *steps)
         for workload in workloads:
             name = workload.replace(":", "-").replace("@", "-")
             plan, report = f"{name}.plan.json", f"{name}.report.json"
@@ -198,13 +199,15 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="comma-separated")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "loop", help="where all files stay")
     parser.add_argument("--budget", type=float, default=75.0, help="seconds of each profile, about")
+    parser.add_argument("--accept-noise", action="store_true", help="beside other programs: times mean little then")
     parser.add_argument("--minutes", type=float, default=1e6, help="after which no further command begins")
     parser.add_argument("--output", type=Path, help="a Markdown file for the table")
     arguments = parser.parse_args()
     families = arguments.families.split(",")
     if unknown := [family for family in families if family not in SMALL]:
         sys.exit(f"{unknown[0]}: no such family here: {', '.join(SMALL)}")
-    loop = Loop(arguments.folder, arguments.budget, time.monotonic() + 60 * arguments.minutes)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    loop = Loop(arguments.folder, arguments.budget, deadline, arguments.accept_noise)
     rows = [row for family in families for row in loop.rows(family, arguments.workloads.split(","))]
     command = shlex.join(["python", "-m", "moeplan.benchmarks.loop", *sys.argv[1:]])
     text = table(rows, command)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from moeplan import Plan, Report  # noqa: E402
+from moeplan import Plan, Report
 
 LAB = Path(__file__).parent.parent / "examples" / "labs" / "two-hosts.yaml"
 CONFIG = {

@@ -12,6 +12,8 @@ DOOR = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate
 """What Transformers' experts interface puts on modules whose implementation can be chosen."""
 CODE = ("auto_map", "attn_implementation", "experts_implementation", "use_kernels")
 """Fields of a configuration that name code, which a hub may have to be asked for; so do some that begin with "_"."""
+FLOAT, FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
+"""How Transformers writes numbers that JSON does not have: an object of this one field."""
 WITHOUT_EXPERTS = "moeplan_without_experts"
 """Name of the implementation that computes nothing, so that a layer's other parts can be timed."""
 
@@ -64,11 +66,18 @@ def own_fields(body: dict[str, Any]) -> dict[str, Any]:
 
 def without_code(body: dict[str, Any]) -> dict[str, Any]:
     """A configuration, its parts included, without fields that name code to fetch."""
-    return {
-        key: without_code(value) if isinstance(value, dict) else value
-        for key, value in body.items()
-        if not str(key).startswith("_") and key not in CODE
-    }
+    return {key: _plain(value) for key, value in body.items() if not str(key).startswith("_") and key not in CODE}
+
+
+def _plain(value: Any) -> Any:
+    """Infinity is written as an object, since JSON has none."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if list(value) == [FLOAT] and value[FLOAT] in FLOATS:
+        return float(value[FLOAT])
+    return without_code(value)
 
 
 def first_line(error: BaseException | None) -> str:
