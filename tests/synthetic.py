@@ -35,7 +35,9 @@ from moeplan.spec.operators import (
     dense_shape,
     exchange_shape,
     expert_shape,
+    frame_shape,
     levels_shape,
+    mixer_shape,
     route_shape,
     vocabulary_shape,
 )
@@ -135,6 +137,15 @@ def operators(
                 size = a.cache_values() * element
                 keep = grid({"tokens": TOKENS}, lambda tokens, size=size: time(0, 3 * tokens * size))
                 add("coherent_cache", cache_shape(block, devices), keep)
+        for phase, axis in {"prefill": {"length": (16, 64, 256)}, "decode": {"context": (64, 512)}}.items():
+            sizes = {"sequences": (1, 8, 64), **axis}
+            if block.counted:
+
+                def mixer(sequences: float, length: float = 1, context: float = 0, P=block.counted.parameters) -> float:
+                    return time(2 * sequences * length * P, element * P)
+
+                add(f"mixer_{phase}", mixer_shape(block), grid(sizes, mixer))
+                add(f"frame_{phase}", frame_shape(model), grid(sizes, lambda **at: CALL))
         ffns = [(block.dense.ffn_size, block.dense.gated)] if block.dense else []
         if block.moe:
             m = block.moe
