@@ -4,7 +4,7 @@
 
 Traces come in pairs of one model: traffic of the first, then of the second. By default the trace that ships, whose
 sequences are divided in two kinds by what they have in common (the first principal component of their counts).
-Traffic is 200 batches in 20 intervals. Every method begins with its own placement for the first five intervals, decides
+Traffic is 100 batches in 20 intervals. Every method begins with its own placement for the first five intervals, decides
 at the end of each interval on what it has seen, and is judged on the next one: the mean over layers of the hottest
 device over the mean, then over intervals. Moves are copies that a device must load, after the beginning. Cases:
 
@@ -46,7 +46,7 @@ from moeplan.solvers.slots import EMPTY, Slots
 from moeplan.spec import Trace
 
 ROOT = Path(__file__).parents[1]
-INTERVALS, PER_INTERVAL, FIRST = 20, 10, 5  # intervals, batches of each, intervals before anything is decided
+INTERVALS, PER_INTERVAL, FIRST = 20, 5, 5  # intervals, batches of each, intervals before anything is decided
 HOUR, PIECE = 3600.0, 16
 COLUMNS = ("traffic", "slots", "method", "balance", "over the loop's", "moves", "renamed", "alarms")
 Row = tuple[str, ...]

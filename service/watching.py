@@ -136,8 +136,8 @@ def sentence(line: dict[str, Any], horizon: float) -> str:
     gain, cost = f"{line['gain_seconds']:.3g} s", f"{line['cost_seconds']:.3g} s"
     if line["copies"]:
         return (
-            f"moved {line['copies']} copies: {why}; balance {line['balance_before']:.3f} -> {line['balance_after']:.3f} "
-            f"expected, gains {gain} in {horizon:g} s, costs {cost}"
+            f"moved {line['copies']} copies: {why}; balance {line['balance_before']:.3f}, then "
+            f"{line['balance_after']:.3f} expected; gains {gain} in {horizon:g} s, costs {cost}"
         )
     if not line["cost_seconds"]:
         return f"kept the placement: {why}; balance {line['balance_before']:.3f}, no move pays for itself"

@@ -18,8 +18,8 @@
 Random World, 2nd ed., chapter 8), its random numbers integrated out. Where batches are exchangeable, with whatever
 overdispersion, every rank is equally likely whatever came before. A factor then has mean 1, so that R - t is a
 martingale; a test of several batches at a time has fewer t. The mean number of batches up to a false alarm is therefore
-at least ``between``. A bad rho costs power, never that guarantee. What it does not cover: batches that depend on the ones just before them (one long text over many batches)
-are not exchangeable.
+at least ``between``. A bad rho costs power, never that guarantee. What it does not cover: batches that depend on the
+ones just before them (one long text over many batches) are not exchangeable.
 """
 
 # B batches, L layers, E experts, K powers

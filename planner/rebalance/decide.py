@@ -6,8 +6,8 @@
     (1) moves:   sum_l loads[l, o_l] <= limit
 
     a = horizon * expert_share / sum_l v[l, 0]: every layer waits for its hottest device, so that this is the time that
-    goes into experts over the horizon, per unit of balance. second[l]: the bytes of one expert over the link's rate, one
-    copy after the other; they and the pause are counted as if nothing were served meanwhile.
+    goes into experts over the horizon, per unit of balance. second[l]: the bytes of one expert over the link's rate,
+    one copy after the other; they and the pause are counted as if nothing were served meanwhile.
 
 A placement looks better on the traffic that it was fitted on than on what comes. ``keep``, 0 to 1, is how much of the
 fitted gain is left on traffic that was not fitted: the windows are divided in two, each half is decided for and judged
@@ -61,9 +61,9 @@ class Terms:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """slots: the new placement, None to keep the old one. moves: copies that are loaded. before, after: mean balance now,
-    and as expected on traffic to come. keep: as above. gain, cost: seconds over the horizon of the best that was found,
-    also where it is not worth it."""
+    """slots: the new placement, None to keep the old one. moves: copies that are loaded. before, after: mean balance
+    now, and as expected on traffic to come. keep: as above. gain, cost: seconds over the horizon of the best that was
+    found, also where it is not worth it."""
 
     slots: Slots | None
     moves: int

@@ -1,9 +1,9 @@
 """New recordings of an engine in a folder, each read once, when it has stopped growing.
 
-A recording is a file (SGLang, vLLM) or a folder of files (ranks of one recording; TensorRT-LLM's statistics). It is read
-when two looks in a row found the same size and time of change. What cannot be read is told once, and tried again only
-if it changes: a slow writer may have paused. What vanishes meanwhile is forgotten. Ranks that hold the same counts, one
-file each, count once.
+A recording is a file (SGLang, vLLM) or a folder of files (ranks of one recording; TensorRT-LLM's statistics). It is
+read when two looks in a row found the same size and time of change. What cannot be read is told once, and tried again
+only if it changes: a slow writer may have paused. What vanishes meanwhile is forgotten. Ranks that hold the same
+counts, one file each, count once.
 """
 
 # L layers, E experts

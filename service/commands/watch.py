@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +19,7 @@ from ...spec.placement import Placement
 from ...spec.quantities import parse_bytes, parse_seconds
 from ..console import note, progress, say, stop_on_interrupt
 from ..options import MAX_SEED
-from ..watch_folder import LOG, Saved, owned, restore, save, tell
+from ..watch_folder import Saved, owned, restore, save, tell
 from ..watching import Look, Watching, move_seconds, sentence
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def watch(
     window: Annotated[str, typer.Option(help="Recorded time that is learned from, such as 5m.")] = "5m",
     horizon: Annotated[str, typer.Option(help="How long a placement is expected to serve, such as 1h.")] = "1h",
     max_moves: Annotated[
-        int | None, typer.Option(min=1, help="Copies that one decision may load; by default any.")
+        int | None, typer.Option(min=1, help="Copies that one decision may load; by default any number.")
     ] = None,
     expert_share: Annotated[
         float,
-        typer.Option(min=0.001, max=1, help="Share of serving time in experts, waiting for the slowest included."),
+        typer.Option(min=0.001, max=1, help="Share of serving time that experts take, with waiting for the slowest."),
     ] = 0.5,
     link_rate: Annotated[
         str | None, typer.Option(help=f"Bytes a second at which experts load; by default {LINK_RATE}.")
@@ -178,8 +178,8 @@ def _introduce(watching: Watching) -> None:
     prices, saved = watching.prices, watching.saved
     each = 1e3 * float(prices.move_seconds.mean())
     note(
-        f"assumed: experts are {prices.expert_share:.0%} of serving time, a move takes {each:.3g} ms and {prices.pause:g} "
-        f"s once, a placement serves {prices.horizon:g} s"
+        f"assumed: experts are {prices.expert_share:.0%} of serving time, a move takes {each:.3g} ms, all moves pause "
+        f"{prices.pause:g} s, a placement serves {prices.horizon:g} s"
     )
     if saved.watcher.seen:
         say(f"going on after batch {saved.watcher.seen}, decision {saved.decisions}")
@@ -205,14 +205,11 @@ def _show(look: Look, watching: Watching, as_json: bool) -> None:
 
 
 def _status(look: Look, watching: Watching) -> str:
-    watcher: Any = watching.saved.watcher
-    rules, test = watcher.rules, watcher.test
-    held = len(watcher.loads.batches)
+    watcher = watching.saved.watcher
+    rules, test, loads = watcher.rules, watcher.test, watcher.loads
     if test is None:
-        state = (
-            f"learning: {held} batches of {rules.least} or more, {watcher.loads.covered:.0f} of {rules.window:.0f} s"
-        )
+        held = len(loads.batches)
+        state = f"learning: {held} of {rules.least} batches or more, {loads.covered:.0f} of {rules.window:.0f} s"
     else:
         state = f"evidence of change {test.evidence:.3g}, an alarm from {rules.between:g}"
-    plural = "s" if look.read > 1 else ""
-    return f"read {look.read} recording{plural}: balance now {watching.balance:.3f}; {state}; log in {watching.folder / LOG}"
+    return f"read {look.read}; balance now {watching.balance:.3f}; {state}"
