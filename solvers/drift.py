@@ -11,15 +11,15 @@
     (5) factor_k[t]    = (high^k - low^k) / (high - low)            for each k of ``POWERS``: the mean of k p^(k - 1)
                          over p in low..high
         R_k[t]         = (1 + R_k[t - 1]) * factor_k[t]
-    (6) evidence       = the mean over k, and over tests of single batches and of ``SCALES`` batches put together
+    (6) evidence       = mean_k R_k[t]
     alarm:               evidence >= between
 
 (4) and (5) are a conformal test in Shiryaev and Roberts' form (Vovk, Gammerman and Shafer, Algorithmic Learning in a
 Random World, 2nd ed., chapter 8), its random numbers integrated out. Where batches are exchangeable, with whatever
 overdispersion, every rank is equally likely whatever came before. A factor then has mean 1, so that R - t is a
-martingale; a test of several batches at a time has fewer t. The mean number of batches up to a false alarm is therefore
-at least ``between``. A bad rho costs power, never that guarantee. What it does not cover: batches that depend on the
-ones just before them (one long text over many batches) are not exchangeable.
+martingale, and the mean number of batches up to a false alarm is at least ``between``. A bad rho costs power, never
+that guarantee. What it does not cover: batches that depend on the ones just before them (one long text over many
+batches) are not exchangeable.
 """
 
 # B batches, L layers, E experts, K powers
@@ -31,8 +31,6 @@ import numpy as np
 
 POWERS = np.array([0.1, 0.2, 0.35, 0.5, 0.7])
 """Small ones gain most from a large change, large ones lose little while nothing changes."""
-SCALES = (1, 4)
-"""Batches that are looked at together: single ones show a large change soon, several a small one at all."""
 LEAST_REFERENCE = 4
 """Batches: two to learn the shares from, two to compare with."""
 
@@ -82,15 +80,16 @@ def _freedom(share: np.ndarray) -> int:
 
 
 @dataclass(eq=False)
-class ScaleTest:
-    """The test of one scale, after any number of batches.
+class DriftTest:
+    """The test after any number of batches.
 
-    known: scores so far, rising. wealth: [K] as in (5). growth, onset: [K] the largest product of the factors of (5)
-    over the last batches, and the number of the batch before them: where a change would have begun. looks: batches so
-    far.
+    between: batches between false alarms, on average at least. known: scores so far, rising. wealth: [K] as in (5).
+    growth, onset: [K] the largest product of the factors of (5) over the last batches, and the number of the batch
+    before them: where a change would have begun. looks: batches so far.
     """
 
     reference: Reference
+    between: float
     known: list[float]
     wealth: np.ndarray = field(default_factory=lambda: np.zeros(len(POWERS)))
     growth: np.ndarray = field(default_factory=lambda: np.ones(len(POWERS)))
@@ -98,16 +97,18 @@ class ScaleTest:
     looks: int = 0
 
     @classmethod
-    def of(cls, counts: np.ndarray) -> "ScaleTest":
+    def of(cls, counts: np.ndarray, between: float) -> "DriftTest":
         """From the reference's batches [B, L, E], at least ``LEAST_REFERENCE``.
 
         Every second one is what shares are learned from, so that a slow change inside the reference is in both halves.
         """
+        if counts.ndim != 3 or len(counts) < LEAST_REFERENCE:
+            raise ValueError(f"counts must be [{LEAST_REFERENCE} or more batches, layers, experts], got {counts.shape}")
         reference = Reference.of(counts[::2])
-        return cls(reference, sorted(reference.scores(counts[1::2]).tolist()))
+        return cls(reference, between, sorted(reference.scores(counts[1::2]).tolist()))
 
-    def look(self, counts: np.ndarray) -> None:
-        """At a further batch [L, E]."""
+    def look(self, counts: np.ndarray) -> bool:
+        """Whether a further batch [L, E] ends in an alarm."""
         score = float(self.reference.scores(counts[None])[0])
         factor = self._factor(score)
         insort(self.known, score)
@@ -116,6 +117,12 @@ class ScaleTest:
         quiet = self.growth <= 1
         self.onset[quiet] = self.looks - 1
         self.growth = np.where(quiet, 1.0, self.growth) * factor
+        return self.evidence >= self.between
+
+    @property
+    def evidence(self) -> float:
+        """(6): its mean is the number of batches where nothing changes."""
+        return float(self.wealth.mean())
 
     @property
     def changed(self) -> int:
@@ -128,55 +135,3 @@ class ScaleTest:
         equal = bisect_right(self.known, score) - bisect_left(self.known, score)
         low, high = above / (len(self.known) + 1), (above + equal + 1) / (len(self.known) + 1)
         return (high**POWERS - low**POWERS) / (high - low)
-
-
-@dataclass(eq=False)
-class DriftTest:
-    """The test after any number of batches.
-
-    between: batches between false alarms, on average at least. tests: of the first scale, and of those others that the
-    reference has enough batches for. pending, held: [S, L, E] and [S] what each has gathered of its next batch.
-    """
-
-    between: float
-    tests: list[ScaleTest]
-    pending: np.ndarray
-    held: np.ndarray
-
-    @classmethod
-    def of(cls, counts: np.ndarray, between: float) -> "DriftTest":
-        """From the reference's batches [B, L, E], at least ``LEAST_REFERENCE``."""
-        if counts.ndim != 3 or len(counts) < LEAST_REFERENCE:
-            raise ValueError(f"counts must be [{LEAST_REFERENCE} or more batches, layers, experts], got {counts.shape}")
-        tests = []
-        for scale in SCALES:
-            groups = len(counts) // scale
-            if groups >= LEAST_REFERENCE:
-                tests.append(ScaleTest.of(counts[-groups * scale :].reshape(groups, scale, *counts.shape[1:]).sum(1)))
-        return cls(between, tests, np.zeros((len(tests), *counts.shape[1:])), np.zeros(len(tests), np.int64))
-
-    def look(self, counts: np.ndarray) -> bool:
-        """Whether a further batch [L, E] ends in an alarm."""
-        self.pending += counts
-        self.held += 1
-        for number, (scale, test) in enumerate(zip(SCALES, self.tests, strict=False)):
-            if self.held[number] == scale:
-                test.look(self.pending[number])
-                self.pending[number], self.held[number] = 0.0, 0
-        return self.evidence >= self.between
-
-    @property
-    def evidence(self) -> float:
-        """(6): its mean is at most the number of batches where nothing changes."""
-        return float(np.mean([test.wealth for test in self.tests]))
-
-    @property
-    def looks(self) -> int:
-        """Batches so far."""
-        return self.tests[0].looks
-
-    @property
-    def changed(self) -> int:
-        """Batches since a change most likely began, by the test that is surest of one."""
-        number = max(range(len(self.tests)), key=lambda n: float(self.tests[n].growth.max()))
-        return min(self.tests[number].changed * SCALES[number] + int(self.held[number]), self.looks)

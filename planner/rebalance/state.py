@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...solvers.drift import POWERS, SCALES, DriftTest, Reference, ScaleTest
+from ...solvers.drift import POWERS, DriftTest, Reference
 from .watcher import RENEWED, Rules, Watcher
 
 
@@ -23,12 +23,9 @@ def pack(watcher: Watcher) -> dict[str, np.ndarray]:
         "seen": np.array([watcher.seen]),
     }
     if test is not None:
-        found |= {"test_pending": test.pending, "test_held": test.held}
-        for number, one in enumerate(test.tests):
-            mine = {"share": one.reference.share, "overdispersion": one.reference.overdispersion}
-            mine |= {"known": np.array(one.known), "looks": np.array([one.looks])}
-            mine |= {"wealth": one.wealth, "growth": one.growth, "onset": one.onset}
-            found |= {f"test{number}_{name}": value for name, value in mine.items()}
+        found |= {"share": test.reference.share, "overdispersion": test.reference.overdispersion}
+        found |= {"known": np.array(test.known), "wealth": test.wealth, "growth": test.growth, "onset": test.onset}
+        found |= {"looks": np.array([test.looks])}
     return found
 
 
@@ -42,35 +39,26 @@ def unpack(arrays: Mapping[str, np.ndarray], rules: Rules, layers: int, experts:
     loads.pending, loads.decayed = _floats(arrays, "pending", cells), _floats(arrays, "decayed", cells)
     loads.last = float(_floats(arrays, "last", (1,))[0])
     watcher.seen = int(_floats(arrays, "seen", (1,))[0])
-    if "test_held" in arrays:
-        number = np.size(arrays["test_held"])
-        if not 1 <= number <= len(SCALES):
-            raise ValueError(f"test_held: {number} scales, expected 1 to {len(SCALES)}")
-        held = _floats(arrays, "test_held", (number,)).astype(np.int64)
-        if (held >= SCALES[:number]).any():
-            raise ValueError("test_held: more batches than the scales")
-        tests = [_scale_test(arrays, f"test{n}_", cells, 2 * RENEWED + rules.most) for n in range(number)]
-        watcher.test = DriftTest(rules.between, tests, _floats(arrays, "test_pending", (number, *cells)), held)
+    if "looks" in arrays:
+        watcher.test = _test(arrays, rules, cells)
     return watcher
 
 
-def _scale_test(arrays: Mapping[str, np.ndarray], name: str, cells: tuple[int, int], most: int) -> ScaleTest:
-    """One scale's; most: scores that it may hold."""
-    powers, known = (len(POWERS),), arrays.get(f"{name}known", np.empty(0))
-    if known.ndim != 1 or not 1 <= len(known) <= most:
-        raise ValueError(f"{name}known: a list of {list(known.shape)} scores")
-    reference = Reference(
-        _floats(arrays, f"{name}share", cells), np.minimum(_floats(arrays, f"{name}overdispersion", cells[:1]), 1.0)
-    )
-    if not (reference.share > 0).all():
-        raise ValueError(f"{name}share: expected numbers above 0")
-    return ScaleTest(
-        reference,
-        sorted(_floats(arrays, f"{name}known", known.shape).tolist()),
-        _floats(arrays, f"{name}wealth", powers),
-        _floats(arrays, f"{name}growth", powers),
-        _floats(arrays, f"{name}onset", powers).astype(np.int64),
-        int(_floats(arrays, f"{name}looks", (1,))[0]),
+def _test(arrays: Mapping[str, np.ndarray], rules: Rules, cells: tuple[int, int]) -> DriftTest:
+    powers, known = (len(POWERS),), arrays.get("known", np.empty(0))
+    if known.ndim != 1 or not 1 <= len(known) <= RENEWED + rules.most:
+        raise ValueError(f"known: a list of {list(known.shape)} scores")
+    share, overdispersion = _floats(arrays, "share", cells), _floats(arrays, "overdispersion", cells[:1])
+    if not (share > 0).all() or (overdispersion > 1).any():
+        raise ValueError("share or overdispersion: expected numbers from 0 to 1")
+    return DriftTest(
+        Reference(share, overdispersion),
+        rules.between,
+        sorted(_floats(arrays, "known", known.shape).tolist()),
+        _floats(arrays, "wealth", powers),
+        _floats(arrays, "growth", powers),
+        _floats(arrays, "onset", powers).astype(np.int64),
+        int(_floats(arrays, "looks", (1,))[0]),
     )
 
 
