@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEVELOP := $(VENV)/.develop
 
-.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search bench-service page-pictures bench-loop
+.PHONY: setup develop demo test test-sanitize lint format types unit docs bench bench-lab bench-systems bench-annealing bench-by-batch bench-coherent bench-crossover bench-duplicates bench-foresight bench-kills bench-layers bench-offload bench-selection bench-settings bench-scaled-tables bench-silicon bench-timelines bench-replication bench-search bench-placement bench-kernels bench-engines clean bench-advise bench-calibrate bench-serving-search bench-service page-pictures bench-loop bench-watch
 
 # What a demo needs; `make test` and the benchmarks add the rest.
 setup: $(READY)
@@ -159,6 +159,10 @@ bench-annealing: develop
 
 bench-placement: develop
 	$(BIN)/python benchmarks/placement.py $(TRACES)
+
+# PAIRS: recorded routing, two traces of a model at a time; without them the one that ships.
+bench-watch: develop
+	$(BIN)/python -m moeplan.benchmarks.watch $(PAIRS)
 
 bench-kernels: develop
 	$(BIN)/python benchmarks/kernels.py

@@ -69,6 +69,8 @@ def main() -> None:
     console, rows = Console(width=150), [table_row(COLUMNS), table_row(("---",) * len(COLUMNS))]
     for line in rows:
         console.print(line)
+    command = " ".join(["python -m moeplan.benchmarks.watch", *map(str, sys.argv[1:])])
+    head = f"# Watching\n\n{date.today()}, {processor()}, {args.devices} devices. Command: `{command}` {PAGE}\n\n"
     for name, first, second in pairs:
         for case, make in CASES.items():
             traffic = [make(first, second, np.random.default_rng(seed)) for seed in range(args.seeds)]
@@ -76,9 +78,9 @@ def main() -> None:
                 for row in compare(traffic, slots, args.devices):
                     rows.append(table_row((f"{name}, {case}", str(slots), *row)))
                     console.print(rows[-1], highlight=False)
-    command = " ".join(["python -m moeplan.benchmarks.watch", *map(str, sys.argv[1:])])
-    head = f"# Watching\n\n{date.today()}, {processor()}, {args.devices} devices. Command: `{command}` {PAGE}\n\n"
-    args.output.write_text(head + __doc__.partition("\n\n")[2].partition("\n\n")[2] + "\n" + "\n".join(rows) + "\n")
+        # After every pair: they take minutes.
+        text = __doc__.partition("\n\n")[2].partition("\n\n")[2]
+        args.output.write_text(head + text + "\n" + "\n".join(rows) + "\n")
 
 
 def slots_of(experts: int, devices: int) -> tuple[int, ...]:
