@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...solvers.balance import over_ideal
-from ...solvers.replication.replicate import replicate
 from ...solvers.slots import EMPTY, Slots
 from ..budget import Budget
 from ..place.fleet import Fleet
@@ -148,6 +147,9 @@ def _hottest(at: np.ndarray, load: np.ndarray, fleet: Fleet) -> float:
 
 def _ways(old: Slots, load: np.ndarray, fleet: Fleet, terms: Terms, budget: Budget) -> Replan:
     """From the old placement towards one for ``load`` [W, L, E]."""
+    # Imported when it is needed, as above.
+    from ...solvers.replication.replicate import replicate
+
     new = replicate(
         load,
         fleet.speed,

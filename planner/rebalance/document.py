@@ -13,7 +13,6 @@ from ...spec.trace import Trace
 from ..place.compared import baseline_slots, scores
 from ..place.fleet import Fleet, even_fleet
 from ..place.layers import document_layers
-from ..place.proof import least_balance
 from ..place.replan import copies_by_layer, slots_of
 from ..place.request import Request
 from ..place.single import Single
@@ -40,6 +39,9 @@ def moved(placement: Placement, decision: Decision, batches: np.ndarray, limit: 
     """The new placement, scored on the traffic that it was decided on; batches: [B, L, E]."""
     if decision.slots is None:
         raise ValueError("the decision is to keep the old placement")
+    # Imported when it is needed: the solvers take a second to load.
+    from ..place.proof import least_balance
+
     fleet, trace = fleet_of(placement), Trace.of_counts(batches.sum(axis=0), model=placement.model, source="watched")
     layers = document_layers(decision.slots)
     held = max(sum(map(len, layer.slots)) for layer in layers)

@@ -11,7 +11,6 @@ from ...planner.export import ENGINES, engine_named
 from ...planner.rebalance.decide import Prices
 from ...planner.rebalance.document import expert_bytes, linear_start
 from ...planner.rebalance.watcher import Rules, Watcher
-from ...profiler.traces.follow import Follower
 from ...spec.catalogue import load_model
 from ...spec.cluster import MAX_DEVICES
 from ...spec.errors import MoeplanError
@@ -19,11 +18,11 @@ from ...spec.placement import Placement
 from ...spec.quantities import parse_bytes, parse_seconds
 from ..console import note, progress, say, stop_on_interrupt
 from ..options import MAX_SEED
-from ..watch_folder import Saved, owned, restore, save, tell
-from ..watching import Look, Watching, move_seconds, sentence
 
 if TYPE_CHECKING:
     from ...spec.model import Model
+    from ..watch_folder import Saved
+    from ..watching import Look, Watching
 
 RECORDERS = ("sglang", "vllm", "tensorrt-llm")
 LINK_RATE = "10GiB"
@@ -79,6 +78,10 @@ def watch(
 
     Ctrl-C ends it; the same command goes on where it was.
     """
+    # Imported when it is needed: torch takes seconds to load.
+    from ..watch_folder import owned, restore, save, tell
+    from ..watching import Watching, move_seconds
+
     named = load_model(model) if model else None
     target = _engine(engine, named)
     seconds = {"--interval": interval, "--window": window, "--horizon": horizon, "--pause": pause}
@@ -136,7 +139,10 @@ def _start(path: Path | None, model: "Model | None", devices: int | None, hosts:
     return linear_start(model, devices, hosts or 1)
 
 
-def _begin(recordings: Path, kind: str | None, rules: Rules, start: Placement | None) -> Saved:
+def _begin(recordings: Path, kind: str | None, rules: Rules, start: Placement | None) -> "Saved":
+    from ...profiler.traces.follow import Follower
+    from ..watch_folder import Saved
+
     if start is None:
         raise MoeplanError("watch: name what serves now: --placement place.json, or --devices N with --model")
     shape = (len(start.layers), start.num_experts)
@@ -173,7 +179,7 @@ def _sizes(placement: Placement, model: "Model | None") -> tuple[int, ...]:
     return placement.expert_bytes
 
 
-def _introduce(watching: Watching) -> None:
+def _introduce(watching: "Watching") -> None:
     """What is assumed, before anything is decided."""
     prices, saved = watching.prices, watching.saved
     each = 1e3 * float(prices.move_seconds.mean())
@@ -185,13 +191,15 @@ def _introduce(watching: Watching) -> None:
         say(f"going on after batch {saved.watcher.seen}, decision {saved.decisions}")
 
 
-def _look(watching: Watching) -> Look:
+def _look(watching: "Watching") -> "Look":
     with progress("deciding") as show:
         watching.on_event = show
         return watching.look()
 
 
-def _show(look: Look, watching: Watching, as_json: bool) -> None:
+def _show(look: "Look", watching: "Watching", as_json: bool) -> None:
+    from ..watching import sentence
+
     for why in look.refused:
         note(why)
     for line in look.decided:
@@ -204,7 +212,7 @@ def _show(look: Look, watching: Watching, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _status(look: Look, watching: Watching) -> str:
+def _status(look: "Look", watching: "Watching") -> str:
     watcher = watching.saved.watcher
     rules, test, loads = watcher.rules, watcher.test, watcher.loads
     if test is None:
