@@ -102,7 +102,7 @@ def compare(traffic: list[np.ndarray], slots: int, devices: int) -> list[Row]:
             }
         )
     means = {name: np.mean([each[name] for each in found], axis=0) for name in found[0]}
-    rows = []
+    rows: list[Row] = []
     for name, (reached, moved, fewest, alarms) in means.items():
         more = f"{reached / means['loop'][0] - 1:+.1%}"
         own = f"{fewest:.0f}" if name.startswith("EPLB") else ""

@@ -86,7 +86,8 @@ def save(folder: Path, saved: Saved) -> None:
         "told": saved.told,
     }
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-    write_atomically(folder / STATE, lambda f: np.savez_compressed(f, facts=text, **pack(saved.watcher)))
+    arrays: dict[str, Any] = {"facts": text, **pack(saved.watcher)}
+    write_atomically(folder / STATE, lambda f: np.savez_compressed(f, **arrays))
 
 
 def restore(folder: Path, recordings: Path, kind: str | None, rules: Rules, given: Placement | None) -> Saved | None:

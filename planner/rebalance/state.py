@@ -32,7 +32,8 @@ def pack(watcher: Watcher) -> dict[str, np.ndarray]:
 def unpack(arrays: Mapping[str, np.ndarray], rules: Rules, layers: int, experts: int) -> Watcher:
     """The watcher that ``pack`` was given, under these rules. Raises ValueError, naming the array, where it is none."""
     watcher, cells = Watcher(rules, layers, experts), (layers, experts)
-    loads, count = watcher.loads, len(arrays["times"]) if np.ndim(arrays.get("times")) == 1 else 0
+    loads, known = watcher.loads, arrays.get("times", np.empty(0))
+    count = len(known) if known.ndim == 1 else 0
     times, batches = _floats(arrays, "times", (count,)), _floats(arrays, "batches", (count, *cells))
     for when, counts in zip(times.tolist(), batches, strict=True):
         loads.batches.append((when, counts))
