@@ -20,15 +20,15 @@ COMMANDS = (
     "explain",
     "compare",
     "export",
+    "report",
     "models",
-    "systems",
     "trace",
+    "cluster",
+    "systems",
     "advise",
     "calibrate",
-    "cluster",
-    "serve",
-    "report",
     "watch",
+    "serve",
 )
 
 

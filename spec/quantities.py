@@ -37,5 +37,7 @@ def parse_seconds(text: str, name: str) -> float:
     match = _SECONDS.fullmatch(text.strip())
     value = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not 0.0 < value <= 366 * _UNITS["d"]:
-        raise MoeplanError(f"{name} {show(text)}: expected a duration above 0 and up to a year, such as 500ms, 2s, 5m or 1h")
+        raise MoeplanError(
+            f"{name} {show(text)}: expected a duration above 0 and up to a year, such as 500ms, 2s, 5m or 1h"
+        )
     return value
