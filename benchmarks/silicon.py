@@ -42,7 +42,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 def predicted(rows: pd.DataFrame, tables: AuditedTables) -> pd.DataFrame:
     """``rows`` with moeplan_tpot and moeplan_ttft in milliseconds, absent where it refuses, and ``why`` it does."""
-    found = []
+    found: list[tuple[float | None, float | None, str]] = []
     for number, asked in zip(rows.index, rows[list(Row._fields)].itertuples(index=False), strict=True):
         row = Row(*asked)
         try:
@@ -77,7 +77,7 @@ def regret(rows: pd.DataFrame, name: str) -> tuple[int, float]:
     for _, group in rows.groupby(ASKED, dropna=False):
         means = group.groupby(DEGREES)[[f"{name}_tpot", "silicon_tpot_ms"]].mean()
         if len(means) > 1:
-            chosen = means.silicon_tpot_ms[means[f"{name}_tpot"].idxmin()]
+            chosen = means.silicon_tpot_ms.iloc[means[f"{name}_tpot"].argmin()]
             lost.append(chosen / means.silicon_tpot_ms.min() - 1)
     return len(lost), sum(lost) / max(len(lost), 1)
 

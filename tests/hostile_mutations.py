@@ -143,7 +143,19 @@ def mutate_file(rng: random.Random, path: Path) -> None:
 
 def mutate_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
     """Other numbers, another type, another shape."""
-    kinds = [np.uint8, np.int64, np.uint64, np.float16, np.float64, np.complex64, bool, "U3", "S3", "M8[s]", ">i8"]
+    kinds: list[Any] = [
+        np.uint8,
+        np.int64,
+        np.uint64,
+        np.float16,
+        np.float64,
+        np.complex64,
+        bool,
+        "U3",
+        "S3",
+        "M8[s]",
+        ">i8",
+    ]
     match rng.randrange(6):
         case 0:
             with np.errstate(all="ignore"):

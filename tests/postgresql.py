@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,14 +32,14 @@ def server() -> Iterator[str]:
     """The URL of a database, for SQLAlchemy. As root it runs as another user: PostgreSQL demands that."""
     programs = binaries()
     root = Path(tempfile.mkdtemp(prefix="moeplan-pg-"))
-    as_user = {}
+    as_user: dict[str, Any] = {}
     if os.geteuid() == 0:
         user = next(entry for entry in pwd.getpwall() if entry.pw_name in ("postgres", "nobody"))
         os.chown(root, user.pw_uid, user.pw_gid)
         as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     data = root / "data"
-    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": root, **as_user}
-    made = [programs / "initdb", "-D", data, "-U", "moeplan", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": root, **as_user}
+    made: list[str | Path] = [programs / "initdb", "-D", data, "-U", "moeplan", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run(made, check=True, timeout=120, **options)
     settings = [f"-c{name}={value}" for name, value in QUICK.items()]
     with open(root / "log", "wb") as log:

@@ -137,8 +137,8 @@ def operators(
                 size = a.cache_values() * element
                 keep = grid({"tokens": TOKENS}, lambda tokens, size=size: time(0, 3 * tokens * size))
                 add("coherent_cache", cache_shape(block, devices), keep)
-        for phase, axis in {"prefill": {"length": (16, 64, 256)}, "decode": {"context": (64, 512)}}.items():
-            sizes = {"sequences": (1, 8, 64), **axis}
+        for phase, name, points in (("prefill", "length", (16, 64, 256)), ("decode", "context", (64, 512))):
+            sizes: dict[str, Sequence[float]] = {"sequences": (1, 8, 64), name: points}
             if block.counted:
 
                 def mixer(sequences: float, length: float = 1, context: float = 0, P=block.counted.parameters) -> float:

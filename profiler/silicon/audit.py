@@ -151,9 +151,8 @@ def _small(part: "pd.DataFrame") -> "pd.DataFrame":
 
 def _best(part: "pd.DataFrame") -> "pd.DataFrame":
     """The fastest kernel of every shape."""
-    return part.groupby([name for name in part.columns if name not in _NO_SHAPE], as_index=False, sort=False)[
-        "seconds"
-    ].min()
+    shape = [name for name in part.columns if name not in _NO_SHAPE]
+    return part.groupby(shape, as_index=False, sort=False)[["seconds"]].min()
 
 
 def _flat(part: "pd.DataFrame", axes: tuple[str, ...]) -> Found:
@@ -221,8 +220,8 @@ def _faster_under_skew(part: "pd.DataFrame") -> Found:
     if odd.empty:
         return None
     named = ", ".join(
-        f"{hidden}x{ffn}, {top_k} of {experts}: {ratio:.2f}"
-        for (hidden, ffn, top_k, experts), ratio in odd.head(_TOLD).items()
+        f"{row.hidden}x{row.ffn}, {row.top_k} of {row.experts}: {row.ratio:.2f}"
+        for row in odd.head(_TOLD).reset_index().itertuples()
     )
     text = (
         f"uneven routing is faster than even in {len(odd)} of {len(shapes)} shapes ({named}):"

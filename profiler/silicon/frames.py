@@ -43,7 +43,7 @@ def read_frame(path: Path, layout: Layout) -> "pd.DataFrame":
     frame["seconds"] = seconds
     shape = [name for name in frame.columns if name != "seconds"]
     if frame.duplicated(shape).any():
-        frame = frame.groupby(shape, sort=False, as_index=False)["seconds"].median()
+        frame = frame.groupby(shape, sort=False, as_index=False)[["seconds"]].median()
     return frame
 
 

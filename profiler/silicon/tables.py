@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
 
@@ -33,7 +33,7 @@ class MeasuredTables:
     root: Path
 
     @cached_property
-    def _frames(self):  # type: ignore[no-untyped-def]
+    def _frames(self):
         return lru_cache(maxsize=KEPT)(self._read)
 
     @cached_property
@@ -106,7 +106,7 @@ class MeasuredTables:
         if operator != "moe_alltoall":
             return frame
         per_node = self.system(system).gpus_per_node
-        missing: dict[str, object] = {"routing": "", "sms": 0}
+        missing: dict[str, Any] = {"routing": "", "sms": 0}
         if "ep" not in frame:
             missing["ep"] = frame["nodes"] * per_node
         elif "nodes" not in frame:

@@ -113,7 +113,9 @@ class FamilyCalls:
         if tuple_size(self.net) > 1:
             whole = build(self.model, self.dtype)
             without_experts(whole.config)
-            given = with_handed(given, real_arguments(whole, self.index, *ids.shape, context), self._handed)
+            sequences, length = ids.shape
+            real = real_arguments(whole, self.index, sequences, length, context)
+            given = with_handed(given, real, self._handed)
         args, kwargs = given
         held = kept(cache)
 
