@@ -10,6 +10,8 @@ file of the same columns. Times are milliseconds.
 
 import argparse
 import json
+import shlex
+import sys
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -114,9 +116,12 @@ def scored(rows: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     return result
 
 
-def report(result: dict[str, dict[str, dict[str, float]]], refused: dict[str, int], total: int) -> str:
-    """The table as Markdown."""
-    lines = [f"Refused of {total} rows: " + ", ".join(f"{name} {count}" for name, count in refused.items()), ""]
+def report(result: dict[str, dict[str, dict[str, float]]], refused: dict[str, int], total: int, command: str) -> str:
+    """The page of results, as Markdown."""
+    lines = ["# Predicted against measured servings", ""]
+    lines += [f"`{command}`, with the tables of aiconfigurator-core 0.12.0; no figure depends on the machine."]
+    lines += ["*all*: all rows that moeplan predicts; else the rows that every predictor answers.", ""]
+    lines += [f"Refused of {total} rows: " + ", ".join(f"{name} {count}" for name, count in refused.items()), ""]
     lines += ["| rows | predictor | n | TPOT mean | median | TTFT mean | median | regret | groups |"]
     lines += ["|---|---|--:|--:|--:|--:|--:|--:|--:|"]
     for title, predictors in result.items():
@@ -126,6 +131,11 @@ def report(result: dict[str, dict[str, dict[str, float]]], refused: dict[str, in
             lost = lost if s["groups"] else "none"
             lines.append(f"| {title} | {name} | {s['rows']} | {' | '.join(times)} | {lost} | {s['groups']} |")
     return "\n".join(lines) + "\n"
+
+
+def named(argument: str) -> str:
+    """As it is given, a path without its folder."""
+    return Path(argument).name if "/" in argument else argument
 
 
 def main() -> None:
@@ -153,7 +163,10 @@ def main() -> None:
     seconds = time.perf_counter() - start
     refused = {name: int(rows[f"{name}_tpot"].isna().sum()) for name in ("moeplan", *OTHERS)}
     result = scored(rows)
-    text = report(result, refused, len(rows))
+    command = shlex.join(
+        ["python", "-m", "moeplan.benchmarks.silicon", *(named(argument) for argument in sys.argv[1:])]
+    )
+    text = report(result, refused, len(rows), command)
     print(text)
     print(f"{len(rows)} rows in {seconds:.0f} s; {dict(rows.why[rows.why != ''].value_counts())}")
     if chosen.out:

@@ -8,7 +8,7 @@ from typing import IO
 from ..planner.serving_search.commands import Start, starts
 from ..spec.document import parse_object, read_text
 from ..spec.engines import engine_name
-from ..spec.errors import MoeplanError
+from ..spec.errors import DocumentError, MoeplanError
 from ..spec.output import check_output, write_atomically
 from ..spec.serving import ServingPlan
 from .console import note, print_json, say
@@ -17,8 +17,11 @@ SCRIPT = "start.sh"
 
 
 def is_serving_plan(path: Path) -> bool:
-    """Whether a file is such a plan. Raises DocumentError where it is no JSON object."""
-    return parse_object(read_text(path), str(path)).get("kind") == ServingPlan.kind
+    """Whether a file is such a plan. A file that cannot be read is none: who reads it says what is wrong with it."""
+    try:
+        return parse_object(read_text(path), str(path)).get("kind") == ServingPlan.kind
+    except DocumentError:
+        return False
 
 
 def export_serving(plan: ServingPlan, to: str | None, model: str | None, output: Path | None, as_json: bool) -> None:

@@ -39,7 +39,18 @@ def server() -> Iterator[str]:
         as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     data = root / "data"
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": root, **as_user}
-    made: list[str | Path] = [programs / "initdb", "-D", data, "-U", "moeplan", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    made: list[str | Path] = [
+        programs / "initdb",
+        "-D",
+        data,
+        "-U",
+        "moeplan",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-sync",
+    ]
     subprocess.run(made, check=True, timeout=120, **options)
     settings = [f"-c{name}={value}" for name, value in QUICK.items()]
     with open(root / "log", "wb") as log:

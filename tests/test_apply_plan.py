@@ -187,8 +187,8 @@ def test_plans_of_other_sizes_are_refused(plan, reason: str) -> None:
         check(build("mixtral"), plan(), 2, everyone=True)
 
 
-@pytest.mark.parametrize("family", ["llama4_text", "jetmoe"])
-def test_families_without_the_interface_are_refused_by_name(family: str) -> None:
+def test_a_family_without_the_interface_is_refused_by_name() -> None:
+    family = "jetmoe"
     with torch.device("meta"):
         net = transformers.AutoModelForCausalLM.from_config(small_config(family))
     with pytest.raises(MoeplanError, match=rf"{family}: its experts .*`moeplan place`, `explain`, `compare`") as raised:

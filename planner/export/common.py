@@ -75,6 +75,7 @@ class Engine:
     """One engine: its name on the command line and in text, the version whose sources were read, its two functions.
 
     ``files``: the files of which any can stand alone, the first of a kind first (``-o FILE`` picks by its ending).
+    ``beside``: files that go with these, and never stand alone.
     ``write(placement, target, path_of)``: an Export; ``path_of`` gives the path at which the engine will find a file.
     ``read(text, where, target)``: the slots that a file of this engine asks for, None where it carries no placement;
     DocumentError names file, field, value and rule.
@@ -86,6 +87,7 @@ class Engine:
     files: tuple[str, ...]
     write: Callable[[Placement, Target, PathOf], Export]
     read: Callable[[str, str, Target], Slots | None]
+    beside: tuple[str, ...] = ()
 
 
 def check_fit(placement: Placement, target: Target, title: str) -> None:

@@ -111,4 +111,4 @@ def _prediction_layers(rows: dict[int, list[int]], target: Target) -> set[int]:
     return set(range(target.hidden_layers, found))
 
 
-ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", (FILE,), write, read)
+ENGINE = Engine("tensorrt-llm", "TensorRT-LLM", "1.2.1", (FILE,), write, read, beside=(OPTIONS,))

@@ -81,7 +81,7 @@ def export(
         check_output(path)
     wanted = Placement.read(placement)
     recorded = Trace.read(trace) if trace else None
-    places = {name: str(paths.of(name)) for name in engine.files}
+    places = {name: str(paths.of(name)) for name in (*engine.files, *engine.beside)}
     exported = where.export(wanted, engine.name, load_model(model), recorded, places)
     written = _write(exported, paths)
     beside = {} if paths.single is None else {name: exported.files[name] for name in exported.beside}
@@ -124,7 +124,8 @@ class _Paths:
 
     def all(self) -> list[Path]:
         """Every file that may be written."""
-        return [self.of(name) for name in (self.engine.files if self.single is None else [self.single])]
+        whole = (*self.engine.files, *self.engine.beside)
+        return [self.of(name) for name in (whole if self.single is None else [self.single])]
 
 
 def _write(exported: Export, paths: _Paths) -> list[Path]:
