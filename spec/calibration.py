@@ -6,13 +6,15 @@
 TTFT: time to first token; TPOT: time per output token after the first. Both are means over requests, in milliseconds.
 """
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from .document import Document, Part
 
 MAX_POINTS = 1000
+Milliseconds = Annotated[float, Field(ge=1e-6, le=1e15)]
+"""Bounds so wide that no time is outside, and so narrow that shares of two stay finite."""
 
 
 class ServedLoad(Part):
@@ -29,8 +31,8 @@ class ServedLoad(Part):
 class ServedTimes(ServedLoad):
     """Its times, predicted or measured, in milliseconds; one of the two may be missing."""
 
-    ttft_ms: PositiveFloat | None = None
-    tpot_ms: PositiveFloat | None = None
+    ttft_ms: Milliseconds | None = None
+    tpot_ms: Milliseconds | None = None
 
     @model_validator(mode="after")
     def _has_times(self) -> "ServedTimes":

@@ -1,10 +1,14 @@
-"""A plan as predictions of served loads: its one step, for the measurements that are of such steps."""
+"""A plan as predictions of served loads: a served model's of its load, any other of its one step."""
 
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from ...spec.calibration import ServedTimes
+from ...spec.document import describe
 from ...spec.errors import MoeplanError
 from ...spec.plan import Plan
+from ...spec.serving import Replicas, ServingPlan
 from .calibrate import CLOSE
 
 
@@ -31,6 +35,28 @@ def of_plan(plan: Plan, measurements: Sequence[ServedTimes]) -> list[ServedTimes
             f"both within {CLOSE:.0%}; measure that, or give a CSV of predictions"
         )
     return found
+
+
+def of_serving_plan(plan: ServingPlan) -> ServedTimes:
+    """What the plan predicts of its load: means over all requests, which replicas share.
+
+    Of a load that says no concurrency it is that of Little's law. Raises MoeplanError where a time is out of range.
+    """
+    ttft = _mean([(r, r.each.ttft_s) for r in plan.replicas if r.role != "decode"])
+    tpot = _mean([(r, r.each.tpot_s) for r in plan.replicas if r.role != "prefill"])
+    load = plan.load
+    in_flight = load.concurrency or max(1, round(min(1e9, plan.requests_per_s * (ttft + tpot * (load.osl - 1)))))
+    times = {"ttft_ms": 1e3 * ttft or None, "tpot_ms": 1e3 * tpot or None}  # none: of one output token no TPOT
+    try:
+        return ServedTimes(isl=load.isl, osl=load.osl, concurrency=in_flight, **times)
+    except ValidationError as error:
+        raise MoeplanError(f"the plan of {load}: {describe(error)}") from None
+
+
+def _mean(found: Sequence[tuple[Replicas, float]]) -> float:
+    """Weighted by shares of the requests."""
+    share = sum(r.share for r, _ in found)
+    return sum(r.share * seconds for r, seconds in found) / share if share else 0.0
 
 
 def _near(a: float, b: float) -> bool:

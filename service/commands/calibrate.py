@@ -6,14 +6,15 @@ from typing import Annotated
 import typer
 
 from ...planner.calibrate.calibrate import calibrate as corrected_by
-from ...planner.calibrate.of_plan import of_plan
+from ...planner.calibrate.of_plan import of_plan, of_serving_plan
 from ...profiler.serving_results import COLUMNS, read_served
 from ...spec.calibration import Calibration, ServedTimes
 from ...spec.claims import replacing
-from ...spec.document import read_text
+from ...spec.document import parse_object, read_text
 from ...spec.errors import MoeplanError
 from ...spec.output import write_atomically
 from ...spec.plan import Plan
+from ...spec.serving import ServingPlan
 from ..console import note, out, print_json, say
 from ..options import output_option
 from ..pages.calibration import factors_text, points_table
@@ -47,7 +48,8 @@ def calibrate(
     """Correct predicted times of a served model by one to four measurements of your own.
 
     Example: `moeplan calibrate predicted.csv --measured bench.json --corrected corrected.csv`
-    Example: `moeplan calibrate others.csv --use calibration.json --corrected corrected.csv`
+
+    With a correction that was made: `moeplan calibrate others.csv --use calibration.json --corrected corrected.csv`
     """
     if use is not None:
         _apply(use, predictions, measured, corrected)
@@ -88,6 +90,9 @@ def _predictions(path: Path, measurements: list[ServedTimes]) -> tuple[list[Serv
     text = read_text(path, Plan.hint())
     if text.lstrip()[:1] != "{":
         return read_served(path), str(path)
+    if parse_object(text, str(path)).get("kind") == ServingPlan.kind:
+        served = ServingPlan.parse(text, str(path))
+        return [of_serving_plan(served)], f"{path} ({served.digest()})"
     plan = Plan.parse(text, str(path))
     return of_plan(plan, measurements), f"{path} ({plan.digest()})"
 

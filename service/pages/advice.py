@@ -7,6 +7,7 @@ from ...planner.units import bytes_text
 from ...spec.advice import Advice, Interval, OptionAdvice
 from .tables import WholeTable
 
+WHOLE = ("slots", "hottest", "gain", "of the step", "pays")  # columns that 80 characters leave as they are
 MAKERS = {"eplb": "EPLB", "moeplan": "moeplan"}
 
 
@@ -30,12 +31,12 @@ def _table(advice: Advice, i: int) -> WholeTable:
         f"{first.phase}, {first.tokens} tokens a step on {advice.devices} devices: experts by number take "
         f"{1e3 * first.seconds_before:.3g} ms, the hottest device has {first.hottest_before:.2f} times the mean"
     )
-    table = WholeTable(title=title, box=box.SIMPLE_HEAD)
-    table.add_column("placement")
+    table = WholeTable(title=title, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("placement", no_wrap=True)
     step = ("of the step",) if first.step_gain else ()
     names = ("slots", "hottest", "gain", "90 %", *step, "single steps", "at most", "moved", "paid back after", "pays")
     for name in names:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name in WHOLE)
     for number, option in enumerate(advice.options):
         found, back = option.phases[i], option.pays_back_steps[i]
         table.add_row(

@@ -8,21 +8,18 @@ from .tables import WholeTable
 
 
 def points_table(found: Calibration) -> WholeTable:
-    """Each point: measured, predicted, corrected."""
+    """Each point: predicted, corrected, measured, a line for each time."""
     table = WholeTable(title="points: predicted, corrected, measured", box=box.SIMPLE_HEAD)
-    for name in ("isl", "osl", "concurrency"):
-        table.add_column(name, justify="right")
-    for name in ("TPOT ms: predicted", "corrected", "measured", "TTFT ms: predicted", "corrected", "measured"):
+    for name in ("isl", "osl", "concurrency", "ms of", "predicted", "corrected", "measured"):
         table.add_column(name, justify="right")
     for point in found.points:
         mended = found.corrected(point.predicted)
-        cells = [
-            _cell(value)
-            for name in ("tpot_ms", "ttft_ms")
-            for value in (getattr(point.predicted, name), getattr(mended, name), getattr(point.measured, name))
-        ]
         m = point.measured
-        table.add_row(str(m.isl), str(m.osl), str(m.concurrency), *cells)
+        load = (str(m.isl), str(m.osl), str(m.concurrency))
+        for name, title in (("tpot_ms", "TPOT"), ("ttft_ms", "TTFT")):
+            cells = [_cell(getattr(times, name)) for times in (point.predicted, mended, m)]
+            table.add_row(*load, title, *cells)
+            load = ("", "", "")
     return table
 
 
