@@ -11,7 +11,7 @@ from moeplan.planner.serving_search.classes import classes_of
 from moeplan.service.app import app
 from moeplan.spec.cluster import MAX_CLUSTER_DEVICES, Cluster
 from moeplan.spec.described import TEMPLATE, Described, parse_device, read_described
-from moeplan.spec.errors import MoeplanError
+from moeplan.spec.errors import MissingCurveError, MoeplanError
 from moeplan.spec.quantities import parse_rate, parse_seconds
 from moeplan.spec.tabled import System
 from moeplan.tests.documents import cluster_body
@@ -177,3 +177,17 @@ def test_the_template_is_a_description(tmp_path: Path) -> None:
     assert path.read_text() == TEMPLATE
     assert run(str(path), "-o", str(tmp_path / "c.json"))[0] == 0
     assert len(Cluster.read(tmp_path / "c.json").devices) == 24
+
+
+def test_a_description_that_was_filled_in_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.yaml"
+    assert [run("--template", str(path))[0] for _ in range(2)] == [0, 0]
+    path.write_text(TEMPLATE.replace("l40s", "a30"))
+    code, said = run("--template", str(path))
+    assert (code, "give another name" in said) == (2, True)
+    assert "a30" in path.read_text()
+
+
+def test_without_measurements_the_workload_that_goes_is_named() -> None:
+    with pytest.raises(MissingCurveError, match="--workload serve:"):
+        made("fast:1x2").kinds[0].operator("gate", {}, "bf16", "m")

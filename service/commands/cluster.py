@@ -10,6 +10,7 @@ import typer
 from ...planner.described import cluster_of, joined
 from ...spec.cluster import Cluster
 from ...spec.described import TEMPLATE, Described, parse_device, read_described
+from ...spec.document import read_text
 from ...spec.errors import MoeplanError
 from ...spec.output import write_atomically
 from ...spec.quantities import parse_rate
@@ -51,6 +52,8 @@ def cluster(
     if template is not None:
         if description is not None or device or add:
             raise MoeplanError("--template: expected alone")
+        if template.is_file() and read_text(template) not in ("", TEMPLATE):
+            raise MoeplanError(f"--template {template}: it is there already and was changed; give another name")
         write_atomically(template, lambda file: file.write(TEMPLATE.encode()))
         say(f"wrote {template}; `moeplan cluster {template}` makes a cluster of it")
         return

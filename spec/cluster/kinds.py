@@ -17,6 +17,10 @@ MAX_DEVICES = 4096
 """Of a plan or placement."""
 MAX_CLUSTER_DEVICES = 16384
 """Of a cluster: what is served by whole classes of devices may be larger than what is placed device by device."""
+TABLED_REMEDY = (
+    "it is a GPU of measured tables, which are for `moeplan solve --workload serve:isl=1024,osl=512` and "
+    "`moeplan advise --device`"
+)
 Threads = Annotated[int, Field(ge=1, le=4096)]
 CpuShare = Annotated[float, Field(ge=1e-6, le=4096)]
 Bytes = Annotated[int, Field(ge=1, le=2**60)]
@@ -145,13 +149,15 @@ class DeviceKind(Part):
         """The curve of an operator.
 
         Without one MissingCurveError names ``device`` (else the kind) and what to measure for ``model``, or another
-        ``remedy``.
+        ``remedy``; of a GPU that only tables know, what these are for.
         """
         found = self.find(operator, shape, dtype)
         if found is not None:
             return found
         wanted = ", ".join(f"{name} {value}" for name, value in shape.items())
         where = f"devices of kind {self.name}" if device is None else f"device {device}"
+        if self.tabled is not None:
+            remedy = TABLED_REMEDY
         raise MissingCurveError(
             f"the cluster has no {operator} curve ({wanted}, {dtype}) for {where}: "
             + (remedy or f"measure it with `moeplan profile --model {shlex.quote(model)} --dtype {dtype}`")
