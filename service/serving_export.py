@@ -11,9 +11,11 @@ from ..spec.engines import engine_name
 from ..spec.errors import DocumentError, MoeplanError
 from ..spec.output import check_output, write_atomically
 from ..spec.serving import ServingPlan
+from ..spec.texts import show
 from .console import note, print_json, say
 
 SCRIPT = "start.sh"
+HEAD = "# Not to be run as a whole: start each command on its own GPUs, in the folder of this file.\n"
 
 
 def is_serving_plan(path: Path) -> bool:
@@ -28,10 +30,10 @@ def export_serving(plan: ServingPlan, to: str | None, model: str | None, output:
     """Print the commands; write them and their files into a folder where one is given. Raises MoeplanError."""
     if to is not None and engine_name(to) != plan.engine:
         raise MoeplanError(f"--to {to}: the plan is for {plan.engine}; `moeplan solve --engine {to}` makes one for it")
-    found = starts(plan, model or plan.asked or plan.model)
+    found = starts(plan, _loaded(plan, model))
     files = {name: text for start in found for name, text in start.files.items()}
     if output is not None:
-        files[SCRIPT] = "".join(f"# {start.count} x {start.what}\n{_line(start)}\n" for start in found)
+        files[SCRIPT] = HEAD + "".join(f"# {start.count} x {start.what}\n{_line(start)}\n" for start in found)
     elif files:
         output = Path(plan.engine)
     paths = {name: output / name for name in files} if output is not None else {}
@@ -60,6 +62,16 @@ def export_serving(plan: ServingPlan, to: str | None, model: str | None, output:
             note(known)
     for path in paths.values():
         say(f"wrote {path}")
+
+
+def _loaded(plan: ServingPlan, model: str | None) -> str:
+    """What the engine is given as model. Raises MoeplanError where the engine would take it for an option."""
+    name = model or plan.asked or plan.model
+    if name.startswith("-") or not name.isprintable():
+        raise MoeplanError(f"model {show(name)}: expected a name or folder that the engine loads: give it with --model")
+    if model is None and not Path(name).is_dir():
+        note(f"engines may not know {name}: give what they load with --model, such as OWNER/NAME or a folder")
+    return name
 
 
 def _line(start: Start) -> str:

@@ -15,11 +15,11 @@ ENGINES = ("vllm", "sglang", "tensorrt-llm")
 class ServingDegrees(Part):
     """Of one engine; ``moe_tp * moe_ep = tp * dp`` GPUs make a stage."""
 
-    tp: int = Field(ge=1, description="ranks over which one group divides attention")
-    dp: int = Field(ge=1, description="data-parallel groups of attention")
-    moe_tp: int = Field(ge=1, description="ranks over which an expert is divided")
-    moe_ep: int = Field(ge=1, description="groups that hold different experts")
-    pp: int = Field(ge=1, description="stages")
+    tp: int = Field(ge=1, le=MAX_CLUSTER_DEVICES, description="ranks over which one group divides attention")
+    dp: int = Field(ge=1, le=MAX_CLUSTER_DEVICES, description="data-parallel groups of attention")
+    moe_tp: int = Field(ge=1, le=MAX_CLUSTER_DEVICES, description="ranks over which an expert is divided")
+    moe_ep: int = Field(ge=1, le=MAX_CLUSTER_DEVICES, description="groups that hold different experts")
+    pp: int = Field(ge=1, le=MAX_CLUSTER_DEVICES, description="stages")
 
 
 class StageMemory(Part):
@@ -59,7 +59,7 @@ class Replicas(Part):
     """Replicas of one form. Of a prefill worker TPOT, of a decode worker TTFT is 0."""
 
     role: Literal["both", "prefill", "decode"] = "both"
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=MAX_CLUSTER_DEVICES)
     degrees: ServingDegrees
     stages: tuple[ServingStage, ...] = Field(min_length=1)
     concurrency: int = Field(ge=1, description="requests in flight on each")

@@ -1,5 +1,6 @@
 """The search for how to serve: against all splits and all counts, and that nothing is proposed which does not fit."""
 
+import json
 from itertools import combinations, pairwise, product
 
 import numpy as np
@@ -18,9 +19,10 @@ from moeplan.planner.serving_search.offers import Offering, counts_of
 from moeplan.planner.serving_search.plan import Predictor, plan_serving
 from moeplan.planner.serving_search.rules import RULES, Shape, broken
 from moeplan.planner.serving_search.search import Limits, choose
+from moeplan.service.serving_export import export_serving
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.described import Described, Hosts
-from moeplan.spec.errors import InfeasibleError, MoeplanError
+from moeplan.spec.errors import DocumentError, InfeasibleError, MoeplanError
 from moeplan.spec.serving import ServingPlan
 from moeplan.spec.serving_load import ServingLoad, parse_load
 from moeplan.spec.tabled import System
@@ -238,6 +240,34 @@ def test_commands_start_what_was_planned() -> None:
             assert asked == (r.degrees.tp if engine == "vllm" else r.degrees.tp * r.degrees.dp)
             assert start.count == r.count
             assert "some/model" in words
+
+
+def test_a_script_holds_no_line_that_a_name_put_there(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    """A plan may come from somebody else."""
+    found = plan("serve:isl=1024,osl=512,concurrency=8", ("fast", 1, 2), engine="vllm")
+    (replicas,) = found.replicas
+    stage = replicas.stages[0].model_copy(update={"kind": "x\ntouch y\n#"})
+    bad = found.model_copy(update={"replicas": (replicas.model_copy(update={"stages": (stage,)}),)})
+    export_serving(bad, None, "m", tmp_path, False)
+    lines = (tmp_path / "start.sh").read_text().splitlines()
+    assert [line for line in lines if not line.startswith(("#", "vllm serve m "))] == []
+    assert "touch y" in lines[1]
+    assert "engines may not know" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--trust-remote-code", "a\nb"])
+def test_a_model_that_would_be_an_option(tmp_path, name: str) -> None:  # type: ignore[no-untyped-def]
+    found = plan("serve:isl=1024,osl=512,concurrency=8", ("fast", 1, 2), engine="vllm")
+    with pytest.raises(MoeplanError, match="give it with --model"):
+        export_serving(found.model_copy(update={"asked": name}), None, None, tmp_path / "start", False)
+    assert not (tmp_path / "start").exists()
+
+
+def test_sizes_beyond_any_cluster_are_refused() -> None:
+    found = plan("serve:isl=1024,osl=512,concurrency=8", ("fast", 1, 2)).model_dump(mode="json")
+    found["replicas"][0]["count"] = 10**30
+    with pytest.raises(DocumentError, match=r"replicas\[0\].count"):
+        ServingPlan.parse(json.dumps({"kind": ServingPlan.kind, "version": 1} | found), "p")
 
 
 def test_an_uneven_pipeline_says_its_layers() -> None:

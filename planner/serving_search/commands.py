@@ -85,7 +85,9 @@ def _hosts(replicas: Replicas) -> int:
 
 
 def _what(replicas: Replicas) -> str:
+    """One printable line: it becomes a comment of a script, and kinds are named by a file."""
     on = " | ".join(f"{stage.gpus} x {stage.kind}, {stage.layers} layers" for stage in replicas.stages)
+    on = "".join(c if c.isprintable() else "?" for c in on)
     return on if replicas.role == "both" else f"{replicas.role} worker, {on}"
 
 
@@ -104,7 +106,8 @@ def _common_notes(plan: ServingPlan, replicas: Replicas, hosts: int) -> list[str
     if len({stage.kind for stage in replicas.stages}) > 1:
         notes.append("stages stand on different GPUs: give the engine the devices in this order")
     if replicas.share < 0.995:
-        notes.append(f"the router sends {replicas.share:.0%} of the requests to these {replicas.count} replicas")
+        them = f"these {replicas.count} replicas" if replicas.count > 1 else "this replica"
+        notes.append(f"the router sends {replicas.share:.0%} of the requests to {them}")
     return notes
 
 
