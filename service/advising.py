@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..planner.place.fleet import even_fleet
+from ..spec.engines import engine_name
 from ..spec.errors import MoeplanError
 
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ def of_tables(
     """Of a GPU type; its own links: between hosts where the experts do not fit one."""
     from ..planner.advise.measured import kernel_table
     from ..planner.advise.timing import TableTimer
+    from ..planner.serving.lookup import TABLES
     from ..profiler.silicon.audited import open_tables
 
+    engine = TABLES.get(engine_name(engine), engine)
     tables, count = open_tables(folder), ep or DEVICES
     sheet = tables.system(device)
     timer = TableTimer(kernel_table(tables, device, engine, model, number_format), count)

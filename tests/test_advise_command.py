@@ -51,7 +51,7 @@ QUICK = (*GPU, "--placement", "eplb")
 
 def test_it_answers_for_both_phases_and_writes_it(moeplan):
     pytest.importorskip("aiconfigurator_core")
-    code, out, _ = moeplan(*GPU, "--step-ms", "5")
+    code, out, _ = moeplan(*GPU, "--engine", "tensorrt-llm", "--step-ms", "5")
     assert code == 0
     found = Advice.read("advice.json")
     assert found.phases == ("prefill", "decode")

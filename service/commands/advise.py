@@ -31,7 +31,7 @@ def advise(
         str | None,
         typer.Option(help="Type of GPU with measured tables, such as h200_sxm; `moeplan systems` lists them."),
     ] = None,
-    engine: Annotated[str, typer.Option(help="Whose kernels: trtllm, sglang or vllm.")] = "trtllm",
+    engine: Annotated[str, typer.Option(help="Whose kernels: tensorrt-llm (trtllm), sglang or vllm.")] = "trtllm",
     tables: Annotated[
         Path | None, typer.Option(help="Folder of measured tables; by default those of the extra `silicon`.")
     ] = None,
