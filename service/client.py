@@ -195,7 +195,7 @@ class Client:
 
     def jobs(self) -> list[dict[str, Any]]:
         """The latest jobs of the service, as its ``/v1/jobs`` tells them."""
-        found: list[dict[str, Any]] = self.connection.get("/v1/jobs")["jobs"]
+        found: list[dict[str, Any]] = self.connection.get("/v1/jobs", "jobs")["jobs"]
         return found
 
     def cancel(self, job: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PIECE = 2**20
 MAX_ANSWER = 256 * 2**20
+JOB = ("id", "state", "progress", "result", "error")  # what is read of a job
 AGAIN = (429, 503)  # statuses after which the same request may succeed
 FIRST = 3.0  # seconds for which a service is waited for that has not answered before
 PAUSE = 0.5  # seconds between looks at a job, and before a request is tried again
@@ -48,8 +49,9 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, path: str, **query: Any) -> Any:
-        return self._request("GET", path, params=query).json()
+    def get(self, path: str, *needed: str) -> dict[str, Any]:
+        """An answer that is an object with these fields."""
+        return self._object(self._request("GET", path), *needed)
 
     # Documents
 
@@ -58,8 +60,7 @@ class Connection:
         digest = hashlib.sha256(content).hexdigest()
         if self._known(digest):
             return digest
-        sent: str = self._request("POST", f"/v1/{collection}", params={"name": name}, content=content).json()["digest"]
-        return sent
+        return self._sent(self._request("POST", f"/v1/{collection}", params={"name": name}, content=content))
 
     def send_file(self, collection: str, path: Path) -> str:
         """The same of a file, which is not read into memory as a whole."""
@@ -68,8 +69,10 @@ class Connection:
         if self._known(digest):
             return digest
         given: dict[str, Any] = {"params": {"name": path.name}, "headers": {"Content-Length": str(path.stat().st_size)}}
-        sent: str = self._request("POST", f"/v1/{collection}", content=lambda: _pieces(path), **given).json()["digest"]
-        return sent
+        return self._sent(self._request("POST", f"/v1/{collection}", content=lambda: _pieces(path), **given))
+
+    def _sent(self, answer: "httpx.Response") -> str:
+        return str(self._object(answer, "digest")["digest"])
 
     def _known(self, digest: str) -> bool:
         return self._request("HEAD", f"/v1/documents/{digest}", missing=True).status_code == 200
@@ -77,19 +80,17 @@ class Connection:
     # Jobs
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        job: dict[str, Any] = self._request("POST", "/v1/jobs", json=question).json()
-        return job
+        return self._object(self._request("POST", "/v1/jobs", json=question), *JOB)
 
     def cancel(self, job: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._request("DELETE", f"/v1/jobs/{job}").json()
-        return found
+        return self._object(self._request("DELETE", f"/v1/jobs/{job}"), *JOB)
 
     def follow(self, job: str, on_event: Callable[[dict[str, Any]], None] | None, stop: Event | None) -> dict[str, Any]:
         """The job once it is over; on_event hears of its progress. stop, or Ctrl-C, asks for the best found so far."""
         stopped, told = False, -1
         while True:
             try:
-                found: dict[str, Any] = self.get(f"/v1/jobs/{job}")
+                found = self.get(f"/v1/jobs/{job}", *JOB)
                 if on_event is not None and found["progress"] and found["progress"] != told:
                     told = found["progress"]
                     on_event({name: value for name, value in told.items() if name != "points"})
@@ -114,16 +115,31 @@ class Connection:
             self.get(f"/v1/jobs/{job}")  # it has ended meanwhile; any other trouble is told here
 
     def result(self, job: str) -> str:
-        with self._http.stream("GET", f"/v1/jobs/{job}/result") as answer:
-            content = bytearray()
+        """The answer, whole; fetched again where the service is lost on the way."""
+        import httpx
+
+        until = self._until()
+        while True:
+            try:
+                status, text = self._fetched(f"/v1/jobs/{job}/result")
+            except httpx.HTTPError as error:
+                self._wait(until, error)
+                continue
+            if status in AGAIN and time.monotonic() + PAUSE < until:
+                time.sleep(PAUSE)
+                continue
+            if status != 200:
+                raise MoeplanError(_line(text, status))
+            return text
+
+    def _fetched(self, path: str) -> tuple[int, str]:
+        content = bytearray()
+        with self._http.stream("GET", path) as answer:
             for piece in answer.iter_bytes():
                 content += piece
                 if len(content) > MAX_ANSWER:
                     raise MoeplanError(f"{self.url}: an answer of more than {MAX_ANSWER >> 20} MiB, refused")
-        text = content.decode(errors="replace")
-        if answer.status_code != 200:
-            raise MoeplanError(_line(text, answer.status_code))
-        return text
+        return answer.status_code, content.decode(errors="replace")
 
     def _request(
         self, method: str, path: str, *, missing: bool = False, content: Any = None, **rest: Any
@@ -134,16 +150,13 @@ class Connection:
         """
         import httpx
 
-        until = time.monotonic() + (self.patience if self._met else min(self.patience, FIRST))
+        until = self._until()
         while True:
             try:
                 body = content() if callable(content) else content
                 answer = self._http.request(method, path, content=body, **rest)
             except httpx.HTTPError as error:
-                if time.monotonic() + PAUSE > until:
-                    reason = str(error) or type(error).__name__
-                    raise MoeplanError(f"{self.url}: does not answer ({reason}); is `moeplan serve` running?") from None
-                time.sleep(PAUSE)
+                self._wait(until, error)
                 continue
             self._met = True
             if answer.status_code in AGAIN and time.monotonic() + PAUSE < until:
@@ -152,6 +165,27 @@ class Connection:
             if answer.is_success or (missing and answer.status_code == 404):
                 return answer
             raise MoeplanError(_line(answer.text, answer.status_code))
+
+    def _until(self) -> float:
+        """When to give up a service that does not answer from now on."""
+        return time.monotonic() + (self.patience if self._met else min(self.patience, FIRST))
+
+    def _wait(self, until: float, error: Exception) -> None:
+        """Before the next try. Raises MoeplanError where it is too late for one."""
+        if time.monotonic() + PAUSE > until:
+            reason = str(error) or type(error).__name__
+            raise MoeplanError(f"{self.url}: does not answer ({reason}); is `moeplan serve` running?") from None
+        time.sleep(PAUSE)
+
+    def _object(self, answer: "httpx.Response", *needed: str) -> dict[str, Any]:
+        """The answer's JSON. Raises MoeplanError where something else than moeplan answers at this URL."""
+        try:
+            found = answer.json()
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not all(name in found for name in needed):
+            raise MoeplanError(f"{self.url}: something answers there that is no moeplan service: check the URL")
+        return found
 
 
 def _line(text: str, status: int) -> str:

@@ -99,7 +99,7 @@ def restore(folder: Path, recordings: Path, kind: str | None, rules: Rules, give
     path = folder / STATE
     if not path.exists():
         return None
-    arrays = read_npz(path, MAX_STATE_BYTES)
+    arrays = read_npz(path, MAX_STATE_BYTES, hint=f": {MISFIT}")
     facts = _facts(arrays.pop("facts", None), str(path))
     placement = Placement.parse(facts["placement"], f"{path}: placement")
     if given is not None and given.digest() not in (facts["first"], placement.digest()):

@@ -13,11 +13,11 @@ _SIZES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_bytes(text: str) -> int:
-    """``8GiB``, ``512M``, ``1.5g`` or plain bytes; powers of 1,024."""
+def parse_bytes(text: str, name: str = "size") -> int:
+    """``8GiB``, ``512M``, ``1.5g`` or plain bytes; powers of 1,024; ``name`` says in errors what it is."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if not match or float(match[1]) == 0:
-        raise MoeplanError(f"size {text!r}: expected a positive number with K, M, G or T, such as 8GiB")
+        raise MoeplanError(f"{name} {text!r}: expected a positive number with K, M, G or T, such as 8GiB")
     return int(float(match[1]) * _SIZES[match[2]])
 
 

@@ -179,6 +179,14 @@ def test_what_cannot_be_asked(client: httpx.Client, sent: str, changes: dict, st
     assert said in error(client.post("/v1/jobs", json=question(sent) | changes), status)
 
 
+def test_what_is_no_question_is_said_plainly(client: httpx.Client) -> None:
+    assert (
+        error(client.post("/v1/jobs", json={}), 422) == "kind: missing; expected one of place, solve, explain, export"
+    )
+    said = error(client.post("/v1/jobs", content=b"nul", headers={"Content-Type": "application/json"}), 422)
+    assert said == "body: not JSON (Expecting value)"
+
+
 def test_what_the_planner_refuses_is_the_jobs_error(client: httpx.Client, sent: str) -> None:
     job = finished(client, client.post("/v1/jobs", json=question(sent, slots=3)).json()["id"])
     assert (job["state"], job["result"]) == ("failed", None)
@@ -268,6 +276,10 @@ def test_settings_that_are_not_safe_are_refused(tmp_path: Path, monkeypatch: pyt
         Settings("mysql://x").check()
     with pytest.raises(MoeplanError, match="--documents"):
         Settings("postgresql+psycopg://x/y").check()
+    with pytest.raises(MoeplanError, match="--store is empty: name a folder, or leave it out"):
+        Settings("").check()
+    with pytest.raises(MoeplanError, match="--documents is empty"):
+        Settings(str(tmp_path), documents="").check()
     Settings(str(tmp_path), host="0.0.0.0", token=TOKEN).check()
     assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::", "10.0.0.1", "x.y")] == [
         *[True] * 3,

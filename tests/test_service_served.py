@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Thread, Timer
 
 import httpx
 import pytest
@@ -113,6 +114,50 @@ def test_a_wrong_server_is_one_line(tmp_path: Path) -> None:
                 client.jobs()
 
 
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """The URL of a server that gives these bytes, one for each connection, and closes it; the last again and again."""
+
+    def answer(listener: socket.socket) -> None:
+        left = list(answers)
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(ConnectionError):  # a client need not read to the end
+                    connection.recv(2**16)
+                    connection.sendall(left.pop(0) if len(left) > 1 else left[0])
+                    connection.shutdown(socket.SHUT_WR)
+                    connection.recv(2**16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=answer, args=(listener,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+
+
+def whole(body: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b"{}", b'"jobs"', b"\xff", b"[" * 100_000])
+def test_a_server_that_is_not_moeplan_is_one_line(trace: Path, body: bytes) -> None:
+    with answering(whole(body)) as url, Client(url, patience=1) as client:
+        for call in (client.jobs, lambda: client.cancel("0"), lambda: client.place(trace, devices=2)):
+            with pytest.raises(MoeplanError, match=r"^http://\S+: something answers there that is no moeplan service"):
+                call()
+
+
+def test_an_answer_that_is_cut_is_fetched_again() -> None:
+    answer = whole(b'{"kind": "place"}')
+    with answering(answer[:-5], answer) as url, Client(url, patience=20) as client:
+        assert client.connection.result("0") == '{"kind": "place"}'
+    cut = pytest.raises(MoeplanError, match=r"does not answer \(peer closed connection")
+    with answering(answer[:-5]) as url, Client(url, patience=1) as client, cut:
+        client.connection.result("0")
+
+
 def test_a_search_that_is_stopped_keeps_the_best_found(service: Served, large: Path) -> None:
     stop = Event()
     with Client(service.url) as client:
@@ -183,11 +228,17 @@ def test_killed_at_random_moments_on_postgresql(trace: Path, tmp_path: Path) -> 
 
 def test_what_it_cannot_start_with_is_one_line(service: Served, tmp_path: Path) -> None:
     port = service.url.rpartition(":")[2]
+    foreign = tmp_path / "foreign"
+    foreign.mkdir(mode=0o700)
+    (foreign / "jobs.sqlite").write_text("no database")
     for words, said in (
         (("--port", port), "cannot be had (Address already in use)"),
         (("--host", "0.0.0.0"), "a token is needed"),
         (("--store", "mysql://x"), "expected a folder, or postgresql+psycopg://"),
         (("--store", "/proc/nothing"), "cannot be used as a store"),
+        (("--store", "/dev/null"), "it is no folder"),
+        (("--store", ""), "--store is empty"),
+        (("--store", foreign), "(file is not a database): restore it, or name another --store"),
         (("--token-file", "nothing"), "nothing: no such file"),
     ):
         done = command("serve", "--store", tmp_path / "jobs", "--port", 0, *words, cwd=tmp_path)

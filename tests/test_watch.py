@@ -242,9 +242,10 @@ def test_ctrl_c_ends_it_with_the_state_kept(moeplan: Run) -> None:
         (("--placement", "place.json", "--engine", "sglang"), "--engine sglang needs --model"),
         ((*USUAL, "--engine", "megatron"), "its recordings are not followed; expected one of"),
         ((*USUAL, "--engine", "sgalng"), "unknown; nearest: sglang"),
-        ((*USUAL, "--interval", "soon"), "--interval soon: expected a time above 0"),
-        ((*USUAL, "--horizon", "0"), "--horizon 0: expected a time above 0"),
-        ((*USUAL, "--link-rate", "fast"), "size 'fast': expected a positive number"),
+        ((*USUAL, "--interval", "soon"), "--interval 'soon': expected a duration above 0"),
+        ((*USUAL, "--horizon", "0"), "--horizon '0': expected a duration above 0"),
+        ((*USUAL, "--link-rate", "fast"), "--link-rate 'fast': expected a positive number"),
+        (("--devices", 3, "--model", "model.json"), "--devices 3: 8 experts do not divide over them"),
         (("--placement", "none.json", "--once"), "none.json: no such file"),
         (("--placement", "place.json", "--model", "mixtral", "--once"), "32 layers with experts, the placement has 2"),
     ],
@@ -271,6 +272,7 @@ def test_a_state_of_something_else_is_refused(moeplan: Run) -> None:
         code, _, err = moeplan(*USUAL)
         assert code == 2
         assert err.startswith("error: watch/state.npz")
+        assert "remove the folder to begin anew" in err
     np.savez(state, facts=np.frombuffer(b'{"version": 1}', np.uint8))
     code, _, err = moeplan(*USUAL)
     assert code == 2
@@ -279,6 +281,18 @@ def test_a_state_of_something_else_is_refused(moeplan: Run) -> None:
 
 def test_a_folder_of_recordings_that_is_missing_is_one_line(moeplan: Run) -> None:
     Path("recordings").rmdir()
-    code, _, err = moeplan(*USUAL)
-    assert code == 2
-    assert "recordings': cannot be read (No such file or directory)" in err
+    for _ in range(2):
+        code, _, err = moeplan(*USUAL)
+        assert code == 2
+        assert err.startswith("error: ")
+        assert "recordings': no such folder; name the one that the engine's recorder writes to" in err
+        assert not Path("watch").exists()
+        Path("recordings").unlink(missing_ok=True)
+        Path("recordings").write_text("a file")
+
+
+def test_a_look_that_finds_nothing_says_so(moeplan: Run) -> None:
+    assert "recordings: holds no recording that has not been read" in moeplan(*USUAL)[2]
+    record(0, HOT, 2)
+    assert "has not been read" not in moeplan(*USUAL)[2]
+    assert "has not been read" in moeplan(*USUAL)[2]

@@ -39,6 +39,7 @@ def explain(
     """Say why: what limits a placement, its hottest devices, what crosses, what one more slot would buy; or a cluster.
 
     Example: `moeplan explain place.json --picture place.png`
+
     Example: `moeplan explain cluster.json --group 0-7 --picture topology.png`
     """
     text = read_text(document, Placement.hint())  # once: a pipe is empty then

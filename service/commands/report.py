@@ -49,6 +49,7 @@ def report(
     """Draw a plan or a placement in one HTML file, which needs no network and no moeplan: to look at and to send.
 
     Example: `moeplan report place.json --trace trace.npz -o report.html`
+
     Example: `moeplan report plan.json report.json --cluster cluster.json`
     """
     check_service(*DRAWN)

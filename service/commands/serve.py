@@ -50,7 +50,7 @@ def serve(
     from ..http.serve import serve as listen
     from ..jobs.settings import Settings, default_store, read_token
 
-    place = store or str(default_store())
+    place = str(default_store()) if store is None else store
     settings = Settings(place, documents, host, port, workers, read_token(token_file), patience=patience)
     settings.check()
     log_lines()
@@ -58,7 +58,7 @@ def serve(
     def started(url: str) -> None:
         say(f"serving at {url}; jobs in {shown(place)}; Ctrl-C ends it, and the next start goes on")
 
-    listen(settings, started, _ray_pool(ray) if ray else None)
+    listen(settings, started, _ray_pool(ray) if ray is not None else None)
     note("ended; jobs that wait or ran go on at the next start")
 
 

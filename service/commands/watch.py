@@ -13,6 +13,7 @@ from ...planner.rebalance.document import expert_bytes, linear_start
 from ...planner.rebalance.watcher import Rules, Watcher
 from ...spec.catalogue import load_model
 from ...spec.cluster import MAX_DEVICES
+from ...spec.document import show
 from ...spec.errors import MoeplanError
 from ...spec.placement import Placement
 from ...spec.quantities import parse_bytes, parse_seconds
@@ -82,6 +83,10 @@ def watch(
     from ..watch_folder import owned, restore, save, tell
     from ..watching import Watching, move_seconds
 
+    if not recordings.is_dir():
+        raise MoeplanError(
+            f"{show(str(recordings))}: no such folder; name the one that the engine's recorder writes to"
+        )
     named = load_model(model) if model else None
     target = _engine(engine, named)
     seconds = {"--interval": interval, "--window": window, "--horizon": horizon, "--pause": pause}
@@ -105,6 +110,8 @@ def watch(
             _show(look, watching, as_json)
             if stop.is_set() or (once and looks and not look.read):
                 break
+            if once and not looks and not look.read and not watching.saved.follower.waiting:
+                note(f"{recordings}: holds no recording that has not been read")
             looks += 1
             if stop.wait(min(SETTLE, wait) if once or looks == 1 else wait):
                 break
@@ -136,6 +143,11 @@ def _start(path: Path | None, model: "Model | None", devices: int | None, hosts:
         return None
     if model is None:
         raise MoeplanError("--devices needs --model: it says how many layers and experts there are")
+    moe = model.moe_block().moe
+    if moe is not None and moe.num_experts % devices:
+        raise MoeplanError(
+            f"--devices {devices}: {moe.num_experts} experts do not divide over them; give --placement instead"
+        )
     return linear_start(model, devices, hosts or 1)
 
 
@@ -152,7 +164,7 @@ def _begin(recordings: Path, kind: str | None, rules: Rules, start: Placement | 
 def _rate(text: str | None, cluster: Path | None) -> float:
     """Bytes a second."""
     if cluster is None:
-        return float(parse_bytes(text or LINK_RATE))
+        return float(parse_bytes(LINK_RATE if text is None else text, "--link-rate"))
     if text is not None:
         raise MoeplanError("--link-rate does not go with --cluster: its links were measured")
     from ...spec.cluster import Cluster

@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,8 +13,10 @@ from starlette.responses import JSONResponse
 from ...spec.document import show
 from ...spec.errors import MoeplanError
 from ..cli import MAX_MESSAGE
+from ..jobs.requests import Request as Question
 
 log = logging.getLogger("moeplan.http")
+KINDS = ", ".join(kind.model_fields["kind"].default for kind in get_args(get_args(Question)[0]))
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 WAIT = {429: "5", 503: "5"}  # seconds until a client should try again
 
@@ -83,6 +85,10 @@ def _line(error: RequestValidationError) -> str:
     """The first broken rule: field, rule, value."""
     errors = error.errors()
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return f"body: not JSON ({first.get('ctx', {}).get('error', 'cannot be read')})"
+    if first["type"] == "union_tag_not_found":
+        return f"kind: missing; expected one of {KINDS}"
     where = ".".join(str(step) for step in first["loc"] if step not in ("body", "query", "path")) or "body"
     got = "" if first.get("input") is None or isinstance(first["input"], dict) else f" (got {show(first['input'])})"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

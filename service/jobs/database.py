@@ -15,6 +15,7 @@ from .errors import UnavailableError
 LOCK_WAIT = 20.0  # seconds that a writer waits for another
 CONNECTIONS = 20
 MIGRATION_LOCK = 0x6D6F65706C616E  # of PostgreSQL's advisory locks, one for all services on a database
+DAMAGED = ("file is not a database", "disk image is malformed")  # what SQLite says of a file that waiting does not mend
 POSTGRESQL = "postgresql+psycopg"
 
 
@@ -98,4 +99,8 @@ def _answering() -> Iterator[None]:
         raise
     except (DBAPIError, TimeoutError) as error:
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        if any(words in reason for words in DAMAGED):
+            raise UnavailableError(
+                f"the store's jobs.sqlite cannot be used ({reason}): restore it, or name another --store"
+            ) from error
         raise UnavailableError(f"the store's database does not answer ({reason}); try again later") from error

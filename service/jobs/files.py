@@ -113,6 +113,8 @@ def private(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_private(folder)
+    except FileExistsError:
+        raise MoeplanError(f"{folder}: cannot be used as a store (it is no folder): name a folder") from None
     except ExposedError as error:
         raise MoeplanError(f"{str(error).partition(': ')[0]}: the store must be yours alone (chmod go-w)") from None
     except OSError as error:

@@ -41,6 +41,9 @@ class Settings:
 
     def check(self) -> None:
         """Raises MoeplanError for settings that do not go together."""
+        if not self.store or self.documents == "":
+            empty = "--documents" if self.store else "--store"
+            raise MoeplanError(f"{empty} is empty: name a folder, or leave it out")
         if not self.loopback and not self.token:
             raise MoeplanError(
                 f"--host {self.host}: others can reach this address, so a token is needed: --token-file FILE, or "
