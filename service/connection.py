@@ -33,9 +33,10 @@ class Connection:
 
         try:
             parsed = httpx.URL(url)
-        except (httpx.InvalidURL, TypeError):
+            parsed.host.encode("idna")  # as it is looked up
+        except (httpx.InvalidURL, TypeError, UnicodeError):
             parsed = httpx.URL("")
-        if parsed.scheme not in ("http", "https") or not parsed.host:
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.fragment:
             raise MoeplanError(f"server {show(url)}: expected a URL such as http://127.0.0.1:8321")
         token = token or os.environ.get("MOEPLAN_TOKEN") or None
         self._met = False  # whether it has answered before

@@ -109,6 +109,10 @@ def test_a_wrong_server_is_one_line(tmp_path: Path) -> None:
             (nobody, "does not answer"),
             ("ftp://x", "expected a URL"),
             ("", "expected a URL"),
+            ("http://..", "expected a URL"),
+            (f"http://{'a' * 64}.example", "expected a URL"),
+            ("http://127.0.0.1:1?x", "expected a URL"),
+            ("http://[::1", "expected a URL"),
         ):
             with pytest.raises(MoeplanError, match=said), Client(url, patience=0.1) as client:
                 client.jobs()
