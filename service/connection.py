@@ -195,6 +195,8 @@ def _line(text: str, status: int) -> str:
         said = json.loads(text)["error"]
     except (ValueError, KeyError, TypeError):
         said = f"the server answered with status {status}: it may be no moeplan service"
+    if (status, said) == (404, "Not Found"):
+        return "the server has nothing there: check the URL, which ends in the port where no proxy adds a path"
     return f"{said} (--token-file, or MOEPLAN_TOKEN)" if status == 401 else str(said)
 
 

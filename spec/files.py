@@ -68,17 +68,17 @@ def read_bytes(path: str | Path, limit: int = MAX_DOCUMENT_BYTES, hint: str = ""
 
 
 def read_text(path: str | Path, hint: str = "", limit: int = MAX_DOCUMENT_BYTES) -> str:
-    """A regular file of UTF-8 text of at most ``limit`` bytes; ``hint`` says where a missing one comes from."""
+    """A regular file of UTF-8 text of at most ``limit`` bytes; ``hint`` says where a right one comes from."""
     try:
         return read_bytes(path, limit, hint).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, error, hint) from None
 
 
-def _unreadable(path: str | Path, error: OSError | ValueError) -> DocumentError:
+def _unreadable(path: str | Path, error: OSError | ValueError, hint: str = "") -> DocumentError:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     what = "as UTF-8 text " if isinstance(error, UnicodeDecodeError) else ""
-    return DocumentError(f"{str(path)!r}: cannot be read {what}({reason})")
+    return DocumentError(f"{str(path)!r}: cannot be read {what}({reason}){hint}")
 
 
 def _too_large(path: str | Path, limit: int) -> DocumentError:

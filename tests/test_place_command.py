@@ -93,7 +93,7 @@ def test_out_of_time_is_marked(moeplan, slots):
     random_trace(0, 24, 128, 400).write("t.npz")
     code, out, _ = moeplan(*USUAL, *(("--slots", slots) if slots else ()))
     assert code == 0
-    assert "The time limit ended the search; a longer --time-limit may help." in " ".join(out.split())
+    assert "The search was ended early; a longer --time-limit may help." in " ".join(out.split())
     assert "ms: predicted" not in " ".join(out.split())  # no such column without a cluster
     assert Placement.read("place.json").solver.status == "time_limit"
 

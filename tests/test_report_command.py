@@ -153,7 +153,7 @@ def test_a_front_that_place_printed(files: dict[str, Path], tmp_path: Path) -> N
         (("plan", "plan"), "kind: expected 'moeplan.report'"),
         (("place", "--against", "plan"), "kind: expected 'moeplan.placement'"),
         (("place", "--cluster", "trace"), "cannot be read as UTF-8"),
-        (("trace",), "cannot be read as UTF-8"),
+        (("trace",), "make one with `moeplan place`"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

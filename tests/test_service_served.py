@@ -162,6 +162,14 @@ def test_an_answer_that_is_cut_is_fetched_again() -> None:
         client.connection.result("0")
 
 
+def test_a_path_that_a_service_does_not_have_is_one_line(service: Served) -> None:
+    with (
+        pytest.raises(MoeplanError, match="check the URL, which ends in the port"),
+        Client(f"{service.url}/x") as client,
+    ):
+        client.jobs()
+
+
 def test_a_search_that_is_stopped_keeps_the_best_found(service: Served, large: Path) -> None:
     stop = Event()
     with Client(service.url) as client:

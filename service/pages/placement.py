@@ -58,7 +58,7 @@ def verdict(placement: Placement) -> str:
     by = f" by {s.found_by}" if s.found_by else ""
     over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
     cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
-    early = " The time limit ended the search; a longer --time-limit may help." if s.status == "time_limit" else ""
+    early = " The search was ended early; a longer --time-limit may help." if s.status == "time_limit" else ""
     moved = ""
     if placement.moves is not None:
         size = "" if placement.moves.bytes is None else f" ({bytes_text(placement.moves.bytes)})"
