@@ -265,3 +265,12 @@ def test_without_its_packages_it_says_which_extra(monkeypatch: pytest.MonkeyPatc
         extra.check_service(*extra.NEEDED)
     with pytest.raises(MoeplanError, match=r"httpx is not installed"):
         Client()
+
+
+def test_to_ask_a_service_httpx_is_enough(tmp_path: Path) -> None:
+    """Where only it is installed, as other packages do: no part of the server is imported."""
+    script = "import sys; sys.modules.update(dict.fromkeys(['sqlalchemy', 'alembic', 'fastapi', 'uvicorn'])); "
+    script += "sys.argv = ['moeplan', '--server', 'http://127.0.0.1:1', 'place', '--trace', 'none.npz']; "
+    script += "from moeplan.service.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "none.npz: no such file" in done.stderr) == (2, True), done.stderr

@@ -11,12 +11,12 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, TimeoutErr
 
 from ...spec.errors import MoeplanError
 from .errors import UnavailableError
+from .settings import POSTGRESQL
 
 LOCK_WAIT = 20.0  # seconds that a writer waits for another
 CONNECTIONS = 20
 MIGRATION_LOCK = 0x6D6F65706C616E  # of PostgreSQL's advisory locks, one for all services on a database
 DAMAGED = ("file is not a database", "disk image is malformed")  # what SQLite says of a file that waiting does not mend
-POSTGRESQL = "postgresql+psycopg"
 
 
 class Database:
@@ -62,9 +62,13 @@ class Database:
             yield connection.execution_options(moeplan_reads=True)
 
     def migrate(self) -> None:
-        """Bring the tables up to date; of several services that start at once, one after the other does."""
+        """Bring the tables up to date; of several services that start at once, one after the other does.
+
+        Raises MoeplanError for tables of a later version.
+        """
         from alembic.command import upgrade
         from alembic.config import Config
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
@@ -72,7 +76,12 @@ class Database:
             if self.engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             config.attributes["connection"] = connection
-            upgrade(config, "head")
+            try:
+                upgrade(config, "head")
+            except CommandError as error:
+                raise MoeplanError(
+                    f"the store is of another version of moeplan ({error}): use that version, or name another --store"
+                ) from None
 
     def close(self) -> None:
         self.engine.dispose()

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...spec.errors import MoeplanError
-from .database import POSTGRESQL
 
+POSTGRESQL = "postgresql+psycopg"
 MAX_UPLOAD = 512 * 2**20
 
 
