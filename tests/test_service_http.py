@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
+from sqlalchemy import text
+
 from moeplan import Placement, Plan, Trace, place
 from moeplan.planner.export import export
 from moeplan.planner.place.explain import explain
 from moeplan.service.http import guard
 from moeplan.service.http.guard import Rates
 from moeplan.service.jobs import files as files_module
+from moeplan.service.jobs.database import Database
 from moeplan.service.jobs.settings import Settings, is_loopback, read_token
 from moeplan.spec.catalogue import load_model
 from moeplan.spec.errors import MoeplanError
@@ -289,6 +292,16 @@ def test_settings_that_are_not_safe_are_refused(tmp_path: Path, monkeypatch: pyt
     assert read_token(tmp_path / "token") == TOKEN
     monkeypatch.setenv("MOEPLAN_TOKEN", "of the environment")
     assert read_token(None) == "of the environment"
+
+
+def test_a_store_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    database = Database.sqlite(tmp_path / "jobs.sqlite")
+    database.migrate()
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
+    with pytest.raises(MoeplanError, match=r"another version of moeplan .*: use that version, or name another --store"):
+        database.migrate()
+    database.close()
 
 
 def test_a_store_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
