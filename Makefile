@@ -24,7 +24,7 @@ $(READY): constraints.txt pyproject.toml
 
 $(DEVELOP): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[hf,service,telemetry,ray,silicon,dev,docs]'
+		--editable '.[hf,service,ray,silicon,dev,docs]'
 	mkdir -p $(VENV)/types && ln -sfn $(CURDIR) $(VENV)/types/moeplan
 	touch $(DEVELOP)
 
