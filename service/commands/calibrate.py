@@ -7,7 +7,6 @@ import typer
 
 from ...planner.calibrate.calibrate import calibrate as corrected_by
 from ...planner.calibrate.of_plan import of_plan, of_serving_plan
-from ...profiler.serving_results import COLUMNS, read_served
 from ...spec.calibration import Calibration, ServedTimes
 from ...spec.claims import replacing
 from ...spec.document import parse_object, read_text
@@ -56,6 +55,8 @@ def calibrate(
         return
     if not measured:
         raise MoeplanError("give your own measurements with --measured, or a correction that is made with --use")
+    from ...profiler.serving_results import read_served
+
     points = [point for path in measured for point in read_served(path, concurrency)]
     predicted, source = _predictions(predictions, points)
     found = corrected_by(predicted, points, source=source)
@@ -81,6 +82,8 @@ def _apply(use: Path, predictions: Path, measured: list[Path] | None, corrected:
         raise MoeplanError("--use goes with --corrected, where the result is written, and without --measured")
     with replacing(use):  # by default the output has its name, and nothing is written there
         known = Calibration.read(use)
+    from ...profiler.serving_results import read_served
+
     _write_csv(corrected, [known.corrected(times) for times in read_served(predictions)])
     say(f"wrote {corrected}")
 
@@ -89,6 +92,8 @@ def _predictions(path: Path, measurements: list[ServedTimes]) -> tuple[list[Serv
     """Those of a CSV, or of a plan, and what names them."""
     text = read_text(path, Plan.hint())
     if text.lstrip()[:1] != "{":
+        from ...profiler.serving_results import read_served
+
         return read_served(path), str(path)
     if parse_object(text, str(path)).get("kind") == ServingPlan.kind:
         served = ServingPlan.parse(text, str(path))
@@ -98,6 +103,8 @@ def _predictions(path: Path, measurements: list[ServedTimes]) -> tuple[list[Serv
 
 
 def _write_csv(path: Path, rows: list[ServedTimes]) -> None:
+    from ...profiler.serving_results import COLUMNS
+
     lines = [",".join(COLUMNS)]
     for times in rows:
         cells = (getattr(times, name) for name in COLUMNS)
