@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from moeplan.service import cli
+from moeplan.service.pages.placement import verdict
 from moeplan.solvers.placement.annealing import anneal
 from moeplan.solvers.result import NotFound
 from moeplan.spec.placement import Placement
@@ -93,7 +94,7 @@ def test_out_of_time_is_marked(moeplan, slots):
     random_trace(0, 24, 128, 400).write("t.npz")
     code, out, _ = moeplan(*USUAL, *(("--slots", slots) if slots else ()))
     assert code == 0
-    assert "The search was ended early; a longer --time-limit may help." in " ".join(out.split())
+    assert "The time limit ended the search; a longer --time-limit may help." in " ".join(out.split())
     assert "ms: predicted" not in " ".join(out.split())  # no such column without a cluster
     assert Placement.read("place.json").solver.status == "time_limit"
 
@@ -238,3 +239,13 @@ def test_copies_that_eplb_puts_beside_each_other_are_told(moeplan):
     code, _, err = moeplan("--trace", "t.npz", "--devices", "2", "--slots", "8")
     assert code == 0
     assert re.search(r"EPLB puts \d+ copies, of 8, on a device that holds the same expert already", err), err
+
+
+def test_ctrl_c_is_not_put_down_to_the_time_limit(moeplan):
+    random_trace(0, 24, 128, 400).write("t.npz")
+    code, _, _ = moeplan(*USUAL)
+    assert code == 0
+    placement = Placement.read("place.json")
+    assert placement.solver.status == "time_limit"
+    assert "Ctrl-C ended the search." in verdict(placement, stopped=True)
+    assert "time limit" not in verdict(placement, stopped=True)

@@ -97,7 +97,7 @@ def test_the_json_is_complete(moeplan: Run, place: Path) -> None:
     [
         ("optimal", 0.5, "proven optimal"),
         ("feasible", 0.0, "nothing is proven"),
-        ("time_limit", 0.4, "was ended early"),
+        ("time_limit", 0.4, "stopped at its time limit"),
     ],
 )
 def test_the_verdict_as_text(moeplan: Run, place: Path, status: str, bound: float, text: str) -> None:

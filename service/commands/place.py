@@ -165,7 +165,7 @@ def place(
         placement = placement.model_copy(update={"notes": (*placement.notes, *unsaid(placement, budget))})
     for known in placement.notes:
         note(known)
-    out.print(verdict(placement))
+    out.print(verdict(placement, stop.is_set()))
     for front in shown:
         out.print(front.page)
     for path in drawn:

@@ -45,8 +45,8 @@ def scores_table(placement: Placement) -> Table:
     return table
 
 
-def verdict(placement: Placement) -> str:
-    """What was minimised, how far it is from its bound, and what it took."""
+def verdict(placement: Placement, stopped: bool = False) -> str:
+    """What was minimised, how far it is from its bound, and what it took. stopped: by Ctrl-C."""
     s = placement.solver
     if s.status == "optimal":
         by = max(s.bounds, key=lambda name: s.bounds[name]) if s.bounds else ""
@@ -58,7 +58,8 @@ def verdict(placement: Placement) -> str:
     by = f" by {s.found_by}" if s.found_by else ""
     over = ", the mean over load samples" if placement.balance_cap_of == "samples" else ""
     cap = "" if placement.balance_cap is None else f" Balance was held to {placement.balance_cap:.3f}{over}."
-    early = " The search was ended early; a longer --time-limit may help." if s.status == "time_limit" else ""
+    early = " The time limit ended the search; a longer --time-limit may help." if s.status == "time_limit" else ""
+    early = " Ctrl-C ended the search." if early and stopped else early
     moved = ""
     if placement.moves is not None:
         size = "" if placement.moves.bytes is None else f" ({bytes_text(placement.moves.bytes)})"

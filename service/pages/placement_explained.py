@@ -68,7 +68,7 @@ def _verdict(placement: Placement) -> Text:
         text.append(f"proven: no placement within the limits has less than {solver.bound:.6g}, ")
         text.append(f"so at most {solver.gap:.1%} could still be saved.\n", style="bold")
     if solver.status == "time_limit":
-        text.append("The search was ended early: a longer --time-limit may find better.\n")
+        text.append("The search stopped at its time limit: a larger --time-limit may find better.\n")
     if solver.status != "optimal":
         text.append("The gap holds what the search missed and what the bound cannot see; which, is not known.\n")
     return text
